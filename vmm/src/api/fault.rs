@@ -1,0 +1,80 @@
+//! What is answered when a request cannot be served: status 400 and a `fault_message`, as
+//! Firecracker does it.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, StatusCode};
+use thiserror::Error;
+
+use super::wire::{Fault, WireError};
+use crate::controller::command::CommandError;
+
+/// How much of a path that does not exist is repeated in the message, in bytes.
+const SHOWN_PATH_LEN: usize = 200;
+
+/// Why a request was refused.
+#[derive(Debug, Error)]
+pub(super) enum ApiFault {
+    /// No such path, or not with this method.
+    #[error("Invalid request method and/or path: {0} {1}.")]
+    NoSuchRoute(Method, String),
+    /// A GET request came with a body.
+    #[error("GET request cannot have a body.")]
+    GetBody,
+    /// The body is longer than the limit.
+    #[error("The body of the request is larger than the limit of {0} bytes.")]
+    BodyTooLarge(usize),
+    /// The body did not arrive in time.
+    #[error("The body of the request did not arrive within {0} seconds.")]
+    BodySlow(u64),
+    /// The body could not be read.
+    #[error("The body of the request could not be read: {0}")]
+    BodyBroken(String),
+    /// The body is not the JSON that the path takes.
+    #[error("An error occurred when deserializing the json body of a request: {0}.")]
+    Json(#[from] serde_json::Error),
+    /// The body asks for what cannot be.
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    /// The controller refused or failed.
+    #[error("{0}")]
+    Command(#[from] CommandError),
+    /// The controller answered something else than what this command is answered with: a fault of
+    /// ours.
+    #[error("The microVM answered {0} in an unexpected way: this is a fault in vmgenie.")]
+    UnexpectedReply(&'static str),
+}
+
+impl ApiFault {
+    /// The fault for a method and path that nothing serves.
+    pub(super) fn no_such_route(method: Method, path: &str) -> Self {
+        let shown = match path.char_indices().nth(SHOWN_PATH_LEN) {
+            Some((end, _)) => format!("{}...", &path[..end]),
+            None => path.to_owned(),
+        };
+        Self::NoSuchRoute(method, shown)
+    }
+}
+
+impl IntoResponse for ApiFault {
+    fn into_response(self) -> Response {
+        let fault = Fault {
+            fault_message: self.to_string(),
+        };
+        tracing::info!(fault = %fault.fault_message, "request refused");
+        json_response(StatusCode::BAD_REQUEST, &fault)
+    }
+}
+
+/// A response with a JSON body.
+pub(super) fn json_response<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
+    // Serializing our wire types to memory cannot fail: string keys, no foreign Serialize.
+    let text = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

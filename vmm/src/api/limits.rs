@@ -1,0 +1,94 @@
+//! What one request may cost: its body is read here, whole, bounded in size and time, before a
+//! route sees it.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Bytes};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::{Request, StatusCode};
+use tower::ServiceExt;
+
+use super::fault::ApiFault;
+
+/// The longest body in bytes; Firecracker's default, too.
+pub const BODY_LIMIT: usize = 51_200;
+/// How long a body may take to arrive.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a body that is too long is read and thrown away before it is refused, in bytes. A
+/// client that writes all of its body before it reads would otherwise find its connection closed
+/// and never see the reason.
+const DISCARD_LIMIT: usize = 1 << 20;
+
+/// Reads the body of `request` and lets `router` answer. `in_service` is called when the body has
+/// arrived: from then on what takes time is the machine, not the client.
+pub(super) async fn answer<B>(
+    router: Router,
+    request: Request<B>,
+    in_service: impl FnOnce(),
+) -> Response
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let (head, body) = request.into_parts();
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if declared > BODY_LIMIT && (head.headers.contains_key(EXPECT) || declared > DISCARD_LIMIT) {
+        return refuse(ApiFault::BodyTooLarge(BODY_LIMIT));
+    }
+    let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(fault)) => return refuse(fault),
+        Err(_) => return refuse(ApiFault::BodySlow(BODY_TIMEOUT.as_secs())),
+    };
+    in_service();
+    match router
+        .oneshot(Request::from_parts(head, Body::from(body)))
+        .await
+    {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+async fn read<B>(mut body: B) -> Result<Bytes, ApiFault>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut bytes = Vec::new();
+    let mut discarded = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiFault::BodyBroken(error.to_string()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if discarded == 0 && bytes.len() + data.len() <= BODY_LIMIT {
+            bytes.extend_from_slice(&data);
+            continue;
+        }
+        bytes = Vec::new();
+        discarded += data.len();
+        if discarded > DISCARD_LIMIT {
+            break;
+        }
+    }
+    if discarded > 0 {
+        Err(ApiFault::BodyTooLarge(BODY_LIMIT))
+    } else {
+        Ok(bytes.into())
+    }
+}
+
+/// A refusal after which the connection is closed, because the rest of the body is not wanted.
+fn refuse(fault: ApiFault) -> Response {
+    let mut response = fault.into_response();
+    debug_assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}

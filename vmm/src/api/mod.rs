@@ -1,0 +1,44 @@
+//! The API: Firecracker's REST dialect over HTTP/1.1 on a Unix socket, and what is vmgenie's own
+//! beside it.
+//!
+//! One thread named `api` runs a current-thread runtime. It knows routes, wire types and limits;
+//! the machine it reaches only by sending a [`Command`](crate::controller::command::Command) to the
+//! controller and waiting for the reply.
+//!
+//! | request | answer |
+//! |---|---|
+//! | GET `/` | who is there, and in which state |
+//! | GET `/version` | versions |
+//! | GET `/vm/config` | the whole configuration |
+//! | GET, PUT, PATCH `/machine-config` | vCPUs and memory |
+//! | PUT `/boot-source` | kernel, initrd, command line |
+//! | PUT `/actions` | `InstanceStart` |
+//! | PATCH `/vm` | `Paused`, `Resumed` |
+//! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm` |
+//! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation` |
+//! | GET, PUT `/generation` | ours: the generation; begins a new one |
+//!
+//! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
+
+mod fault;
+mod limits;
+mod routes;
+mod server;
+mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod wire;
+
+pub use limits::{BODY_LIMIT, BODY_TIMEOUT};
+pub use routes::{FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, router};
+pub use server::{ApiError, ApiThread, MAX_CONNECTIONS, spawn};
+pub use socket::SocketError;
+
+/// What the API tells about the process it runs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiInfo {
+    /// The name that the VMM was started with.
+    pub id: String,
+    /// The version of vmgenie.
+    pub version: String,
+}

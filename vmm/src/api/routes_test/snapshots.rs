@@ -1,0 +1,156 @@
+use serde_json::json;
+
+use super::*;
+use crate::controller::command::RestoreAs;
+
+#[test]
+fn a_snapshot_is_created_and_its_times_are_told() {
+    let api = willing();
+    let body = json!({ "snapshot_path": "/s", "mem_file_path": "/m" });
+    let (status, headers, answer) = api.send("PUT", "/snapshot/create", body.to_string());
+    assert_eq!((status, answer.as_ref()), (204, &b""[..]));
+    assert_eq!(headers[STANDSTILL_HEADER], "1234");
+    assert_eq!(headers[TOTAL_HEADER], "56000");
+    assert_eq!(headers[MEMORY_HEADER], (7 << 20).to_string());
+    let resumed = json!({
+        "snapshot_type": "Full", "snapshot_path": "/s", "mem_file_path": "/m", "resume_vm": true,
+    });
+    api.done("PUT", "/snapshot/create", resumed);
+    let command = |resume| {
+        Command::CreateSnapshot(CreateSnapshot {
+            state: "/s".into(),
+            memory: "/m".into(),
+            resume,
+        })
+    };
+    assert_eq!(api.commands(), [command(false), command(true)]);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_created_is_refused() {
+    let api = willing();
+    let cases = [
+        (json!({ "snapshot_path": "/s" }), "mem_file_path"),
+        (json!({ "mem_file_path": "/m" }), "snapshot_path"),
+        (
+            json!({ "snapshot_path": "", "mem_file_path": "/m" }),
+            "empty path",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/s" }),
+            "same file",
+        ),
+        (
+            json!({ "snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m" }),
+            "\"Full\"",
+        ),
+    ];
+    for (body, expected) in cases {
+        let message = api.fault("PUT", "/snapshot/create", body.to_string());
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+    assert_eq!(api.commands(), []);
+}
+
+#[test]
+fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
+    let api = willing();
+    let backend = json!({ "backend_type": "File", "backend_path": "/m" });
+    api.done(
+        "PUT",
+        "/snapshot/load",
+        json!({ "snapshot_path": "/s", "mem_backend": backend }),
+    );
+    let other = json!({
+        "snapshot_path": "/s", "mem_file_path": "/m", "resume_vm": true, "generation": "keep",
+        "track_dirty_pages": false, "enable_diff_snapshots": false,
+    });
+    api.done("PUT", "/snapshot/load", other);
+    let command = |resume, generation| {
+        let (state, memory) = ("/s".into(), "/m".into());
+        Command::LoadSnapshot(LoadSnapshot {
+            state,
+            memory,
+            resume,
+            generation,
+        })
+    };
+    assert_eq!(
+        api.commands(),
+        [
+            command(false, RestoreAs::New),
+            command(true, RestoreAs::Keep)
+        ]
+    );
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_loaded_is_refused() {
+    let api = willing();
+    let file = json!({ "backend_type": "File", "backend_path": "/m" });
+    let uffd = json!({ "backend_type": "Uffd", "backend_path": "/m" });
+    let cases = [
+        (json!({ "snapshot_path": "/s" }), "exactly one of"),
+        (
+            json!({ "snapshot_path": "/s", "mem_backend": file, "mem_file_path": "/m" }),
+            "exactly",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_backend": uffd }),
+            "\"File\"",
+        ),
+        (
+            json!({ "mem_file_path": "/m" }),
+            "missing field `snapshot_path`",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/s" }),
+            "same file",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "" }),
+            "empty path",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "track_dirty_pages": true }),
+            "track_dirty_pages is not supported",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "enable_diff_snapshots": true }),
+            "enable_diff_snapshots is not supported",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "generation": "old" }),
+            "expected `new` or `keep`",
+        ),
+    ];
+    for (body, expected) in cases {
+        let message = api.fault("PUT", "/snapshot/load", body.to_string());
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+    assert_eq!(api.commands(), []);
+}
+
+#[test]
+fn the_generation_is_shown_and_begun_anew() {
+    let api = willing();
+    let shown = |changes: u64| {
+        json!({
+            "id": "33221100-5544-7766-8899-aabbccddeeff",
+            "raw": "00112233445566778899aabbccddeeff",
+            "changes": changes,
+            "since": "2023-11-14T22:13:20.123Z",
+            "since_unix_ms": 1_700_000_000_123_u64,
+        })
+    };
+    assert_eq!(api.json("GET", "/generation", ""), shown(0));
+    assert_eq!(api.json("PUT", "/generation", ""), shown(1));
+    assert_eq!(api.json("PUT", "/generation", "{}"), shown(1));
+    let new = Command::NewGeneration;
+    assert_eq!(api.commands(), [Command::Generation, new.clone(), new]);
+    assert!(
+        api.fault("PUT", "/generation", r#"{"id":1}"#)
+            .contains("unknown field")
+    );
+    assert_eq!(api.commands(), []);
+}

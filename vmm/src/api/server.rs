@@ -1,0 +1,320 @@
+//! The thread that serves the API, and what a connection may cost.
+//!
+//! A slow or silent client holds one of [`MAX_CONNECTIONS`] places. When all are taken, the one
+//! that has been waiting for its client for the longest time is closed, so no client can keep
+//! others out; places in which the machine is at work are left alone.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::socket::{ApiSocket, SocketError};
+use super::{ApiInfo, limits, router};
+use crate::controller::command::ControllerHandle;
+
+/// How many clients may be connected at the same time.
+pub const MAX_CONNECTIONS: usize = 64;
+/// How long the head of a request may take to arrive, and how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest head of a request in bytes, and the size to which a connection's buffers may grow.
+const HEAD_LIMIT: usize = 16 << 10;
+/// The stack of the API thread in bytes.
+const STACK_SIZE: usize = 256 << 10;
+/// How long answers that are under way may take to leave when the API is shut down.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+/// How long to wait when no connection can be accepted, for want of file descriptors for example.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How often to look for an idle connection when all are busy.
+const ROOM_RETRY: Duration = Duration::from_millis(20);
+
+/// What a VMM asks itself when it starts; it concerns the API alone, not the machine.
+const REHEARSAL: &[u8] = b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+/// Why the API cannot be served.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// The socket could not be made.
+    #[error("could not open the API socket")]
+    Socket(#[from] SocketError),
+    /// The runtime or the thread could not be made.
+    #[error("could not start the API thread for {0}")]
+    Thread(PathBuf, #[source] io::Error),
+}
+
+/// The running API. Dropping it shuts the API down.
+#[derive(Debug)]
+pub struct ApiThread {
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    socket: Option<ApiSocket>,
+}
+
+impl ApiThread {
+    /// Removes the socket, lets answers that are under way leave (for 500 ms at most), and ends the
+    /// thread. A request that the controller has not answered yet is under way, too: drop the
+    /// receiving end of the handle first, and its client learns at once that the microVM is
+    /// shutting down.
+    pub fn shutdown(mut self) {
+        self.stop_and_join();
+    }
+
+    fn stop_and_join(&mut self) {
+        drop(self.socket.take());
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the API thread has panicked");
+        }
+    }
+}
+
+impl Drop for ApiThread {
+    fn drop(&mut self) {
+        self.stop_and_join();
+    }
+}
+
+/// Listens on `socket` (mode 0600) and serves the API there in a thread named `api` until the
+/// result is dropped.
+///
+/// A socket that a dead VMM left at that path is replaced; one on which somebody listens is not.
+pub fn spawn(
+    socket: &Path,
+    info: ApiInfo,
+    handle: ControllerHandle,
+) -> Result<ApiThread, ApiError> {
+    let failed = |error| ApiError::Thread(socket.to_owned(), error);
+    let (api_socket, listener) = ApiSocket::bind(socket)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let listener = {
+        let _context = runtime.enter();
+        UnixListener::from_std(listener).map_err(failed)?
+    };
+    let (stop, stopped) = watch::channel(false);
+    let router = router(info, handle);
+    let thread = std::thread::Builder::new()
+        .name("api".to_owned())
+        .stack_size(STACK_SIZE)
+        .spawn(move || run(&runtime, listener, router, stopped))
+        .map_err(failed)?;
+    Ok(ApiThread {
+        stop,
+        thread: Some(thread),
+        socket: Some(api_socket),
+    })
+}
+
+fn run(runtime: &Runtime, listener: UnixListener, router: Router, stopped: watch::Receiver<bool>) {
+    runtime.block_on(async {
+        tokio::spawn(rehearse(router.clone(), stopped.clone()));
+        let mut connections = Connections::default();
+        tokio::select! {
+            () = accept_all(&listener, &router, &stopped, &mut connections) => {}
+            () = stop(stopped.clone()) => {}
+        }
+        drop(listener);
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, connections.all_done()).await;
+    });
+}
+
+/// Serves one request that nobody has sent. The first request takes ten times as long as the second one, because none of the
+/// code has run; the first client is to be a clone that shall be there at once, so this is done while the VMM waits for it.
+async fn rehearse(router: Router, stopped: watch::Receiver<bool>) {
+    let Ok((ours, client)) = UnixStream::pair() else {
+        return;
+    };
+    let activity = Arc::new(Activity::new(Instant::now()));
+    let ask = async move {
+        // Whatever goes wrong here, a real client is told of.
+        let _ = client.writable().await;
+        let _ = client.try_write(REHEARSAL);
+        let _ = client.readable().await;
+    };
+    tokio::join!(serve(ours, router, activity, stopped), ask);
+}
+
+/// Returns when the API is shut down.
+async fn stop(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn accept_all(
+    listener: &UnixListener,
+    router: &Router,
+    stopped: &watch::Receiver<bool>,
+    connections: &mut Connections,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.make_room().await;
+                let activity = Arc::new(Activity::new(connections.epoch));
+                let serving = serve(
+                    stream,
+                    router.clone(),
+                    Arc::clone(&activity),
+                    stopped.clone(),
+                );
+                connections.start(serving, activity);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection to the API");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection until its client is done with it.
+async fn serve(
+    stream: UnixStream,
+    router: Router,
+    activity: Arc<Activity>,
+    stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| {
+        let (router, activity) = (router.clone(), Arc::clone(&activity));
+        async move {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            activity.idle();
+            let started = Instant::now();
+            let response = limits::answer(router, request, || activity.busy()).await;
+            activity.idle();
+            let (status, took) = (response.status().as_u16(), started.elapsed());
+            tracing::debug!(%method, path, status, ?took, "API request");
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_LIMIT)
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop(stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client of the API was cut off");
+    }
+}
+
+/// Since when a connection waits for its client.
+#[derive(Debug)]
+struct Activity {
+    epoch: Instant,
+    /// Milliseconds since `epoch`, or [`Activity::BUSY`].
+    idle_since: AtomicU64,
+}
+
+impl Activity {
+    /// The machine is at work for this connection.
+    const BUSY: u64 = u64::MAX;
+
+    fn new(epoch: Instant) -> Self {
+        let activity = Self {
+            epoch,
+            idle_since: AtomicU64::new(0),
+        };
+        activity.idle();
+        activity
+    }
+
+    fn idle(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(Self::BUSY - 1);
+        self.idle_since.store(now, Ordering::Relaxed);
+    }
+
+    fn busy(&self) {
+        self.idle_since.store(Self::BUSY, Ordering::Relaxed);
+    }
+
+    fn idle_since(&self) -> Option<u64> {
+        Some(self.idle_since.load(Ordering::Relaxed)).filter(|since| *since != Self::BUSY)
+    }
+}
+
+/// The open connections, [`MAX_CONNECTIONS`] at most.
+struct Connections {
+    epoch: Instant,
+    tasks: JoinSet<()>,
+    open: VecDeque<(AbortHandle, Arc<Activity>)>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            epoch: Instant::now(),
+            tasks: JoinSet::new(),
+            open: VecDeque::new(),
+        }
+    }
+}
+
+impl Connections {
+    /// Returns when there is room for one more connection; closes the one that has been idle for
+    /// the longest time if need be.
+    async fn make_room(&mut self) {
+        loop {
+            while self.tasks.try_join_next().is_some() {}
+            self.open.retain(|(task, _)| !task.is_finished());
+            if self.open.len() < MAX_CONNECTIONS {
+                return;
+            }
+            let longest_idle = self
+                .open
+                .iter()
+                .filter_map(|(task, activity)| activity.idle_since().map(|since| (since, task)))
+                .min_by_key(|(since, _)| *since);
+            if let Some((_, task)) = longest_idle {
+                tracing::debug!(
+                    "too many clients of the API: closing the one that is idle longest"
+                );
+                task.abort();
+            }
+            // When the machine is at work for every one of them, look again soon.
+            let _ = tokio::time::timeout(ROOM_RETRY, self.tasks.join_next()).await;
+        }
+    }
+
+    fn start(
+        &mut self,
+        serving: impl Future<Output = ()> + Send + 'static,
+        activity: Arc<Activity>,
+    ) {
+        self.open.push_back((self.tasks.spawn(serving), activity));
+    }
+
+    async fn all_done(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;

@@ -1,0 +1,148 @@
+//! The Unix socket that the API listens on: private from its first instant, never stolen from a
+//! living VMM, removed when done.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
+
+/// Only the user who started the VMM may speak to it.
+const MODE: u32 = 0o600;
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 128;
+/// How long another VMM that takes the same path may keep us waiting.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a socket that refuses connections is given to prove that its owner is between bind and
+/// listen.
+const DEAD_AFTER: Duration = Duration::from_millis(20);
+
+/// Why the socket could not be made.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Another process listens there.
+    #[error("{0} is in use: another VMM listens on it; choose another path")]
+    InUse(PathBuf),
+    /// There is something else than a socket.
+    #[error("{0} exists and is not a socket: choose another path or remove it")]
+    NotASocket(PathBuf),
+    /// The socket that a dead VMM left could not be removed.
+    #[error("could not remove the stale socket {0}")]
+    RemoveStale(PathBuf, #[source] io::Error),
+    /// The path is too long, its directory is missing or not writable, ...
+    #[error("could not listen on {0}")]
+    Listen(PathBuf, #[source] io::Error),
+}
+
+/// A listening socket. The file is removed when this is dropped, unless another has taken its
+/// place.
+#[derive(Debug)]
+pub(super) struct ApiSocket {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl ApiSocket {
+    /// Binds and listens. A socket that nobody listens on any more is replaced.
+    pub(super) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+        let failed = |error| SocketError::Listen(path.to_owned(), error);
+        let listener = match listen(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => replace_dead(path)?,
+            other => other.map_err(failed)?,
+        };
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let socket = Self {
+            path: path.to_owned(),
+            device_and_inode: (metadata.dev(), metadata.ino()),
+        };
+        Ok((socket, listener))
+    }
+}
+
+impl Drop for ApiSocket {
+    fn drop(&mut self) {
+        let still_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.device_and_inode);
+        if still_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "could not remove the API socket");
+        }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // bind() gives the file the mode of the socket's own inode (less the umask), so there is no
+    // instant at which it is more open.
+    let socket = File::from(OwnedFd::from(socket));
+    socket.set_permissions(Permissions::from_mode(MODE))?;
+    let socket = Socket::from(OwnedFd::from(socket));
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+/// Takes the place of a socket that nobody listens on.
+fn replace_dead(path: &Path) -> Result<UnixListener, SocketError> {
+    // Two VMMs that find the same dead socket must not remove each other's new one: the directory
+    // is locked meanwhile.
+    let _lock = lock_directory(path);
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) if is_alive(path) => return Err(SocketError::InUse(path.to_owned())),
+        Ok(_) => {
+            tracing::info!(path = %path.display(), "replacing the socket of a VMM that is gone");
+            fs::remove_file(path)
+                .map_err(|error| SocketError::RemoveStale(path.to_owned(), error))?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {} // its owner has removed it meanwhile
+        Err(error) => return Err(SocketError::Listen(path.to_owned(), error)),
+    }
+    listen(path).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => SocketError::InUse(path.to_owned()),
+        _ => SocketError::Listen(path.to_owned(), error),
+    })
+}
+
+fn is_alive(path: &Path) -> bool {
+    let refused = || match try_connect(path) {
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+        Ok(()) => false,
+    };
+    // A VMM that has bound its socket and is about to listen refuses, too, for some microseconds.
+    !refused() || {
+        std::thread::sleep(DEAD_AFTER);
+        !refused()
+    }
+}
+
+/// Connects without waiting: a VMM whose backlog is full is alive.
+fn try_connect(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
+}
+
+/// Locks the directory that `path` is in; best effort, because whoever may read a directory may
+/// lock it for ever.
+fn lock_directory(path: &Path) -> Option<File> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::open(parent.unwrap_or(Path::new("."))).ok()?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while directory.try_lock().is_err() {
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Some(directory)
+}

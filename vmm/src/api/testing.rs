@@ -1,0 +1,73 @@
+//! A controller that answers by script, for the tests of routes, server and client.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vmgenie_devices::vmgenid::GenerationId;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::controller::command::{
+    Command, CommandError, CommandResult, ControllerHandle, Generation, Reply, SnapshotCreated,
+    VmConfig, VmState,
+};
+
+/// The commands that a scripted controller was sent.
+pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;
+
+/// A controller in a thread of its own that answers every command with `script`. It ends with the
+/// handle.
+pub(crate) fn controller(
+    mut script: impl FnMut(&Command) -> CommandResult + Send + 'static,
+) -> (ControllerHandle, Seen) {
+    let (handle, commands) = ControllerHandle::new(EventFd::new(0).unwrap());
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for envelope in commands {
+            let answer = script(&envelope.command);
+            log.lock().unwrap().push(envelope.command);
+            let _ = envelope.answer.send(answer);
+        }
+    });
+    (handle, seen)
+}
+
+/// Says yes to everything.
+pub(crate) fn agreeable(command: &Command) -> CommandResult {
+    Ok(match command {
+        Command::State => Reply::State(VmState::Running),
+        Command::Config => Reply::Config(VmConfig {
+            machine: MachineConfig::new(2, 256).unwrap(),
+            boot_source: Some(BootSource {
+                kernel: "/vmlinux".into(),
+                initrd: None,
+                cmdline: Cmdline::default(),
+            }),
+        }),
+        Command::Generation => Reply::Generation(generation(0)),
+        Command::NewGeneration => Reply::Generation(generation(1)),
+        Command::CreateSnapshot(_) => Reply::SnapshotCreated(SnapshotCreated {
+            standstill: Duration::from_micros(1234),
+            total: Duration::from_millis(56),
+            memory_bytes: 7 << 20,
+        }),
+        _ => Reply::Done,
+    })
+}
+
+/// Says no to everything.
+pub(crate) fn refusing(_: &Command) -> CommandResult {
+    Err(CommandError(
+        "the microVM has been started: this is possible before the start only".into(),
+    ))
+}
+
+pub(crate) fn generation(changes: u64) -> Generation {
+    let id = std::array::from_fn(|index| u8::try_from(index).unwrap() * 0x11);
+    Generation {
+        id: GenerationId::from_bytes(id),
+        changes,
+        since: Duration::from_millis(1_700_000_000_123),
+    }
+}

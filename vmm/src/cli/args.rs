@@ -1,0 +1,357 @@
+//! What may be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing::level_filters::LevelFilter;
+
+use super::units::{parse_memory_mib, parse_vcpus};
+use crate::api::wire::GenerationChoice;
+use crate::config;
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  success; for `run` and `api`: the guest powered off, or rebooted with --on-reboot exit
+  1  failure
+  2  the command line is wrong
+  3  the guest crashed (triple fault) or KVM gave up on it
+  4  KVM is not usable
+
+Examples:
+  vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
+  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
+  vmgenie clone /tmp/snapshot -n 3
+  vmgenie generation /tmp/vm.sock --json";
+
+const RUN_HELP: &str = "\
+The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one Ctrl-A.
+
+Examples:
+  vmgenie run --kernel vmlinux
+  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 quiet'";
+
+const API_HELP: &str = "\
+Example:
+  vmgenie api --api-sock /tmp/vm.sock &
+  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot";
+
+const PAUSE_HELP: &str = "\
+Example:
+  vmgenie pause /tmp/vm.sock";
+
+const RESUME_HELP: &str = "\
+Example:
+  vmgenie resume /tmp/vm.sock";
+
+const INFO_HELP: &str = "\
+Examples:
+  vmgenie info /tmp/vm.sock
+  vmgenie info /tmp/vm.sock --json";
+
+const GENERATION_HELP: &str = "\
+Examples:
+  vmgenie generation /tmp/vm.sock
+  vmgenie generation /tmp/vm.sock --new --json";
+
+const COMPLETIONS_HELP: &str = "\
+Example:
+  vmgenie completions bash > ~/.local/share/bash-completion/completions/vmgenie";
+
+const SNAPSHOT_HELP: &str = "\
+A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays paused.
+
+Example:
+  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot";
+
+const RESTORE_HELP: &str = "\
+Examples:
+  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot
+  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot --generation keep --no-resume";
+
+const CLONE_HELP: &str = "\
+Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-K.sock, its console and log are in DIR/clone-K.log.
+When one clone fails, all are ended.
+
+Examples:
+  vmgenie clone /tmp/snapshot -n 3
+  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --json";
+
+/// A microVM monitor whose guests always know when they have been cloned.
+#[derive(Debug, Parser)]
+#[command(name = "vmgenie", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// How much to tell on standard error.
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "VMGENIE_LOG",
+        default_value = "warn"
+    )]
+    pub log_level: LogLevel,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a machine with this terminal as its console.
+    Run(RunArgs),
+    /// Start an empty VMM that waits for requests on its socket.
+    Api(ApiArgs),
+    /// Stop all vCPUs of a machine.
+    #[command(after_help = PAUSE_HELP)]
+    Pause(Target),
+    /// Let all vCPUs of a machine go on.
+    #[command(after_help = RESUME_HELP)]
+    Resume(Target),
+    /// Tell what a VMM is doing.
+    #[command(after_help = INFO_HELP)]
+    Info(Target),
+    /// Show the generation of a machine, or begin a new one.
+    Generation(GenerationArgs),
+    /// Write a full snapshot of a machine.
+    Snapshot(SnapshotArgs),
+    /// Restore a snapshot into an empty VMM.
+    Restore(RestoreArgs),
+    /// Start several machines from one snapshot.
+    Clone(CloneArgs),
+    /// Print a completion script for a shell.
+    Completions(CompletionsArgs),
+}
+
+/// `vmgenie run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_HELP)]
+pub struct RunArgs {
+    /// The kernel: an ELF vmlinux or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = config::DEFAULT_CMDLINE)]
+    pub cmdline: String,
+    /// The guest's memory: a number with K, M, G or T (powers of 1024); MiB without.
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_memory_mib)]
+    pub memory: u64,
+    /// The number of vCPUs.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
+    pub cpus: u64,
+    /// Serve the API on this Unix socket, too.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// What a reboot in the guest does.
+    #[arg(long, value_name = "WHAT", default_value = "restart")]
+    pub on_reboot: OnReboot,
+    /// A name for the machine, shown by `vmgenie info`.
+    #[arg(long, default_value = DEFAULT_ID)]
+    pub id: String,
+}
+
+/// `vmgenie api`.
+#[derive(Debug, Args)]
+#[command(after_help = API_HELP)]
+pub struct ApiArgs {
+    /// The Unix socket to listen on; its mode is 0600.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    /// What a reboot in the guest does.
+    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    pub on_reboot: OnReboot,
+    /// A name for the machine, shown by `vmgenie info`.
+    #[arg(long, default_value = DEFAULT_ID)]
+    pub id: String,
+}
+
+/// The name of a machine that was given none; Firecracker's, too.
+pub const DEFAULT_ID: &str = "anonymous-instance";
+
+/// The VMM that a client command speaks to.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The VMM's socket.
+    #[arg(
+        value_name = "SOCKET",
+        required_unless_present = "api_sock",
+        conflicts_with = "api_sock"
+    )]
+    pub socket: Option<PathBuf>,
+    /// The VMM's socket, as an option.
+    #[arg(long, value_name = "SOCKET")]
+    pub api_sock: Option<PathBuf>,
+}
+
+impl Target {
+    /// The socket, whichever way it was given.
+    pub fn path(&self) -> PathBuf {
+        self.socket
+            .clone()
+            .or_else(|| self.api_sock.clone())
+            .unwrap_or_default()
+    }
+}
+
+/// `vmgenie generation`.
+#[derive(Debug, Args)]
+#[command(after_help = GENERATION_HELP)]
+pub struct GenerationArgs {
+    /// The VMM.
+    #[command(flatten)]
+    pub target: Target,
+    /// Begin a new generation.
+    #[arg(long)]
+    pub new: bool,
+}
+
+/// `vmgenie snapshot`.
+#[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct SnapshotArgs {
+    /// The directory for the files `state` and `memory`; it is made when it is not there.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The VMM's socket.
+    #[arg(long, value_name = "SOCKET")]
+    pub api_sock: PathBuf,
+}
+
+/// `vmgenie restore`.
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_HELP)]
+pub struct RestoreArgs {
+    /// The directory that `vmgenie snapshot` wrote.
+    #[arg(value_name = "SNAPSHOT_DIR")]
+    pub dir: PathBuf,
+    /// The socket of an empty VMM, started with `vmgenie api`.
+    #[arg(long, value_name = "SOCKET")]
+    pub api_sock: PathBuf,
+    /// Whether the restored machine begins a new generation.
+    #[arg(long, value_name = "WHICH", default_value = "new")]
+    pub generation: Generation,
+    /// Leave the restored machine paused.
+    #[arg(long)]
+    pub no_resume: bool,
+}
+
+/// `vmgenie clone`.
+#[derive(Debug, Args)]
+#[command(after_help = CLONE_HELP)]
+pub struct CloneArgs {
+    /// The directory that `vmgenie snapshot` wrote.
+    #[arg(value_name = "SNAPSHOT_DIR")]
+    pub snapshot: PathBuf,
+    /// How many clones to start.
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub number: u16,
+    /// The directory for sockets and console logs; a fresh one under $XDG_RUNTIME_DIR or /tmp when
+    /// not given.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Whether each clone begins a new generation.
+    #[arg(long, value_name = "WHICH", default_value = "new")]
+    pub generation: Generation,
+}
+
+/// `vmgenie completions`.
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_HELP)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: Shell,
+}
+
+/// The shells that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+impl From<Shell> for clap_complete::Shell {
+    fn from(shell: Shell) -> Self {
+        match shell {
+            Shell::Bash => Self::Bash,
+            Shell::Zsh => Self::Zsh,
+            Shell::Fish => Self::Fish,
+        }
+    }
+}
+
+/// What a reboot in the guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnReboot {
+    /// The machine boots again.
+    Restart,
+    /// The process ends with status 0.
+    Exit,
+}
+
+impl From<OnReboot> for config::OnReboot {
+    fn from(choice: OnReboot) -> Self {
+        match choice {
+            OnReboot::Restart => Self::Restart,
+            OnReboot::Exit => Self::Exit,
+        }
+    }
+}
+
+/// What a restored machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Generation {
+    /// Another machine than the one that was snapshotted, or the same one set back in time.
+    New,
+    /// The very machine that was snapshotted, which ran nowhere else since.
+    Keep,
+}
+
+impl From<Generation> for GenerationChoice {
+    fn from(choice: Generation) -> Self {
+        match choice {
+            Generation::New => Self::New,
+            Generation::Keep => Self::Keep,
+        }
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What went wrong.
+    Error,
+    /// What may go wrong.
+    Warn,
+    /// What happens.
+    Info,
+    /// How it happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::OFF,
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}

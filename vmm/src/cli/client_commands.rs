@@ -1,0 +1,273 @@
+//! The commands that speak to one VMM.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use super::Failure;
+use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
+use super::output::{pairs, show};
+use super::units::{bytes, milliseconds};
+use crate::api::wire::{
+    FullConfig, GenerationChoice, GenerationInfo, MemBackend, MemBackendType, SnapshotCreate,
+    SnapshotLoad, SnapshotType, State,
+};
+use crate::client::Client;
+
+/// The state file in a snapshot's directory.
+const STATE_FILE: &str = "state";
+/// The memory file in a snapshot's directory.
+const MEMORY_FILE: &str = "memory";
+
+/// What goes wrong with files on the client's side.
+#[derive(Debug, Error)]
+enum PathError {
+    #[error("could not make the directory {0}")]
+    MakeDirectory(PathBuf, #[source] io::Error),
+    #[error("could not tell where {0} is")]
+    Absolute(PathBuf, #[source] io::Error),
+}
+
+#[derive(Debug, Serialize)]
+struct StateShown {
+    state: State,
+}
+
+pub(super) fn pause(target: &Target, json: bool) -> Result<(), Failure> {
+    Client::new(target.path())?.pause()?;
+    show(
+        json,
+        &StateShown {
+            state: State::Paused,
+        },
+        |_| "Paused.".to_owned(),
+    )
+}
+
+pub(super) fn resume(target: &Target, json: bool) -> Result<(), Failure> {
+    Client::new(target.path())?.resume()?;
+    show(
+        json,
+        &StateShown {
+            state: State::Running,
+        },
+        |_| "Running.".to_owned(),
+    )
+}
+
+#[derive(Debug, Serialize)]
+struct Info {
+    id: String,
+    state: State,
+    vmm_version: String,
+    config: FullConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<GenerationInfo>,
+}
+
+pub(super) fn info(target: &Target, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(target.path())?;
+    let instance = client.info()?;
+    let generation = match instance.state {
+        State::NotStarted => None,
+        State::Running | State::Paused => Some(client.generation()?),
+    };
+    let info = Info {
+        id: instance.id,
+        state: instance.state,
+        vmm_version: instance.vmm_version,
+        config: client.config()?,
+        generation,
+    };
+    show(json, &info, |info| {
+        let mut rows = vec![
+            ("id", info.id.clone()),
+            ("state", info.state.as_str().to_owned()),
+            ("vmgenie", info.vmm_version.clone()),
+            ("vCPUs", info.config.machine_config.vcpu_count.to_string()),
+            (
+                "memory",
+                format!("{} MiB", info.config.machine_config.mem_size_mib),
+            ),
+        ];
+        if let Some(source) = &info.config.boot_source {
+            rows.push(("kernel", source.kernel_image_path.display().to_string()));
+            if let Some(initrd) = &source.initrd_path {
+                rows.push(("initrd", initrd.display().to_string()));
+            }
+            rows.push(("command line", source.boot_args.clone().unwrap_or_default()));
+        }
+        rows.extend(info.generation.iter().flat_map(generation_rows));
+        pairs(rows)
+    })
+}
+
+pub(super) fn generation(args: &GenerationArgs, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(args.target.path())?;
+    let generation = if args.new {
+        client.new_generation()?
+    } else {
+        client.generation()?
+    };
+    show(json, &generation, |generation| {
+        pairs(generation_rows(generation))
+    })
+}
+
+fn generation_rows(generation: &GenerationInfo) -> Vec<(&'static str, String)> {
+    vec![
+        ("generation", generation.id.clone()),
+        ("raw", generation.raw.clone()),
+        ("changes", generation.changes.to_string()),
+        ("since", generation.since.clone()),
+    ]
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotShown {
+    state_path: PathBuf,
+    mem_file_path: PathBuf,
+    standstill_us: u64,
+    total_us: u64,
+    memory_bytes: u64,
+    /// What the machine does now: what it did before.
+    state: State,
+}
+
+pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(&args.api_sock)?;
+    let state = client.info()?.state;
+    let dir = SnapshotDir::make(&args.dir)?;
+    let request = SnapshotCreate {
+        snapshot_type: SnapshotType::Full,
+        snapshot_path: dir.path.join(STATE_FILE),
+        mem_file_path: dir.path.join(MEMORY_FILE),
+        resume_vm: state == State::Running,
+    };
+    if state == State::Running {
+        client.pause()?;
+    }
+    let made = client.create_snapshot(&request).inspect_err(|_| {
+        if state == State::Running
+            && let Err(error) = client.resume()
+        {
+            tracing::error!(%error, "the machine is left paused");
+        }
+    })?;
+    let dir = dir.keep();
+    let shown = SnapshotShown {
+        state_path: request.snapshot_path,
+        mem_file_path: request.mem_file_path,
+        standstill_us: microseconds(made.standstill),
+        total_us: microseconds(made.total),
+        memory_bytes: made.memory_bytes,
+        state,
+    };
+    show(json, &shown, |_| {
+        pairs(vec![
+            ("snapshot", dir.display().to_string()),
+            ("memory written", bytes(made.memory_bytes)),
+            ("stood still", milliseconds(made.standstill)),
+            ("total", milliseconds(made.total)),
+            ("machine", state.as_str().to_owned()),
+        ])
+    })
+}
+
+/// A snapshot's directory. When there was none before and no snapshot comes to lie in it, it is
+/// removed again.
+struct SnapshotDir {
+    path: PathBuf,
+    remove: bool,
+}
+
+impl SnapshotDir {
+    fn make(path: &Path) -> Result<Self, PathError> {
+        let path = absolute(path)?;
+        let remove = !path.exists();
+        match fs::create_dir_all(&path) {
+            Ok(()) => Ok(Self { path, remove }),
+            Err(error) => Err(PathError::MakeDirectory(path, error)),
+        }
+    }
+
+    fn keep(mut self) -> PathBuf {
+        self.remove = false;
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl Drop for SnapshotDir {
+    fn drop(&mut self) {
+        if self.remove {
+            let _ = fs::remove_dir(&self.path); // only an empty one goes
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct RestoreShown {
+    state: State,
+    load_us: u64,
+    generation: GenerationInfo,
+}
+
+pub(super) fn restore(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(&args.api_sock)?;
+    let request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
+    client.connect()?;
+    let started = Instant::now();
+    client.load_snapshot(&request)?;
+    let took = started.elapsed();
+    let shown = RestoreShown {
+        state: if args.no_resume {
+            State::Paused
+        } else {
+            State::Running
+        },
+        load_us: microseconds(took),
+        generation: client.generation()?,
+    };
+    show(json, &shown, |shown| {
+        let mut rows = vec![
+            ("machine", shown.state.as_str().to_owned()),
+            ("restored in", milliseconds(took)),
+        ];
+        rows.extend(generation_rows(&shown.generation));
+        pairs(rows)
+    })
+}
+
+/// The request that restores the snapshot in the directory `dir`.
+pub(super) fn load_request(
+    dir: &Path,
+    generation: GenerationChoice,
+    resume: bool,
+) -> Result<SnapshotLoad, Failure> {
+    let dir = absolute(dir)?;
+    Ok(SnapshotLoad {
+        snapshot_path: dir.join(STATE_FILE),
+        mem_backend: Some(MemBackend {
+            backend_type: MemBackendType::File,
+            backend_path: dir.join(MEMORY_FILE),
+        }),
+        mem_file_path: None,
+        resume_vm: resume,
+        generation,
+        track_dirty_pages: false,
+        enable_diff_snapshots: false,
+    })
+}
+
+/// The VMM has a working directory of its own: what it is told must not depend on ours.
+fn absolute(path: &Path) -> Result<PathBuf, PathError> {
+    std::path::absolute(path).map_err(|error| PathError::Absolute(path.to_owned(), error))
+}
+
+pub(super) fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

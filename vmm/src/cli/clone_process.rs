@@ -1,0 +1,198 @@
+//! One clone: a detached `vmgenie api` process and the snapshot that is loaded into it.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::api::wire::SnapshotLoad;
+use crate::client::{Client, ClientError};
+
+/// How long a VMM may take to open its socket.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a VMM may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often to look for the socket.
+const POLL: Duration = Duration::from_micros(200);
+/// How much of the end of a log is shown when a VMM ends by itself, in bytes.
+const LOG_TAIL: u64 = 2048;
+
+/// Why a clone is not there.
+#[derive(Debug, Error)]
+pub(super) enum CloneError {
+    #[error("{0} is in use: a VMM listens on it; choose another --dir")]
+    InUse(PathBuf),
+    #[error("could not make the log {0}")]
+    Log(PathBuf, #[source] io::Error),
+    #[error("could not start a VMM")]
+    Spawn(#[source] io::Error),
+    #[error("the VMM for {socket} ended ({status}); its log says: {log}")]
+    Ended {
+        socket: PathBuf,
+        status: ExitStatus,
+        log: String,
+    },
+    #[error("the VMM for {0} did not open its socket within {START_TIMEOUT:?}")]
+    Slow(PathBuf),
+    #[error("could not restore the snapshot in the VMM at {0}")]
+    Load(PathBuf, #[source] ClientError),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What became of one clone.
+#[derive(Debug, Serialize)]
+pub(super) struct CloneReport {
+    pub(super) pid: u32,
+    pub(super) socket: PathBuf,
+    /// The guest's console and the VMM's log.
+    pub(super) log: PathBuf,
+    pub(super) generation_id: String,
+    /// From before the process was started to the answer that the snapshot is loaded and the guest
+    /// runs, in milliseconds.
+    pub(super) running_ms: f64,
+    /// The request that loads the snapshot, alone, in milliseconds.
+    pub(super) load_ms: f64,
+}
+
+/// A VMM that was started. Unless [`CloneProcess::release`] is called it is killed and its files
+/// are removed on drop.
+#[derive(Debug)]
+pub(super) struct CloneProcess {
+    child: Child,
+    started: Instant,
+    socket: PathBuf,
+    log: PathBuf,
+    released: bool,
+}
+
+impl CloneProcess {
+    /// Starts clone number `number` in a session of its own, with its files in `dir`.
+    pub(super) fn start(program: &Path, dir: &Path, number: u16) -> Result<Self, CloneError> {
+        let name = format!("clone-{number}");
+        let socket = dir.join(format!("{name}.sock"));
+        let log = dir.join(format!("{name}.log"));
+        if UnixStream::connect(&socket).is_ok() {
+            return Err(CloneError::InUse(socket));
+        }
+        let log_failed = |error| CloneError::Log(log.clone(), error);
+        let out = File::create(&log).map_err(log_failed)?;
+        let err = out.try_clone().map_err(log_failed)?;
+        let mut command = Command::new(program);
+        command
+            .arg("api")
+            .arg("--api-sock")
+            .arg(&socket)
+            .arg("--id")
+            .arg(name);
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. It
+        // cannot fail in a fresh child.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                Ok(())
+            });
+        }
+        let started = Instant::now();
+        let child = command.spawn().map_err(|error| {
+            let _ = fs::remove_file(&log);
+            CloneError::Spawn(error)
+        })?;
+        Ok(Self {
+            child,
+            started,
+            socket,
+            log,
+            released: false,
+        })
+    }
+
+    /// Waits for the VMM's socket and loads the snapshot.
+    pub(super) fn load(
+        &mut self,
+        request: &SnapshotLoad,
+        interrupted: &AtomicBool,
+    ) -> Result<CloneReport, CloneError> {
+        let failed = |error| CloneError::Load(self.socket.clone(), error);
+        let mut client = Client::new(&self.socket).map_err(failed)?;
+        client.set_timeout(Some(ANSWER_TIMEOUT));
+        self.connect(&mut client, interrupted)?;
+        let failed = |error| CloneError::Load(self.socket.clone(), error);
+        let asked = Instant::now();
+        client.load_snapshot(request).map_err(failed)?;
+        let (load, running) = (asked.elapsed(), self.started.elapsed());
+        Ok(CloneReport {
+            pid: self.child.id(),
+            socket: self.socket.clone(),
+            log: self.log.clone(),
+            generation_id: client.generation().map_err(failed)?.id,
+            running_ms: running.as_secs_f64() * 1e3,
+            load_ms: load.as_secs_f64() * 1e3,
+        })
+    }
+
+    fn connect(&mut self, client: &mut Client, interrupted: &AtomicBool) -> Result<(), CloneError> {
+        loop {
+            match client.connect() {
+                Ok(()) => return Ok(()),
+                Err(ClientError::NoSocket(_) | ClientError::NotRunning(_)) => {}
+                Err(error) => return Err(CloneError::Load(self.socket.clone(), error)),
+            }
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(CloneError::Interrupted);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let (socket, log) = (self.socket.clone(), self.log_tail());
+                return Err(CloneError::Ended {
+                    socket,
+                    status,
+                    log,
+                });
+            }
+            if self.started.elapsed() > START_TIMEOUT {
+                return Err(CloneError::Slow(self.socket.clone()));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let read = || -> io::Result<String> {
+            let mut file = File::open(&self.log)?;
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))?;
+            let mut tail = Vec::new();
+            file.take(LOG_TAIL).read_to_end(&mut tail)?;
+            Ok(String::from_utf8_lossy(&tail).trim().to_owned())
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Lets the VMM live on.
+    pub(super) fn release(mut self) {
+        self.released = true;
+    }
+}
+
+impl Drop for CloneProcess {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.log);
+        // Another VMM may have taken the path; a socket that nobody listens on is ours.
+        if UnixStream::connect(&self.socket).is_err() {
+            let _ = fs::remove_file(&self.socket);
+        }
+    }
+}

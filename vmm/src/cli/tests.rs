@@ -1,0 +1,212 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use thiserror::Error;
+
+use super::args::{Generation, LogLevel, OnReboot};
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+fn refused(line: &str) -> ErrorKind {
+    parse(line).unwrap_err().kind()
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn run_has_the_defaults_that_its_help_tells() {
+    let Command::Run(args) = parse("vmgenie run --kernel k").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.kernel, PathBuf::from("k"));
+    assert_eq!((args.memory, args.cpus), (128, 1));
+    assert_eq!(args.cmdline, "console=ttyS0");
+    assert_eq!(args.on_reboot, OnReboot::Restart);
+    assert_eq!((args.initrd, args.api_sock), (None, None));
+}
+
+#[test]
+fn run_takes_human_units() {
+    let line = "vmgenie run --kernel k --initrd i --memory 1G --cpus 4 --api-sock s --id x";
+    let Command::Run(args) = parse(line).unwrap().command else {
+        panic!()
+    };
+    assert_eq!((args.memory, args.cpus), (1024, 4));
+    assert_eq!(args.api_sock, Some("s".into()));
+}
+
+#[test]
+fn what_cannot_be_run_is_a_usage_error() {
+    assert_eq!(refused("vmgenie run"), ErrorKind::MissingRequiredArgument);
+    for bad in [
+        "--memory 16M",
+        "--memory 1X",
+        "--cpus 0",
+        "--cpus 33",
+        "--cpus two",
+    ] {
+        let kind = refused(&format!("vmgenie run --kernel k {bad}"));
+        assert_eq!(kind, ErrorKind::ValueValidation, "{bad}");
+    }
+    assert_eq!(
+        refused("vmgenie run --kernel k --on-reboot dance"),
+        ErrorKind::InvalidValue
+    );
+    assert_eq!(parse("vmgenie run").unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn an_empty_vmm_ends_when_its_guest_reboots() {
+    let Command::Api(args) = parse("vmgenie api --api-sock s").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.on_reboot, OnReboot::Exit);
+    assert_eq!(refused("vmgenie api"), ErrorKind::MissingRequiredArgument);
+}
+
+#[test]
+fn a_socket_is_given_as_an_argument_or_as_an_option_and_not_as_both() {
+    for line in ["vmgenie pause s", "vmgenie pause --api-sock s"] {
+        let Command::Pause(target) = parse(line).unwrap().command else {
+            panic!()
+        };
+        assert_eq!(target.path(), PathBuf::from("s"));
+    }
+    assert_eq!(refused("vmgenie pause"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(
+        refused("vmgenie pause s --api-sock s"),
+        ErrorKind::ArgumentConflict
+    );
+}
+
+#[test]
+fn restore_makes_a_new_generation_unless_told_otherwise() {
+    let restore = |line| match parse(line).unwrap().command {
+        Command::Restore(args) => (args.generation, args.no_resume),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        restore("vmgenie restore --api-sock s d"),
+        (Generation::New, false)
+    );
+    let keep = "vmgenie restore d --api-sock s --generation keep --no-resume";
+    assert_eq!(restore(keep), (Generation::Keep, true));
+}
+
+#[test]
+fn clone_needs_a_number_of_clones() {
+    let Command::Clone(args) = parse("vmgenie clone d -n 3").unwrap().command else {
+        panic!()
+    };
+    assert_eq!((args.number, args.dir), (3, None));
+    assert_eq!(
+        refused("vmgenie clone d"),
+        ErrorKind::MissingRequiredArgument
+    );
+    assert_eq!(refused("vmgenie clone d -n 0"), ErrorKind::ValueValidation);
+}
+
+#[test]
+fn json_and_the_log_level_may_stand_anywhere() {
+    assert!(parse("vmgenie --json info s").unwrap().json);
+    let cli = parse("vmgenie info s --json --log-level debug").unwrap();
+    assert!(cli.json);
+    assert_eq!(cli.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn every_shell_gets_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let line = format!("vmgenie completions {shell}");
+        let Command::Completions(args) = parse(&line).unwrap().command else {
+            panic!()
+        };
+        let mut script = Vec::new();
+        let shell = clap_complete::Shell::from(args.shell);
+        clap_complete::generate(shell, &mut Cli::command(), "vmgenie", &mut script);
+        assert!(String::from_utf8(script).unwrap().contains("generation"));
+    }
+}
+
+#[test]
+fn memory_sizes_are_powers_of_1024_and_mib_without_a_unit() {
+    for (text, mib) in [
+        ("256M", 256),
+        ("256", 256),
+        ("256 MiB", 256),
+        ("1G", 1024),
+        ("1gb", 1024),
+        ("2Gi", 2048),
+        ("65536K", 64),
+        ("1T", 1 << 20),
+    ] {
+        assert_eq!(parse_memory_mib(text), Ok(mib), "{text}");
+    }
+}
+
+#[test]
+fn memory_sizes_that_no_machine_has_are_refused_with_the_reason() {
+    for (text, reason) in [
+        ("", "expected a size"),
+        ("G", "expected a size"),
+        ("-1G", "expected a size"),
+        ("1.5G", "unknown unit"),
+        ("1E", "unknown unit"),
+        ("33000K", "whole number of MiB"),
+        ("31M", "31 MiB"),
+        ("64T", "MiB of memory"),
+        ("18446744073709551615T", "too large"),
+        ("99999999999999999999", "expected a size"),
+    ] {
+        let message = parse_memory_mib(text).unwrap_err();
+        assert!(message.contains(reason), "{text}: {message}");
+    }
+}
+
+#[test]
+fn numbers_are_shown_with_units() {
+    assert_eq!(units::milliseconds(Duration::from_micros(1234)), "1.23 ms");
+    assert_eq!(units::bytes(0), "0 B");
+    assert_eq!(units::bytes(1023), "1023 B");
+    assert_eq!(units::bytes(33 << 20), "33.0 MiB");
+    assert_eq!(units::bytes(u64::MAX), "16777216.0 TiB");
+}
+
+#[derive(Debug, Error)]
+enum Nested {
+    #[error("the disk is full")]
+    Inner,
+    #[error("could not write")]
+    Outer(#[source] Box<Nested>),
+    #[error("{0}")]
+    Transparent(#[source] Box<Nested>),
+}
+
+#[test]
+fn an_error_is_shown_with_its_causes_each_once() {
+    let inner = || Box::new(Nested::Inner);
+    assert_eq!(report(&Nested::Inner), "the disk is full");
+    let outer = Nested::Outer(inner());
+    assert_eq!(
+        report(&outer),
+        "could not write: caused by: the disk is full"
+    );
+    let transparent = Nested::Transparent(Box::new(Nested::Outer(inner())));
+    assert_eq!(
+        report(&transparent),
+        "could not write: caused by: the disk is full"
+    );
+}
+
+#[test]
+fn tables_have_no_lines_and_no_trailing_blanks() {
+    let table = output::table(["A", "B"], vec![["1".to_owned(), "22".to_owned()]]);
+    assert_eq!(table, "A  B\n1  22");
+}

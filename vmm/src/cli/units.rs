@@ -1,0 +1,62 @@
+//! Numbers with units, as people write and read them.
+
+use std::time::Duration;
+
+use crate::config::MachineConfig;
+
+/// Reads a size of memory: a whole number and, without a space or with one, K, M, G or T (also Ki,
+/// KB, KiB, ..., in any case), all powers of 1024; MiB when there is no unit. The result is in MiB,
+/// in the range that a machine may have.
+pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected a size such as 256M or 1G".to_owned())?;
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "k" | "ki" | "kb" | "kib" => 10,
+        "" | "m" | "mi" | "mb" | "mib" => 20,
+        "g" | "gi" | "gb" | "gib" => 30,
+        "t" | "ti" | "tb" | "tib" => 40,
+        _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
+    };
+    let bytes = u128::from(number) << shift;
+    if bytes % (1 << 20) != 0 {
+        return Err("not a whole number of MiB".to_owned());
+    }
+    let mib = u64::try_from(bytes >> 20).map_err(|_| "too large".to_owned())?;
+    MachineConfig::new(1, mib).map_err(|error| error.to_string())?;
+    Ok(mib)
+}
+
+/// Reads a number of vCPUs.
+pub(super) fn parse_vcpus(text: &str) -> Result<u64, String> {
+    let vcpus = text
+        .parse()
+        .map_err(|_| "expected a whole number".to_owned())?;
+    let any_memory = MachineConfig::default().memory_mib();
+    MachineConfig::new(vcpus, any_memory).map_err(|error| error.to_string())?;
+    Ok(vcpus)
+}
+
+/// Milliseconds with two decimals.
+pub(super) fn milliseconds(duration: Duration) -> String {
+    format!("{:.2} ms", duration.as_secs_f64() * 1e3)
+}
+
+/// Bytes in the largest unit in which they are 1 or more, with one decimal.
+pub(super) fn bytes(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut shown = (bytes as f64, "B");
+    for unit in units {
+        if shown.0 < 1024.0 {
+            break;
+        }
+        shown = (shown.0 / 1024.0, unit);
+    }
+    match shown {
+        (_, "B") => format!("{bytes} B"),
+        (number, unit) => format!("{number:.1} {unit}"),
+    }
+}

@@ -1,0 +1,408 @@
+//! A client of the API: typed calls over the Unix socket, for the command line and for tests.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::api::wire;
+use crate::api::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
+use crate::controller::command::SnapshotCreated;
+
+/// The longest answer that is read, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// A connection that has been idle longer is not used again: the VMM may be about to close it.
+const REUSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long to try when others crowd the socket.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait between two attempts.
+const CONNECT_RETRY: Duration = Duration::from_millis(2);
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nothing at that path.
+    #[error("there is no socket {0}: is the path right, and was the VMM started with --api-sock?")]
+    NoSocket(PathBuf),
+    /// A socket whose owner is gone.
+    #[error("nobody listens on {0}: the VMM that made it is not running any more")]
+    NotRunning(PathBuf),
+    /// The socket cannot be connected to.
+    #[error("could not connect to {0}")]
+    Connect(PathBuf, #[source] io::Error),
+    /// The client's runtime could not be made.
+    #[error("could not start a client")]
+    Runtime(#[source] io::Error),
+    /// The request is malformed: a path with a space, for example.
+    #[error("could not build the request {0}")]
+    Request(String, #[source] hyper::http::Error),
+    /// The connection broke.
+    #[error("the VMM at {socket} did not answer {request}")]
+    Exchange {
+        /// Where the VMM listens.
+        socket: PathBuf,
+        /// Method and path.
+        request: String,
+        /// What happened.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The VMM took too long.
+    #[error("the VMM at {socket} did not answer {request} within {timeout:?}")]
+    Timeout {
+        /// Where the VMM listens.
+        socket: PathBuf,
+        /// Method and path.
+        request: String,
+        /// The limit that was set.
+        timeout: Duration,
+    },
+    /// The VMM refused, or tried and failed.
+    #[error("{request} failed: {message}")]
+    Fault {
+        /// Method and path.
+        request: String,
+        /// The `fault_message`.
+        message: String,
+    },
+    /// The answer is not what the API promises.
+    #[error("the answer to {request} makes no sense (status {status}): {reason}")]
+    Nonsense {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The answer to a [`Client::request`].
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// A connection to one VMM. Connects at the first call and keeps the connection alive; blocks the
+/// calling thread.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+    connection: Option<Connection>,
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    last_used: Instant,
+}
+
+impl Client {
+    /// A client of the VMM that listens on `socket`. Does not connect yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ClientError::Runtime)?;
+        Ok(Self {
+            socket: socket.into(),
+            runtime,
+            connection: None,
+            timeout: None,
+        })
+    }
+
+    /// Limits how long each call may take; by default a call waits for ever, because a large
+    /// snapshot takes its time.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// Where the VMM listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Connects, if there is no connection yet.
+    pub fn connect(&mut self) -> Result<(), ClientError> {
+        let connection = self.connection.take().filter(Connection::is_usable);
+        self.connection = Some(match connection {
+            Some(connection) => connection,
+            None => self.runtime.block_on(connect(&self.socket))?,
+        });
+        Ok(())
+    }
+
+    /// Sends any request and returns whatever is answered, a refusal included.
+    pub fn request(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        let name = format!("{method} {path}");
+        let body = body.into();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost");
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| ClientError::Request(name.clone(), error))?;
+        self.connect()?;
+        let Some(mut connection) = self.connection.take() else {
+            return Err(ClientError::NotRunning(self.socket.clone())); // not reached: `connect` has just set it
+        };
+        let exchange = exchange(&mut connection.sender, request);
+        let answer = self.runtime.block_on(async {
+            match self.timeout {
+                Some(limit) => tokio::time::timeout(limit, exchange)
+                    .await
+                    .map_err(|_| limit),
+                None => Ok(exchange.await),
+            }
+        });
+        let socket = self.socket.clone();
+        match answer {
+            Ok(Ok(answer)) => {
+                connection.last_used = Instant::now();
+                self.connection = Some(connection);
+                Ok(answer)
+            }
+            Ok(Err(source)) => Err(ClientError::Exchange {
+                socket,
+                request: name,
+                source,
+            }),
+            Err(timeout) => Err(ClientError::Timeout {
+                socket,
+                request: name,
+                timeout,
+            }),
+        }
+    }
+
+    /// GET `/`.
+    pub fn info(&mut self) -> Result<wire::InstanceInfo, ClientError> {
+        self.get("/")
+    }
+
+    /// GET `/version`.
+    pub fn version(&mut self) -> Result<wire::Version, ClientError> {
+        self.get("/version")
+    }
+
+    /// GET `/vm/config`.
+    pub fn config(&mut self) -> Result<wire::FullConfig, ClientError> {
+        self.get("/vm/config")
+    }
+
+    /// GET `/machine-config`.
+    pub fn machine_config(&mut self) -> Result<wire::MachineConfiguration, ClientError> {
+        self.get("/machine-config")
+    }
+
+    /// PUT `/machine-config`: `memory` in MiB.
+    pub fn set_machine_config(&mut self, vcpus: u64, memory: u64) -> Result<(), ClientError> {
+        let body = wire::MachineConfiguration {
+            vcpu_count: vcpus,
+            mem_size_mib: memory,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: wire::HugePages::None,
+            cpu_template: None,
+        };
+        self.send(Method::PUT, "/machine-config", &body).map(drop)
+    }
+
+    /// PUT `/boot-source`.
+    pub fn set_boot_source(&mut self, body: &wire::BootSourceBody) -> Result<(), ClientError> {
+        self.send(Method::PUT, "/boot-source", body).map(drop)
+    }
+
+    /// PUT `/actions`, InstanceStart.
+    pub fn start(&mut self) -> Result<(), ClientError> {
+        let body = wire::Action {
+            action_type: wire::ActionType::InstanceStart,
+        };
+        self.send(Method::PUT, "/actions", &body).map(drop)
+    }
+
+    /// PATCH `/vm`, Paused.
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        let body = wire::VmUpdate {
+            state: wire::TargetState::Paused,
+        };
+        self.send(Method::PATCH, "/vm", &body).map(drop)
+    }
+
+    /// PATCH `/vm`, Resumed.
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        let body = wire::VmUpdate {
+            state: wire::TargetState::Resumed,
+        };
+        self.send(Method::PATCH, "/vm", &body).map(drop)
+    }
+
+    /// PUT `/snapshot/create`; what the VMM tells about it.
+    pub fn create_snapshot(
+        &mut self,
+        body: &wire::SnapshotCreate,
+    ) -> Result<SnapshotCreated, ClientError> {
+        let answer = self.send(Method::PUT, "/snapshot/create", body)?;
+        Ok(SnapshotCreated {
+            standstill: Duration::from_micros(number(&answer, &STANDSTILL_HEADER)?),
+            total: Duration::from_micros(number(&answer, &TOTAL_HEADER)?),
+            memory_bytes: number(&answer, &MEMORY_HEADER)?,
+        })
+    }
+
+    /// PUT `/snapshot/load`.
+    pub fn load_snapshot(&mut self, body: &wire::SnapshotLoad) -> Result<(), ClientError> {
+        self.send(Method::PUT, "/snapshot/load", body).map(drop)
+    }
+
+    /// GET `/generation`.
+    pub fn generation(&mut self) -> Result<wire::GenerationInfo, ClientError> {
+        self.get("/generation")
+    }
+
+    /// PUT `/generation`: begins a new one.
+    pub fn new_generation(&mut self) -> Result<wire::GenerationInfo, ClientError> {
+        let answer = self.send(Method::PUT, "/generation", &wire::NewGeneration {})?;
+        decode("PUT /generation", &answer)
+    }
+
+    fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        let answer = self.request(Method::GET, path, Bytes::new())?;
+        let name = format!("GET {path}");
+        decode(&name, &successful(&name, answer)?)
+    }
+
+    fn send<T: Serialize>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &T,
+    ) -> Result<Answer, ClientError> {
+        let name = format!("{method} {path}");
+        // Only a path that is no UTF-8 cannot be said in JSON.
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Fault {
+            request: name.clone(),
+            message: format!("the request cannot be written as JSON: {error}"),
+        })?;
+        let answer = self.request(method, path, body)?;
+        successful(&name, answer)
+    }
+}
+
+impl Connection {
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && self.last_used.elapsed() < REUSE_WITHIN
+    }
+}
+
+async fn connect(socket: &Path) -> Result<Connection, ClientError> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let stream = loop {
+        match UnixStream::connect(socket).await {
+            // Too many others are waiting to be accepted.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                tokio::time::sleep(CONNECT_RETRY).await;
+            }
+            other => break other,
+        }
+    };
+    let stream = stream.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => ClientError::NoSocket(socket.to_owned()),
+        ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
+        _ => ClientError::Connect(socket.to_owned(), error),
+    })?;
+    let (sender, connection) = handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| ClientError::Connect(socket.to_owned(), io::Error::other(error)))?;
+    // How it ends is told to whoever waits for an answer.
+    tokio::spawn(connection);
+    Ok(Connection {
+        sender,
+        last_used: Instant::now(),
+    })
+}
+
+async fn exchange(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    sender.ready().await?;
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let body = Limited::new(body, ANSWER_LIMIT).collect().await?.to_bytes();
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body,
+    })
+}
+
+fn successful(request: &str, answer: Answer) -> Result<Answer, ClientError> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let request = request.to_owned();
+    Err(match serde_json::from_slice::<wire::Fault>(&answer.body) {
+        Ok(fault) => ClientError::Fault {
+            request,
+            message: fault.fault_message,
+        },
+        Err(error) => {
+            let status = answer.status.as_u16();
+            ClientError::Nonsense {
+                request,
+                status,
+                reason: error.to_string(),
+            }
+        }
+    })
+}
+
+fn decode<T: DeserializeOwned>(request: &str, answer: &Answer) -> Result<T, ClientError> {
+    serde_json::from_slice(&answer.body).map_err(|error| ClientError::Nonsense {
+        request: request.to_owned(),
+        status: answer.status.as_u16(),
+        reason: error.to_string(),
+    })
+}
+
+fn number(answer: &Answer, header: &HeaderName) -> Result<u64, ClientError> {
+    let text = answer
+        .headers
+        .get(header)
+        .and_then(|value| value.to_str().ok());
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| ClientError::Nonsense {
+            request: "PUT /snapshot/create".to_owned(),
+            status: answer.status.as_u16(),
+            reason: format!("no number in the header {header}"),
+        })
+}

@@ -1,0 +1,164 @@
+//! What a microVM is made of, after everything that arrived from outside has been checked.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The smallest guest memory, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 32;
+/// The largest guest memory, in MiB: 4 TiB. One KVM memory slot holds less than 8 TiB.
+pub const MAX_MEMORY_MIB: u64 = 4 << 20;
+/// The largest number of vCPUs.
+pub const MAX_VCPUS: u8 = 32;
+/// The longest kernel command line, in bytes, without its terminating zero (Linux's `COMMAND_LINE_SIZE` on x86).
+pub const MAX_CMDLINE_LEN: usize = 2047;
+/// The kernel command line that is used when none is given.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+
+/// A machine configuration that is out of range.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The number of vCPUs is out of range.
+    #[error("{0} vCPUs asked for: a microVM has 1 to {MAX_VCPUS}")]
+    Vcpus(u64),
+    /// The size of the memory is out of range.
+    #[error("{0} MiB of memory asked for: a microVM has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")]
+    Memory(u64),
+    /// The kernel command line is too long.
+    #[error("the kernel command line has {0} bytes: it may have {MAX_CMDLINE_LEN} at most")]
+    CmdlineTooLong(usize),
+    /// The kernel command line holds a byte that cannot be passed on.
+    #[error(
+        "the kernel command line holds a zero byte or a byte outside of printable ASCII at offset {0}"
+    )]
+    CmdlineByte(usize),
+}
+
+/// vCPUs and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    vcpus: u8,
+    memory_mib: u64,
+}
+
+impl Default for MachineConfig {
+    /// 1 vCPU and 128 MiB, as Firecracker has it.
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 128,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Checks the ranges: 1 to [`MAX_VCPUS`] vCPUs, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`] MiB.
+    pub fn new(vcpus: u64, memory_mib: u64) -> Result<Self, ConfigError> {
+        let checked = u8::try_from(vcpus)
+            .ok()
+            .filter(|n| (1..=MAX_VCPUS).contains(n))
+            .ok_or(ConfigError::Vcpus(vcpus))?;
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory_mib) {
+            return Err(ConfigError::Memory(memory_mib));
+        }
+        Ok(Self {
+            vcpus: checked,
+            memory_mib,
+        })
+    }
+
+    /// The number of vCPUs.
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// The size of the guest's memory in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory_mib
+    }
+
+    /// The size of the guest's memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_mib << 20
+    }
+}
+
+/// What the guest boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootSource {
+    /// An ELF `vmlinux` or a bzImage.
+    pub kernel: PathBuf,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    pub cmdline: Cmdline,
+}
+
+/// A kernel command line: printable ASCII of at most [`MAX_CMDLINE_LEN`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cmdline(String);
+
+impl Default for Cmdline {
+    fn default() -> Self {
+        Self(DEFAULT_CMDLINE.to_owned())
+    }
+}
+
+impl Cmdline {
+    /// Checks length and characters.
+    pub fn new(text: &str) -> Result<Self, ConfigError> {
+        if text.len() > MAX_CMDLINE_LEN {
+            return Err(ConfigError::CmdlineTooLong(text.len()));
+        }
+        match text.bytes().position(|b| !(0x20..0x7f).contains(&b)) {
+            Some(offset) => Err(ConfigError::CmdlineByte(offset)),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a `reboot` in the guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnReboot {
+    /// The machine starts again from its boot source; its generation ID stays.
+    Restart,
+    /// The process ends with status 0.
+    #[default]
+    Exit,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_1_to_32_vcpus() {
+        assert_eq!(MachineConfig::new(0, 128), Err(ConfigError::Vcpus(0)));
+        assert_eq!(MachineConfig::new(33, 128), Err(ConfigError::Vcpus(33)));
+        assert_eq!(
+            MachineConfig::new(u64::MAX, 128),
+            Err(ConfigError::Vcpus(u64::MAX))
+        );
+        assert_eq!(MachineConfig::new(32, 128).unwrap().vcpus(), 32);
+    }
+
+    #[test]
+    fn a_machine_has_at_least_32_mib_and_fits_the_address_space() {
+        assert_eq!(MachineConfig::new(1, 31), Err(ConfigError::Memory(31)));
+        assert!(MachineConfig::new(1, MAX_MEMORY_MIB + 1).is_err());
+        assert_eq!(MachineConfig::new(1, 32).unwrap().memory_bytes(), 32 << 20);
+    }
+
+    #[test]
+    fn a_command_line_is_printable_and_short() {
+        assert_eq!(Cmdline::new("a\0b"), Err(ConfigError::CmdlineByte(1)));
+        assert!(Cmdline::new(&"x".repeat(MAX_CMDLINE_LEN)).is_ok());
+        assert!(Cmdline::new(&"x".repeat(MAX_CMDLINE_LEN + 1)).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! The commands through which the API reaches the machine, and the handle that sends them.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+use vmgenie_devices::vmgenid::GenerationId;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::config::{BootSource, MachineConfig};
+
+/// One request to the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// What state is the microVM in? Always answered, with [`Reply::State`].
+    State,
+    /// The whole configuration. Always answered, with [`Reply::Config`].
+    Config,
+    /// Sets vCPUs and memory; before the start only.
+    SetMachineConfig(MachineConfig),
+    /// Sets kernel, initrd and command line; before the start only. Whether the files are there and readable is checked.
+    SetBootSource(BootSource),
+    /// Boots the machine; once.
+    Start,
+    /// Stops all vCPUs. A paused machine may be paused again.
+    Pause,
+    /// Lets all vCPUs go on. A running machine may be resumed again.
+    Resume,
+    /// Writes a full snapshot of a paused machine.
+    CreateSnapshot(CreateSnapshot),
+    /// Restores a snapshot into a VMM that has nothing configured.
+    LoadSnapshot(LoadSnapshot),
+    /// The generation. Answered with [`Reply::Generation`] once there is a machine.
+    Generation,
+    /// Begins a new generation on a running or paused machine; answered with [`Reply::Generation`].
+    NewGeneration,
+}
+
+/// A snapshot to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateSnapshot {
+    /// Where the state file goes.
+    pub state: PathBuf,
+    /// Where the memory file goes.
+    pub memory: PathBuf,
+    /// Let the vCPUs go on as soon as the guest's memory has been copied, before the files are synced.
+    pub resume: bool,
+}
+
+/// A snapshot to restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadSnapshot {
+    /// The state file.
+    pub state: PathBuf,
+    /// The memory file.
+    pub memory: PathBuf,
+    /// Let the vCPUs run at once.
+    pub resume: bool,
+    /// Whether the restored machine begins a new generation.
+    pub generation: RestoreAs,
+}
+
+/// What a restored machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestoreAs {
+    /// Another machine than the one that was snapshotted, or the same one set back in time: a new generation.
+    #[default]
+    New,
+    /// The very machine that was snapshotted, which ran nowhere else since (live migration, lossless failover).
+    Keep,
+}
+
+/// What the controller answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Done, nothing to tell.
+    Done,
+    /// The state of the microVM.
+    State(VmState),
+    /// The configuration.
+    Config(VmConfig),
+    /// The generation.
+    Generation(Generation),
+    /// A snapshot was written.
+    SnapshotCreated(SnapshotCreated),
+}
+
+/// The states of a microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// Nothing runs yet.
+    NotStarted,
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs stand still.
+    Paused,
+}
+
+/// The configuration as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// vCPUs and memory.
+    pub machine: MachineConfig,
+    /// What is booted; none before it was set and after a restore.
+    pub boot_source: Option<BootSource>,
+}
+
+/// A generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// The generation ID.
+    pub id: GenerationId,
+    /// How many times the ID has changed since the machine was first booted (through snapshots and clones).
+    pub changes: u64,
+    /// When the ID last changed, since the Unix epoch.
+    pub since: Duration,
+}
+
+/// What writing a snapshot took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotCreated {
+    /// How long the state and the memory took to be copied, while the vCPUs stood still.
+    pub standstill: Duration,
+    /// How long everything took, syncing and renaming included.
+    pub total: Duration,
+    /// How many bytes of guest memory were written.
+    pub memory_bytes: u64,
+}
+
+/// Why a command was refused or failed: the message for the client, which says what was wrong and what to do.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("{0}")]
+pub struct CommandError(pub String);
+
+/// The answer to one command.
+pub type CommandResult = Result<Reply, CommandError>;
+
+/// A command and where its answer goes.
+#[derive(Debug)]
+pub struct Envelope {
+    /// The command.
+    pub command: Command,
+    /// Where the answer goes. A client that no longer waits is no error.
+    pub answer: oneshot::Sender<CommandResult>,
+}
+
+/// Sends commands to the controller and wakes its event loop.
+#[derive(Debug)]
+pub struct ControllerHandle {
+    sender: Sender<Envelope>,
+    wake: EventFd,
+}
+
+impl ControllerHandle {
+    /// Makes a handle and the receiving end; `wake` becomes readable when a command has been sent.
+    pub fn new(wake: EventFd) -> (Self, Receiver<Envelope>) {
+        let (sender, receiver) = channel();
+        (Self { sender, wake }, receiver)
+    }
+
+    /// Sends one command and waits for its answer.
+    pub async fn call(&self, command: Command) -> CommandResult {
+        let (answer, answered) = oneshot::channel();
+        let gone = || CommandError("the microVM is shutting down".to_owned());
+        self.sender
+            .send(Envelope { command, answer })
+            .map_err(|_| gone())?;
+        self.wake.write(1).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}

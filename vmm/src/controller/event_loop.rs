@@ -1,0 +1,291 @@
+//! The event loop: API commands, the machine's events, console input, signals.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::Controller;
+use super::command::Envelope;
+use super::run::{Outcome, RunError};
+use super::signals::EndSignals;
+use crate::config::OnReboot;
+use crate::machine::Machine;
+use crate::machine::events::{EventReceiver, MachineEvent};
+use crate::terminal::{Escape, EscapeFilter};
+
+/// The numbers under which the sources are registered.
+const COMMANDS: u32 = 0;
+const MACHINE: u32 = 1;
+const SIGNALS: u32 = 2;
+const INPUT: u32 = 3;
+const PM_TIMER: u32 = 4;
+
+/// How often the console's reader is tried again once it did not keep up.
+const CONSOLE_RETRY_MS: i32 = 20;
+
+/// Everything that the event loop listens to.
+pub(super) struct EventLoop {
+    pub(super) controller: Controller,
+    pub(super) commands: Receiver<Envelope>,
+    pub(super) command_wake: EventFd,
+    pub(super) machine_events: EventReceiver,
+    pub(super) signals: EndSignals,
+    pub(super) pm_timer: TimerFd,
+    pub(super) input: Option<ConsoleInput>,
+    pub(super) on_reboot: OnReboot,
+    /// Console output waits for a reader who does not keep up.
+    pub(super) console_behind: bool,
+    /// How the process ends, once that is known.
+    pub(super) ended: Option<Result<Outcome, RunError>>,
+}
+
+/// Standard input on its way to the guest's serial port.
+pub(super) struct ConsoleInput {
+    filter: Option<EscapeFilter>,
+    /// Bytes that the guest has not taken yet.
+    waiting: Vec<u8>,
+    /// Registered with epoll at this moment.
+    registered: bool,
+    /// Cannot be registered with epoll: a regular file.
+    pollable: bool,
+    ended: bool,
+}
+
+impl ConsoleInput {
+    /// Standard input; with the escape Ctrl-A if it is a terminal.
+    pub(super) fn stdin() -> Self {
+        Self {
+            filter: io::stdin().is_terminal().then(EscapeFilter::default),
+            waiting: Vec::new(),
+            registered: false,
+            pollable: true,
+            ended: false,
+        }
+    }
+}
+
+impl EventLoop {
+    /// How long the loop may sleep, in milliseconds; -1 without a limit.
+    pub(super) fn patience_ms(&self) -> i32 {
+        if self.console_behind {
+            CONSOLE_RETRY_MS
+        } else {
+            -1
+        }
+    }
+
+    /// After each turn: what no event tells of.
+    pub(super) fn after_turn(&mut self) {
+        if self.console_behind {
+            let machine = self.controller.machine();
+            let output_waits = machine.is_some_and(Machine::flush_console);
+            self.console_behind = !self.give_input() || output_waits;
+        }
+    }
+
+    fn run_commands(&mut self) {
+        let _ = self.command_wake.read();
+        while let Ok(Envelope { command, answer }) = self.commands.try_recv() {
+            // A client that has gone needs no answer.
+            let _ = answer.send(self.controller.execute(command));
+            self.controller.tidy_up();
+        }
+    }
+
+    fn handle_machine_events(&mut self, ops: &mut EventOps) {
+        let happened = self.machine_events.take();
+        self.console_behind |= happened.console_behind;
+        if happened.console_room {
+            self.pump_input(ops);
+        }
+        if let Some(edge) = happened.pm_timer {
+            self.arm_pm_timer(edge);
+        }
+        match happened.end {
+            None => {}
+            Some(MachineEvent::PowerOff) => self.end(Ok(Outcome::PoweredOff)),
+            Some(MachineEvent::Reset) => self.reset(),
+            Some(failure) => self.end(Err(RunError::Guest(failure))),
+        }
+    }
+
+    fn end(&mut self, how: Result<Outcome, RunError>) {
+        self.ended.get_or_insert(how);
+    }
+
+    fn reset(&mut self) {
+        if self.on_reboot == OnReboot::Exit {
+            return self.end(Ok(Outcome::Rebooted));
+        }
+        let Some(last) = self.controller.stop_for_restart() else {
+            tracing::info!("a machine that came from a snapshot cannot boot again: ending");
+            return self.end(Ok(Outcome::Rebooted));
+        };
+        // Whatever the machine that is gone has still said.
+        drop(self.machine_events.take());
+        if let Err(error) = self.controller.start_again(last) {
+            self.end(Err(RunError::Restart(error)));
+        }
+    }
+
+    /// Gives the guest as much input as it takes; false if a vCPU was busy with the serial port, so that this is to be tried again.
+    fn give_input(&mut self) -> bool {
+        let (Some(input), Some(machine)) = (&mut self.input, self.controller.machine()) else {
+            return true;
+        };
+        let taken = machine.console_input(&input.waiting);
+        input.waiting.drain(..taken.unwrap_or(0));
+        taken.is_some()
+    }
+
+    /// Moves console input to the guest, as much as it takes, and reads more only when it has taken all.
+    fn pump_input(&mut self, ops: &mut EventOps) {
+        loop {
+            self.console_behind |= !self.give_input();
+            let Some(input) = &mut self.input else { return };
+            let wants_more = input.waiting.is_empty() && !input.ended;
+            if input.pollable {
+                set_registered(input, wants_more, ops);
+                return;
+            }
+            if !wants_more {
+                return;
+            }
+            // A regular file: what it holds and its end are read at once, as the guest takes it.
+            match read_some(input) {
+                Ok(Input::Some | Input::Ended) => {}
+                Ok(Input::None) => return,
+                Ok(Input::Quit) => return self.end(Ok(Outcome::Quit)),
+                Err(error) => {
+                    tracing::warn!(%error, "console input ended");
+                    input.ended = true;
+                }
+            }
+        }
+    }
+
+    fn read_input(&mut self, ops: &mut EventOps) {
+        let Some(input) = &mut self.input else { return };
+        match read_some(input) {
+            Ok(Input::Quit) => self.end(Ok(Outcome::Quit)),
+            Ok(_) => self.pump_input(ops),
+            Err(error) => {
+                tracing::warn!(%error, "console input ended");
+                input.ended = true;
+                self.pump_input(ops);
+            }
+        }
+    }
+
+    fn arm_pm_timer(&mut self, edge_ns: Option<u64>) {
+        let armed = match edge_ns {
+            Some(edge) => {
+                let left = edge.saturating_sub(crate::machine::monotonic_ns()).max(1);
+                self.pm_timer.reset(Duration::from_nanos(left), None)
+            }
+            None => self.pm_timer.clear(),
+        };
+        if let Err(error) = armed {
+            tracing::warn!(%error, "could not arm the PM timer");
+        }
+    }
+
+    fn pm_timer_due(&mut self) {
+        // The timer is not read: that would block if an event of this very turn has set it anew. Setting it makes it unreadable.
+        let next = self.controller.machine().and_then(Machine::pm_timer_tick);
+        self.arm_pm_timer(next);
+    }
+}
+
+/// What one look at standard input has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// Nothing this time.
+    None,
+    /// Bytes for the guest.
+    Some,
+    /// There will be no more.
+    Ended,
+    /// The user wants to quit.
+    Quit,
+}
+
+/// Reads once.
+fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
+    let mut buffer = [0; 64];
+    // Not through the standard library's buffer, into which bytes would vanish from epoll's sight.
+    let len = match rustix::io::read(io::stdin(), &mut buffer) {
+        Err(Errno::INTR | Errno::AGAIN) => return Ok(Input::None),
+        read => read?,
+    };
+    if len == 0 {
+        input.ended = true;
+        return Ok(Input::Ended);
+    }
+    let Some(filter) = &mut input.filter else {
+        input.waiting.extend_from_slice(&buffer[..len]);
+        return Ok(Input::Some);
+    };
+    Ok(match filter.feed(&buffer[..len], &mut input.waiting) {
+        Escape::Quit => Input::Quit,
+        Escape::Continue => Input::Some,
+    })
+}
+
+fn set_registered(input: &mut ConsoleInput, wanted: bool, ops: &mut EventOps) {
+    if wanted == input.registered {
+        return;
+    }
+    let events = Events::with_data(&io::stdin(), INPUT, EventSet::IN);
+    let done = if wanted {
+        ops.add(events)
+    } else {
+        ops.remove(events)
+    };
+    match done {
+        Ok(()) => input.registered = wanted,
+        Err(_) => {
+            // A regular file or /dev/null: always readable, and read whenever the guest has room.
+            input.pollable = false;
+        }
+    }
+}
+
+impl MutEventSubscriber for EventLoop {
+    fn init(&mut self, ops: &mut EventOps) {
+        let sources = [
+            (self.command_wake.as_raw_fd(), COMMANDS),
+            (self.machine_events.as_raw_fd(), MACHINE),
+            (self.signals.as_raw_fd(), SIGNALS),
+            (self.pm_timer.as_raw_fd(), PM_TIMER),
+        ];
+        for (fd, number) in sources {
+            if let Err(error) = ops.add(Events::with_data_raw(fd, number, EventSet::IN)) {
+                self.end(Err(RunError::EventLoop(error)));
+            }
+        }
+        self.pump_input(ops);
+        self.pump_input(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            COMMANDS => {
+                self.run_commands();
+                self.pump_input(ops);
+            }
+            MACHINE => self.handle_machine_events(ops),
+            SIGNALS if self.signals.take() => self.end(Ok(Outcome::Quit)),
+            INPUT => self.read_input(ops),
+            PM_TIMER => self.pm_timer_due(),
+            _ => {}
+        }
+    }
+}

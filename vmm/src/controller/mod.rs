@@ -1,0 +1,340 @@
+//! The controller: the only way to the machine. It owns the configuration, the machine and the rules of what may come when.
+
+pub mod command;
+mod event_loop;
+mod run;
+mod signals;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmgenie_devices::vmgenid::VmGenIdState;
+
+use crate::boot;
+use crate::config::{BootSource, MachineConfig};
+use crate::generation::GenerationError;
+use crate::machine::console::ConsoleOutput;
+use crate::machine::events::EventSender;
+use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
+use crate::snapshot::{self, Staging, open_snapshot};
+use command::{
+    Command, CommandError, CommandResult, CreateSnapshot, LoadSnapshot, Reply, SnapshotCreated,
+    VmConfig, VmState,
+};
+
+pub use run::{Outcome, RunError, RunOptions, run};
+
+/// Why a machine could not be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No kernel was set.
+    #[error("there is nothing to boot: set the kernel first (PUT /boot-source)")]
+    NoBootSource,
+    /// KVM.
+    #[error("KVM could not make a VM")]
+    Host(#[from] HostError),
+    /// Standard output or the event loop's eventfd.
+    #[error("could not connect the machine's console and events")]
+    Io(#[from] std::io::Error),
+    /// The machine.
+    #[error("could not build the machine")]
+    Build(#[from] BuildError),
+    /// Its generation.
+    #[error("could not begin the machine's generation")]
+    Generation(#[from] GenerationError),
+}
+
+/// What a machine that boots again keeps of its last life.
+#[derive(Debug)]
+pub(crate) struct LastLife {
+    generation: VmGenIdState,
+    /// A machine that was paused while its reset was under way boots paused.
+    ran: bool,
+}
+
+/// The configuration, the machine once there is one, and what both need of the host.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    host: Host,
+    /// An empty VM, made ahead of time: it does not depend on a configuration or a snapshot.
+    spare: Option<VmFd>,
+    config: MachineConfig,
+    boot_source: Option<BootSource>,
+    /// Something was configured, so that no snapshot may be loaded any more.
+    configured: bool,
+    machine: Option<Machine>,
+    /// A snapshot that was restored and whose directory was not tidied up since.
+    restored_from: Option<(PathBuf, PathBuf)>,
+    events: EventSender,
+}
+
+impl Controller {
+    /// A controller without a machine.
+    pub(crate) fn new(events: EventSender) -> Result<Self, HostError> {
+        let host = Host::open()?;
+        let spare = Some(host.empty_vm()?);
+        Ok(Self {
+            host,
+            spare,
+            config: MachineConfig::default(),
+            boot_source: None,
+            configured: false,
+            machine: None,
+            restored_from: None,
+            events,
+        })
+    }
+
+    /// The machine, once there is one.
+    pub(crate) fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// Carries out one command.
+    pub(crate) fn execute(&mut self, command: Command) -> CommandResult {
+        match command {
+            Command::State => Ok(Reply::State(self.state())),
+            Command::Config => Ok(Reply::Config(self.vm_config())),
+            Command::SetMachineConfig(config) => self.set_machine_config(config),
+            Command::SetBootSource(source) => self.set_boot_source(source),
+            Command::Start => self.start_by_command(),
+            Command::Pause => self.with_machine("pause", |_, machine| {
+                machine.pause();
+                Ok(Reply::Done)
+            }),
+            Command::Resume => self.with_machine("resume", |host, machine| {
+                machine.resume(host).map_err(refused)?;
+                Ok(Reply::Done)
+            }),
+            Command::CreateSnapshot(request) => self
+                .with_machine("take a snapshot of", |host, machine| {
+                    create_snapshot(host, machine, &request)
+                }),
+            Command::LoadSnapshot(request) => self.load_snapshot(&request),
+            Command::Generation => self.with_machine("ask for the generation of", |_, machine| {
+                Ok(Reply::Generation(machine.generation()))
+            }),
+            Command::NewGeneration => {
+                self.with_machine("begin a new generation of", |host, machine| {
+                    machine
+                        .new_generation(host)
+                        .map(Reply::Generation)
+                        .map_err(refused)
+                })
+            }
+        }
+    }
+
+    /// Does what no client has to wait for: removes what a crashed writer left beside a restored snapshot.
+    pub(crate) fn tidy_up(&mut self) {
+        if self.machine.is_none() && self.spare.is_none() {
+            // A load or start has failed and used the empty VM up. If this fails, the next attempt tells.
+            self.spare = self.host.empty_vm().ok();
+        }
+        if let Some((state, memory)) = self.restored_from.take() {
+            snapshot::sweep(&state, &memory);
+        }
+    }
+
+    fn state(&self) -> VmState {
+        match &self.machine {
+            None => VmState::NotStarted,
+            Some(machine) if machine.is_running() => VmState::Running,
+            Some(_) => VmState::Paused,
+        }
+    }
+
+    fn vm_config(&self) -> VmConfig {
+        let machine = self.machine.as_ref().map_or(self.config, Machine::config);
+        VmConfig {
+            machine,
+            boot_source: self.boot_source.clone(),
+        }
+    }
+
+    fn with_machine(
+        &mut self,
+        verb: &str,
+        action: impl FnOnce(&Host, &mut Machine) -> CommandResult,
+    ) -> CommandResult {
+        match &mut self.machine {
+            Some(machine) => action(&self.host, machine),
+            None => Err(CommandError(format!(
+                "there is no microVM to {verb} yet: start one (PUT /actions InstanceStart) or load a snapshot \
+                 (PUT /snapshot/load)"
+            ))),
+        }
+    }
+
+    fn before_start(&self, what: &str) -> Result<(), CommandError> {
+        match self.machine {
+            None => Ok(()),
+            Some(_) => Err(CommandError(format!(
+                "the microVM has been started already: {what} can be set before the start only"
+            ))),
+        }
+    }
+
+    fn set_machine_config(&mut self, config: MachineConfig) -> CommandResult {
+        self.before_start("vCPUs and memory")?;
+        self.config = config;
+        self.configured = true;
+        Ok(Reply::Done)
+    }
+
+    fn set_boot_source(&mut self, source: BootSource) -> CommandResult {
+        self.before_start("the boot source")?;
+        boot::check(&source).map_err(refused)?;
+        self.boot_source = Some(source);
+        self.configured = true;
+        Ok(Reply::Done)
+    }
+
+    fn start_by_command(&mut self) -> CommandResult {
+        self.before_start("the boot source")
+            .map_err(|_| CommandError("the microVM has been started already".to_owned()))?;
+        self.start().map_err(refused)?;
+        Ok(Reply::Done)
+    }
+
+    /// Boots the machine that was configured, and lets it run.
+    pub(crate) fn start(&mut self) -> Result<(), StartError> {
+        self.boot(None)
+    }
+
+    /// Takes down a machine that will boot once more; returns its generation, which it keeps, and whether it ran.
+    /// None if it cannot boot again: it came from a snapshot, and what it had been booted from is not
+    /// known.
+    pub(crate) fn stop_for_restart(&mut self) -> Option<LastLife> {
+        self.boot_source.as_ref()?;
+        let machine = self.machine.take()?;
+        Some(LastLife {
+            generation: machine.generation_state(),
+            ran: machine.is_running(),
+        })
+    }
+
+    /// Boots once more, in the generation that [`Self::stop_for_restart`] told.
+    pub(crate) fn start_again(&mut self, last: LastLife) -> Result<(), StartError> {
+        self.boot(Some(last))
+    }
+
+    fn boot(&mut self, last: Option<LastLife>) -> Result<(), StartError> {
+        let source = self.boot_source.clone().ok_or(StartError::NoBootSource)?;
+        let vm = self.take_vm()?;
+        let generation = last.as_ref().map(|last| &last.generation);
+        let io = self.io()?;
+        let mut machine = Machine::boot(&self.host, vm, self.config, &source, generation, io)?;
+        if last.as_ref().is_none_or(|last| last.ran) {
+            machine.resume(&self.host)?;
+        }
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    fn take_vm(&mut self) -> Result<VmFd, HostError> {
+        self.spare.take().map_or_else(|| self.host.empty_vm(), Ok)
+    }
+
+    fn io(&self) -> std::io::Result<MachineIo> {
+        Ok(MachineIo {
+            console: ConsoleOutput::stdout()?,
+            events: self.events.try_clone()?,
+        })
+    }
+
+    fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {
+        if self.machine.is_some() || self.configured {
+            return Err(CommandError(
+                "a snapshot can be loaded only into a VMM in which nothing was configured or started: start another vmgenie for it"
+                    .to_owned(),
+            ));
+        }
+        let begun = Instant::now();
+        let loaded = open_snapshot(&request.state, &request.memory).map_err(refused)?;
+        let vm = self.take_vm().map_err(refused)?;
+        let io = self.io().map_err(refused)?;
+        let mut machine = Machine::restore(
+            &self.host,
+            vm,
+            loaded.reader,
+            loaded.memory,
+            request.generation,
+            io,
+        )
+        .map_err(refused)?;
+        if request.resume {
+            machine.resume(&self.host).map_err(refused)?;
+        }
+        self.machine = Some(machine);
+        self.restored_from = Some((request.state.clone(), request.memory.clone()));
+        tracing::info!(took = ?begun.elapsed(), "snapshot restored");
+        Ok(Reply::Done)
+    }
+}
+
+fn create_snapshot(host: &Host, machine: &mut Machine, request: &CreateSnapshot) -> CommandResult {
+    if machine.is_running() {
+        return Err(CommandError(
+            "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"})"
+                .to_owned(),
+        ));
+    }
+    let begun = Instant::now();
+    let copied = copy_machine(host, machine, request);
+    let standstill = begun.elapsed();
+    // Also when the copy failed: the guest shall not pay for a full disk.
+    if request.resume {
+        machine.resume(host).map_err(refused)?;
+    }
+    let (staging, state, memory_bytes) = copied?;
+    publish(staging, &state).map_err(refused)?;
+    let created = created(begun, standstill, memory_bytes);
+    tracing::info!(?created, "snapshot written");
+    Ok(Reply::SnapshotCreated(created))
+}
+
+/// What the machine stands still for: its state, and its memory in a file that nobody sees yet; how many bytes that were.
+fn copy_machine(
+    host: &Host,
+    machine: &Machine,
+    request: &CreateSnapshot,
+) -> Result<(Staging, Vec<u8>, u64), CommandError> {
+    let mut staging = Staging::new(&request.state, &request.memory).map_err(refused)?;
+    let state = machine.save(host, staging.id()).map_err(refused)?;
+    let sources = machine.memory_sources().map_err(refused)?;
+    let written = staging.write_memory(&sources).map_err(refused)?;
+    Ok((staging, state, written.written))
+}
+
+fn publish(mut staging: Staging, state: &[u8]) -> Result<(), crate::snapshot::CreateError> {
+    staging.write_state(state)?;
+    staging.sync()?;
+    staging.publish()
+}
+
+fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotCreated {
+    SnapshotCreated {
+        standstill,
+        total: begun.elapsed(),
+        memory_bytes,
+    }
+}
+
+/// The whole chain of an error, as the client is told it.
+fn refused(error: impl std::error::Error) -> CommandError {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // Some errors of other crates repeat their cause.
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    CommandError(text)
+}

@@ -1,0 +1,161 @@
+//! One microVM process from its beginning to its end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use event_manager::{EventManager, SubscriberOps};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::command::{Command, CommandError, ControllerHandle, LoadSnapshot};
+use super::event_loop::{ConsoleInput, EventLoop};
+use super::signals::{EndSignals, ignore_file_size_signal};
+use super::{Controller, StartError};
+use crate::api::{self, ApiError, ApiInfo};
+use crate::config::{BootSource, MachineConfig, OnReboot};
+use crate::machine::HostError;
+use crate::machine::events::{EventSender, MachineEvent};
+use crate::terminal::{self, RawMode};
+
+/// What one process shall do.
+#[derive(Debug, Default)]
+pub struct RunOptions {
+    /// Where the API listens; nowhere without.
+    pub api_socket: Option<PathBuf>,
+    /// What a reboot of the guest does.
+    pub on_reboot: OnReboot,
+    /// Boot this at once.
+    pub machine: Option<(MachineConfig, BootSource)>,
+    /// Restore this at once.
+    pub restore: Option<LoadSnapshot>,
+    /// Standard input is the guest's console.
+    pub console_input: bool,
+    /// The name that `GET /` tells.
+    pub id: String,
+}
+
+/// How a process ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest rebooted, and that ends the process.
+    Rebooted,
+    /// The user ended it: Ctrl-A x, SIGTERM, SIGINT or SIGHUP.
+    Quit,
+}
+
+/// How a process ended badly.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// KVM.
+    #[error("this host cannot run microVMs")]
+    Host(#[from] HostError),
+    /// eventfd, signalfd, epoll.
+    #[error("could not set up the event loop")]
+    Setup(#[from] io::Error),
+    /// epoll.
+    #[error("the event loop failed")]
+    EventLoop(#[source] event_manager::Error),
+    /// The API.
+    #[error("could not serve the API")]
+    Api(#[from] ApiError),
+    /// The first start.
+    #[error("could not start the microVM")]
+    Start(#[source] StartError),
+    /// The configuration or the snapshot named on the command line.
+    #[error("could not start the microVM")]
+    Command(#[source] CommandError),
+    /// A start after a reboot.
+    #[error("could not start the microVM again after its reboot")]
+    Restart(#[source] StartError),
+    /// The guest or KVM failed.
+    #[error("the microVM has crashed: {0}")]
+    Guest(MachineEvent),
+}
+
+impl RunError {
+    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Guest(_) => 3,
+            Self::Host(_) => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs one microVM: serves the API, boots or restores what `options` name, and returns when the process shall end.
+pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
+    // Before any thread starts: all inherit the mask.
+    let signals = EndSignals::block()?;
+    ignore_file_size_signal();
+    let (events, machine_events) = EventSender::new()?;
+    let mut controller = Controller::new(events)?;
+    let command_wake = EventFd::new(EFD_NONBLOCK)?;
+    let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?);
+    let _api = match &options.api_socket {
+        Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
+        None => None,
+    };
+    start(&mut controller, &options)?;
+    let stdin = io::stdin();
+    let console_input = options.console_input && terminal::may_read(stdin.as_fd());
+    let _raw_terminal = if console_input {
+        RawMode::enter(stdin.as_fd())
+    } else {
+        None
+    };
+    let mut manager = EventManager::new().map_err(RunError::EventLoop)?;
+    let id = manager.add_subscriber(EventLoop {
+        controller,
+        commands,
+        command_wake,
+        machine_events,
+        signals,
+        pm_timer: TimerFd::new().map_err(io::Error::from)?,
+        input: console_input.then(ConsoleInput::stdin),
+        on_reboot: options.on_reboot,
+        console_behind: false,
+        ended: None,
+    });
+    let mut patience_ms = -1;
+    loop {
+        manager
+            .run_with_timeout(patience_ms)
+            .map_err(RunError::EventLoop)?;
+        let event_loop = manager.subscriber_mut(id).map_err(RunError::EventLoop)?;
+        event_loop.after_turn();
+        patience_ms = event_loop.patience_ms();
+        if let Some(end) = event_loop.ended.take() {
+            return end;
+        }
+    }
+}
+
+fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunError> {
+    if let Some((config, source)) = &options.machine {
+        for command in [
+            Command::SetMachineConfig(*config),
+            Command::SetBootSource(source.clone()),
+        ] {
+            controller.execute(command).map_err(RunError::Command)?;
+        }
+        controller.start().map_err(RunError::Start)?;
+    }
+    if let Some(request) = &options.restore {
+        controller
+            .execute(Command::LoadSnapshot(request.clone()))
+            .map_err(RunError::Command)?;
+    }
+    Ok(())
+}
+
+fn api_info(options: &RunOptions) -> ApiInfo {
+    ApiInfo {
+        id: options.id.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}

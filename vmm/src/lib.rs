@@ -1,0 +1,15 @@
+//! A microVM monitor whose guests always know when they have been cloned.
+//!
+//! Start reading at [`controller`]: it owns the [`machine`] and carries out the commands that [`api`] sends it. [`generation`] holds
+//! the one function that begins a new generation.
+
+pub mod api;
+pub mod boot;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod controller;
+pub mod generation;
+pub mod machine;
+pub mod snapshot;
+pub mod terminal;

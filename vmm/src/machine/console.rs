@@ -1,0 +1,223 @@
+//! Where the guest's console output goes: this process's standard output.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+/// The most bytes that wait for a reader who does not keep up, beyond the pipe or terminal itself.
+const MAX_WAITING: usize = 64 << 10;
+
+/// How long a vCPU waits for the reader with each byte, in milliseconds. It holds the serial port's lock meanwhile, which the event
+/// loop needs as well: never for long.
+const PATIENCE_MS: libc::c_int = 20;
+
+/// Told that bytes wait here for the reader; called with the serial port's lock held.
+type BehindHandler = Box<dyn Fn() + Send>;
+
+/// Console output to a file descriptor.
+///
+/// A reader who does not keep up slows the guest down. It cannot stop a vCPU from being paused, nor the event loop: nobody waits long,
+/// and what could not be written then waits here, until the guest says more or [`flush_waiting`](Self::flush_waiting) is called.
+pub struct ConsoleOutput {
+    fd: OwnedFd,
+    waiting: Vec<u8>,
+    /// The most bytes in one write.
+    chunk: usize,
+    on_behind: Option<BehindHandler>,
+    lost: u64,
+}
+
+impl fmt::Debug for ConsoleOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleOutput")
+            .field("fd", &self.fd)
+            .field("waiting", &self.waiting.len())
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConsoleOutput {
+    /// Output to `fd`.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            waiting: Vec::new(),
+            // A pipe that polls writable takes so many without blocking.
+            chunk: libc::PIPE_BUF,
+            on_behind: None,
+            lost: 0,
+        }
+    }
+
+    /// Has `handler` called when bytes begin to wait for the reader.
+    pub fn on_behind(&mut self, handler: BehindHandler) {
+        self.on_behind = Some(handler);
+    }
+
+    /// Writes what waits as far as the reader takes it at once; true if some of it still waits.
+    pub fn flush_waiting(&mut self) -> bool {
+        // A reader who has gone is an error, and ends the waiting.
+        let _ = self.drain(0);
+        !self.waiting.is_empty()
+    }
+
+    /// Output to this process's standard output. A pipe or terminal is opened once more, so that writes to it do not block, without
+    /// a change to what other processes share with us.
+    pub fn stdout() -> io::Result<Self> {
+        let stdout = io::stdout();
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&stdout)?.st_mode);
+        let own = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        match kind {
+            FileType::Fifo | FileType::CharacterDevice => {
+                match rustix::fs::open("/proc/self/fd/1", own, Mode::empty()) {
+                    Ok(fd) => return Ok(Self::new(fd)),
+                    Err(error) => tracing::debug!(%error, "standard output cannot be opened anew"),
+                }
+            }
+            _ => {}
+        }
+        let mut shared = Self::new(stdout.as_fd().try_clone_to_owned()?);
+        if kind != FileType::RegularFile {
+            // What polls writable takes at least one byte without blocking.
+            shared.chunk = 1;
+        }
+        Ok(shared)
+    }
+
+    /// Waits until the reader takes more (true) or a signal ends the wait (false).
+    fn wait_writable(&self, timeout_ms: libc::c_int) -> io::Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one valid pollfd.
+        match unsafe { libc::poll(&mut poll, 1, timeout_ms) } {
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    Ok(false)
+                } else {
+                    Err(error)
+                }
+            }
+            ready => Ok(ready > 0),
+        }
+    }
+
+    fn write_fd(&self, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: the pointer and the length are those of one slice.
+        let written =
+            unsafe { libc::write(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes what waits, waiting for the reader once, and at most `timeout_ms` milliseconds.
+    fn drain(&mut self, timeout_ms: libc::c_int) -> io::Result<()> {
+        let mut patience_ms = timeout_ms;
+        while !self.waiting.is_empty() && self.wait_writable(patience_ms)? {
+            patience_ms = 0;
+            let len = self.waiting.len().min(self.chunk);
+            match self.write_fd(&self.waiting[..len]) {
+                Ok(written) => {
+                    self.waiting.drain(..written);
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    break;
+                }
+                Err(error) => {
+                    self.lost += self.waiting.len() as u64;
+                    self.waiting.clear();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Write for ConsoleOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = MAX_WAITING - self.waiting.len().min(MAX_WAITING);
+        let taken = bytes.len().min(room);
+        self.waiting.extend_from_slice(&bytes[..taken]);
+        self.lost += (bytes.len() - taken) as u64;
+        let was_behind = taken < self.waiting.len();
+        self.drain(PATIENCE_MS)?;
+        if let (false, false, Some(handler)) =
+            (was_behind, self.waiting.is_empty(), &self.on_behind)
+        {
+            handler();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for ConsoleOutput {
+    fn drop(&mut self) {
+        // What is still waiting gets one short chance.
+        let _ = self.drain(100);
+        if self.lost > 0 {
+            tracing::warn!(bytes = self.lost, "console output was lost");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn output_reaches_a_pipe() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut console = ConsoleOutput::new(writer.into());
+        console.write_all(b"hello").unwrap();
+        drop(console);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_reader_who_does_not_read_holds_nobody_up_for_long_and_misses_nothing() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut console = ConsoleOutput::new(writer.into());
+        let (behind, told) = std::sync::mpsc::channel();
+        console.on_behind(Box::new(move || behind.send(()).unwrap()));
+        // More than a pipe holds.
+        let text: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        console.write_all(&text[..60_000]).unwrap();
+        console.write_all(&text[60_000..]).unwrap();
+        assert_eq!(told.try_iter().count(), 1);
+        let mut seen = vec![0; text.len()];
+        let mut at = 0;
+        while at < seen.len() {
+            at += reader.read(&mut seen[at..]).unwrap();
+            console.flush_waiting();
+        }
+        assert_eq!(seen, text);
+        assert!(!console.flush_waiting());
+    }
+
+    #[test]
+    fn a_closed_reader_is_an_error_not_a_panic() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut console = ConsoleOutput::new(writer.into());
+        assert!(console.write_all(b"hello").is_err());
+    }
+}

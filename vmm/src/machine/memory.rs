@@ -1,0 +1,194 @@
+//! Guest memory: anonymous for a machine that boots, a private mapping of the memory file for one that is restored.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use super::layout::{RamRange, ram_ranges};
+
+/// Guest memory as the rest of the monitor sees it.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Why guest memory could not be set up.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The mapping failed.
+    #[error("could not map {len} bytes of guest memory at gpa {gpa:#x}")]
+    Map {
+        /// Where the range starts.
+        gpa: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The ranges don't fit the address space.
+    #[error("the guest memory does not fit its address space")]
+    Layout,
+    /// KVM refused a memory slot.
+    #[error("KVM refused memory slot {slot} (gpa {gpa:#x}, {len} bytes)")]
+    Slot {
+        /// The number of the slot.
+        slot: u32,
+        /// Where the range starts.
+        gpa: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The memory of one machine, and the file that it was restored from.
+#[derive(Debug)]
+pub struct Memory {
+    map: GuestMemory,
+    backing: Option<Arc<File>>,
+}
+
+impl Memory {
+    /// Fresh memory of `bytes` bytes, all zero; a page costs nothing until it is touched.
+    pub fn anonymous(bytes: u64) -> Result<Self, MemoryError> {
+        Ok(Self {
+            map: map(&ram_ranges(bytes), None)?,
+            backing: None,
+        })
+    }
+
+    /// Memory of `bytes` bytes that starts with what `file` holds and is read from there when it is first touched. Writes
+    /// stay private.
+    ///
+    /// The caller has checked that the file has that many bytes; it must not be shortened while the machine lives (snapshots
+    /// replace files by renaming, never in place).
+    pub fn from_file(bytes: u64, file: File) -> Result<Self, MemoryError> {
+        let file = Arc::new(file);
+        Ok(Self {
+            map: map(&ram_ranges(bytes), Some(&file))?,
+            backing: Some(file),
+        })
+    }
+
+    /// The mapped memory.
+    pub fn map(&self) -> &GuestMemory {
+        &self.map
+    }
+
+    /// The file behind the memory of a restored machine.
+    pub fn backing(&self) -> Option<&Arc<File>> {
+        self.backing.as_ref()
+    }
+
+    /// Gives the memory to KVM, one slot for each range.
+    pub fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        for (slot, region) in (0..).zip(self.map.iter()) {
+            let (gpa, len) = (region.start_addr().0, region.len());
+            let kvm_region = kvm_userspace_memory_region {
+                slot,
+                guest_phys_addr: gpa,
+                memory_size: len,
+                userspace_addr: region.as_ptr() as u64,
+                flags: 0,
+            };
+            // SAFETY: the range is mapped, does not overlap another slot (`map` was built from disjoint ranges), and `Machine`
+            // drops the VM before its memory.
+            unsafe { vm.set_user_memory_region(kvm_region) }.map_err(|error| {
+                MemoryError::Slot {
+                    slot,
+                    gpa,
+                    len,
+                    source: error.into(),
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn map(ranges: &[RamRange], file: Option<&Arc<File>>) -> Result<GuestMemory, MemoryError> {
+    let mut regions = Vec::with_capacity(ranges.len());
+    let mut offset = 0;
+    for range in ranges {
+        regions.push(map_range(
+            *range,
+            file.map(|f| FileOffset::from_arc(Arc::clone(f), offset)),
+        )?);
+        offset += range.len;
+    }
+    GuestMemory::from_regions(regions).map_err(|_| MemoryError::Layout)
+}
+
+fn map_range(
+    range: RamRange,
+    file: Option<FileOffset>,
+) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let RamRange {
+        start: GuestAddress(gpa),
+        len,
+    } = range;
+    let size = usize::try_from(len).map_err(|_| MemoryError::Layout)?;
+    let anonymous = if file.is_none() {
+        libc::MAP_ANONYMOUS
+    } else {
+        0
+    };
+    let mut builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous);
+    if let Some(file) = file {
+        builder = builder.with_file_offset(file);
+    }
+    let region = builder
+        .build()
+        .map_err(|source| MemoryError::Map { gpa, len, source })?;
+    GuestRegionMmap::new(region, range.start).ok_or(MemoryError::Layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    #[test]
+    fn anonymous_memory_has_the_gap() {
+        let memory = Memory::anonymous(4 << 30).unwrap();
+        assert!(memory.map().address_in_range(GuestAddress(0xbfff_ffff)));
+        assert!(!memory.map().address_in_range(GuestAddress(0xc000_0000)));
+        assert!(memory.map().address_in_range(GuestAddress(0x1_0000_0000)));
+        assert!(memory.backing().is_none());
+    }
+
+    #[test]
+    fn writes_to_restored_memory_do_not_reach_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"snapshot").unwrap();
+        file.set_len(32 << 20).unwrap();
+        let again = file.try_clone().unwrap();
+        let memory = Memory::from_file(32 << 20, file).unwrap();
+        let mut bytes = [0; 8];
+        memory
+            .map()
+            .read_slice(&mut bytes, GuestAddress(0))
+            .unwrap();
+        assert_eq!(&bytes, b"snapshot");
+        memory
+            .map()
+            .write_slice(b"changed!", GuestAddress(0))
+            .unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&again, &mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"snapshot");
+    }
+}

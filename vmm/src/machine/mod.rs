@@ -1,0 +1,283 @@
+//! The machine: memory, vCPUs, interrupt controllers, devices. One owner, the controller; no API type in here.
+
+mod boot_state;
+pub mod console;
+mod cpuid;
+mod devices;
+pub mod events;
+mod gate;
+mod host;
+mod host_fit;
+pub mod layout;
+pub mod memory;
+mod platform;
+mod restore;
+mod save;
+pub mod state;
+mod vcpu;
+mod vcpu_state;
+mod vcpus;
+
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmgenie_devices::Persist;
+use vmgenie_devices::vmgenid::{VmGenIdError, VmGenIdState};
+
+use crate::boot::{self, BootError};
+use crate::config::{BootSource, MachineConfig};
+use crate::controller::command::Generation;
+use crate::generation::GenerationError;
+
+use boot_state::BootStateError;
+use console::ConsoleOutput;
+pub use devices::DeviceError;
+use devices::Devices;
+pub(crate) use devices::monotonic_ns;
+use events::EventSender;
+pub use host::{Host, HostError};
+use memory::{Memory, MemoryError};
+use platform::PlatformError;
+pub use restore::RestoreError;
+pub use save::SaveError;
+use vcpu::{Vcpu, VcpuError};
+pub use vcpus::Standstill;
+use vcpus::VcpuSet;
+
+/// The guest's memory does not fit the host's CPU.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "{memory_mib} MiB of guest memory end at {end:#x}, beyond the {bits} bits of physical address that this host's CPU has"
+)]
+pub struct AddressBitsError {
+    /// The size of the memory in MiB.
+    pub memory_mib: u64,
+    /// Where it ends.
+    pub end: u64,
+    /// Bits of physical address.
+    pub bits: u32,
+}
+
+/// Why a machine could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The guest's memory does not fit the host's CPU.
+    #[error(transparent)]
+    AddressBits(#[from] AddressBitsError),
+    /// Memory.
+    #[error("could not set up the guest's memory")]
+    Memory(#[from] MemoryError),
+    /// Interrupt controllers, clock, PIT.
+    #[error("could not set up the interrupt controllers")]
+    Platform(#[from] PlatformError),
+    /// A vCPU.
+    #[error("could not set up the vCPUs")]
+    Vcpu(#[from] VcpuError),
+    /// CPUID.
+    #[error("could not set up the CPUID of a vCPU")]
+    Cpuid(#[from] cpuid::TooManyEntries),
+    /// Devices.
+    #[error("could not set up the devices")]
+    Devices(#[from] DeviceError),
+    /// The generation ID.
+    #[error("could not set up the generation ID")]
+    VmGenId(#[from] VmGenIdError),
+    /// Kernel and initrd.
+    #[error("could not load the guest")]
+    Boot(#[from] BootError),
+    /// The first registers.
+    #[error("could not set the registers in which the guest starts")]
+    BootState(#[from] BootStateError),
+}
+
+/// Where a machine's console and events go.
+#[derive(Debug)]
+pub struct MachineIo {
+    /// Takes what the guest writes to its serial port.
+    pub console: ConsoleOutput,
+    /// Takes what ends the machine.
+    pub events: EventSender,
+}
+
+/// A machine. It is built standing still.
+///
+/// The fields are dropped in this order: the vCPUs' threads end before the VM goes, and the VM before its memory.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: VcpuSet,
+    devices: Devices,
+    vm: Arc<VmFd>,
+    memory: Memory,
+    config: MachineConfig,
+    pit: bool,
+    /// An attempt to begin a new generation has failed: guest memory may hold half an ID, and no vCPU may run.
+    generation_owed: bool,
+}
+
+impl Machine {
+    /// Builds a machine in `vm` (an empty one) that will boot `source`. At a reboot it keeps its generation, which `last` is.
+    pub fn boot(
+        host: &Host,
+        vm: VmFd,
+        config: MachineConfig,
+        source: &BootSource,
+        last: Option<&VmGenIdState>,
+        io: MachineIo,
+    ) -> Result<Self, BuildError> {
+        check_address_bits(host, config)?;
+        let bytes = config.memory_bytes();
+        let memory = Memory::anonymous(bytes)?;
+        let vm = Arc::new(vm);
+        // Memory slots come first: after the interrupt controllers they would cost milliseconds.
+        memory.register(&vm)?;
+        let pit = host.needs_pit();
+        platform::create(&vm, pit)?;
+        let images = boot::load(memory.map(), bytes, source)?;
+        let vmgenid = devices::boot_vmgenid(memory.map(), bytes, last)?;
+        let devices = Devices::new(&vm, vmgenid, io.console, &io.events)?;
+        let rsdp = devices.write_acpi(memory.map(), config.vcpus())?;
+        let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
+        let vcpus = (0..config.vcpus())
+            .map(|index| {
+                let cpuid = cpuid::for_vcpu(&host.cpuid, index, config.vcpus(), host.tsc_deadline)?;
+                let vcpu = Vcpu::new(&vm, index, cpuid)?;
+                boot_state::set_common(&vcpu.fd)?;
+                if index == 0 {
+                    boot_state::set_entry(&vcpu.fd, entry)?;
+                }
+                Ok(vcpu)
+            })
+            .collect::<Result<Vec<_>, BuildError>>()?;
+        let vcpus = VcpuSet::spawn(vcpus, &devices.bus, &io.events)?;
+        Ok(Self {
+            vcpus,
+            devices,
+            vm,
+            memory,
+            config,
+            pit,
+            generation_owed: false,
+        })
+    }
+
+    /// Lets the vCPUs run. A machine whose new generation could not be begun gets another attempt first.
+    ///
+    /// # Errors
+    /// That attempt has failed as well; the vCPUs stand still.
+    pub fn resume(&mut self, host: &Host) -> Result<(), GenerationError> {
+        if self.generation_owed {
+            self.begin_generation()?;
+        }
+        self.vcpus.run(host);
+        Ok(())
+    }
+
+    /// Stops the vCPUs.
+    pub fn pause(&mut self) {
+        self.vcpus.stop();
+    }
+
+    /// Do the vCPUs run?
+    pub fn is_running(&self) -> bool {
+        self.vcpus.is_running()
+    }
+
+    /// vCPUs and memory.
+    pub fn config(&self) -> MachineConfig {
+        self.config
+    }
+
+    /// The present generation.
+    pub fn generation(&self) -> Generation {
+        let vmgenid = &self.devices.vmgenid;
+        Generation {
+            id: vmgenid.id(),
+            changes: vmgenid.changes(),
+            since: vmgenid.changed_at(),
+        }
+    }
+
+    /// The generation as it is saved; a machine that boots again keeps it.
+    pub fn generation_state(&self) -> VmGenIdState {
+        self.devices.vmgenid.save()
+    }
+
+    /// Begins a new generation; the vCPUs run afterwards if they ran before. After an error they stand still, until an attempt
+    /// succeeds.
+    pub fn new_generation(&mut self, host: &Host) -> Result<Generation, GenerationError> {
+        let ran = self.is_running();
+        self.pause();
+        self.begin_generation()?;
+        if ran {
+            self.resume(host)?;
+        }
+        Ok(self.generation())
+    }
+
+    /// Begins a new generation of a machine that stands still.
+    fn begin_generation(&mut self) -> Result<(), GenerationError> {
+        self.generation_owed = true;
+        let Self {
+            vcpus,
+            devices,
+            memory,
+            ..
+        } = self;
+        let Some(standstill) = vcpus.standstill() else {
+            unreachable!("callers have stopped the vCPUs, and `self` is borrowed exclusively");
+        };
+        devices.begin_generation(standstill, memory.map())?;
+        self.generation_owed = false;
+        Ok(())
+    }
+
+    /// Gives the guest console input; returns how many bytes it took. None if a vCPU is busy with the serial port, perhaps for
+    /// milliseconds: try again.
+    pub fn console_input(&self, bytes: &[u8]) -> Option<usize> {
+        let mut serial = self.devices.try_serial()?;
+        let room = serial.room().min(bytes.len());
+        Some(match serial.enqueue(&bytes[..room]) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::warn!(%error, "console input");
+                room
+            }
+        })
+    }
+
+    /// Writes console output that waits for its reader; true if some still does, or if a vCPU is busy with the serial port.
+    pub fn flush_console(&self) -> bool {
+        let Some(mut serial) = self.devices.try_serial() else {
+            return true;
+        };
+        serial
+            .output_mut()
+            .is_some_and(ConsoleOutput::flush_waiting)
+    }
+
+    /// The PM timer's interrupt is due: raises it, and says when the next one is.
+    pub fn pm_timer_tick(&self) -> Option<u64> {
+        let mut pm = self.devices.pm();
+        if let Err(error) = pm.tick() {
+            tracing::warn!(%error, "PM timer");
+        }
+        pm.next_timer_edge()
+    }
+}
+
+/// Does the guest's memory lie within the physical addresses of the host's CPU?
+fn check_address_bits(host: &Host, config: MachineConfig) -> Result<(), AddressBitsError> {
+    let end = layout::ram_ranges(config.memory_bytes())
+        .last()
+        .map_or(0, |range| range.start.0 + range.len);
+    let bits = host.physical_address_bits();
+    if bits < 64 && end > 1 << bits {
+        return Err(AddressBitsError {
+            memory_mib: config.memory_mib(),
+            end,
+            bits,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! Restoring a machine. What is on this path is paid by every clone: each system call counts.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmgenie_devices::vmgenid::{VmGenId, VmGenIdError};
+
+use super::devices::{DeviceError, DeviceStates, Devices};
+use super::events::MachineEvent;
+use super::host_fit::{self, HostFitError};
+use super::memory::{Memory, MemoryError};
+use super::platform::{self, PlatformError};
+use super::state::{MachineState, PlatformState, VcpuState};
+use super::vcpu::{Vcpu, VcpuError};
+use super::vcpu_state::{self, VcpuStateError};
+use super::vcpus::VcpuSet;
+use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits, layout};
+use crate::config::{ConfigError, MachineConfig};
+use crate::controller::command::RestoreAs;
+use crate::generation::GenerationError;
+use crate::snapshot::{StateError, StateReader};
+
+/// Why a machine could not be restored.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The state file.
+    #[error("could not decode the state file")]
+    State(#[from] StateError),
+    /// The state is out of range.
+    #[error("the state file describes an impossible machine")]
+    Config(#[from] ConfigError),
+    /// The state contradicts itself.
+    #[error("the state file contradicts itself: {0}")]
+    Contradiction(String),
+    /// The host lacks something.
+    #[error("the snapshot does not fit this host")]
+    HostFit(#[from] HostFitError),
+    /// The guest's memory does not fit the host's CPU.
+    #[error("the snapshot does not fit this host")]
+    AddressBits(#[from] AddressBitsError),
+    /// Memory.
+    #[error("could not set up the guest's memory")]
+    Memory(#[from] MemoryError),
+    /// Interrupt controllers, clock, PIT.
+    #[error("could not restore the interrupt controllers")]
+    Platform(#[from] PlatformError),
+    /// A vCPU could not be made.
+    #[error("could not set up the vCPUs")]
+    Vcpu(#[from] VcpuError),
+    /// A vCPU's state.
+    #[error("could not restore vCPU {index}")]
+    VcpuState {
+        /// The number of the vCPU.
+        index: u8,
+        /// Why.
+        #[source]
+        source: VcpuStateError,
+    },
+    /// Devices.
+    #[error("could not restore the devices")]
+    Devices(#[from] DeviceError),
+    /// The generation ID.
+    #[error("could not restore the generation ID")]
+    VmGenId(#[from] VmGenIdError),
+    /// The new generation.
+    #[error("could not begin a new generation")]
+    Generation(#[from] GenerationError),
+}
+
+/// Everything that a state file says, checked against itself.
+struct SavedMachine {
+    config: MachineConfig,
+    vcpus: Vec<VcpuState>,
+    platform: PlatformState,
+    devices: DeviceStates,
+    vmgenid: VmGenId,
+}
+
+impl SavedMachine {
+    fn read(mut reader: StateReader) -> Result<Self, RestoreError> {
+        let machine: MachineState = reader.take()?;
+        let config = MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?;
+        let vcpus: Vec<VcpuState> = reader.take_all()?;
+        let platform = reader.take()?;
+        let devices = DeviceStates {
+            pm: reader.take()?,
+            serial: reader.take()?,
+            vmgenid: reader.take()?,
+        };
+        let memory_length = reader.header().memory_length;
+        reader.finish()?;
+        if vcpus.len() != usize::from(config.vcpus()) {
+            return contradiction(format!("{} vCPUs of {}", vcpus.len(), config.vcpus()));
+        }
+        if memory_length != config.memory_bytes() {
+            return contradiction(format!(
+                "{memory_length} bytes of memory of {}",
+                config.memory_bytes()
+            ));
+        }
+        let vmgenid = VmGenId::from_state(&devices.vmgenid.0)?;
+        let expected = layout::generation_id(config.memory_bytes()).0;
+        if vmgenid.gpa() != expected {
+            return contradiction(format!(
+                "the generation ID lies at {:#x}, not at {expected:#x}",
+                vmgenid.gpa()
+            ));
+        }
+        Ok(Self {
+            config,
+            vcpus,
+            platform,
+            devices,
+            vmgenid,
+        })
+    }
+}
+
+fn contradiction<T>(what: String) -> Result<T, RestoreError> {
+    Err(RestoreError::Contradiction(what))
+}
+
+impl Machine {
+    /// Builds the machine that `reader` and `memory` hold in `vm` (an empty one), standing still. With [`RestoreAs::New`] a new
+    /// generation has begun.
+    ///
+    /// The order: everything is checked before anything is built. Memory slots come before the interrupt controllers (after them
+    /// they would cost milliseconds). The new generation comes after the states of interrupt controllers and devices, which would
+    /// overwrite its event.
+    pub fn restore(
+        host: &Host,
+        vm: VmFd,
+        reader: StateReader,
+        memory: File,
+        restore_as: RestoreAs,
+        io: MachineIo,
+    ) -> Result<Self, RestoreError> {
+        let saved = SavedMachine::read(reader)?;
+        saved
+            .vcpus
+            .iter()
+            .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
+        check_address_bits(host, saved.config)?;
+        let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
+        let vm = Arc::new(vm);
+        memory.register(&vm)?;
+        let pit = saved.platform.pit.is_some();
+        platform::create(&vm, pit)?;
+        platform::restore(&vm, &saved.platform)?;
+        let vcpus = (0..)
+            .zip(&saved.vcpus)
+            .map(|(index, state)| restore_vcpu(host, &vm, index, state))
+            .collect::<Result<Vec<_>, _>>()?;
+        platform::restore_clock(&vm, &saved.platform)?;
+        let devices = Devices::new(&vm, saved.vmgenid, io.console, &io.events)?;
+        devices.restore(&saved.devices)?;
+        devices.sync_lines()?;
+        if let edge @ Some(_) = devices.pm().next_timer_edge() {
+            io.events.send(MachineEvent::PmTimer(edge));
+        }
+        let vcpus = VcpuSet::spawn(vcpus, &devices.bus, &io.events)?;
+        let mut machine = Self {
+            vcpus,
+            devices,
+            vm,
+            memory,
+            config: saved.config,
+            pit,
+            generation_owed: false,
+        };
+        match restore_as {
+            RestoreAs::New => machine.begin_generation()?,
+            // No event. The memory file holds this ID already, unless the guest has written there.
+            RestoreAs::Keep => machine.devices.vmgenid.write_to(machine.memory.map())?,
+        }
+        Ok(machine)
+    }
+}
+
+fn restore_vcpu(
+    host: &Host,
+    vm: &VmFd,
+    index: u8,
+    state: &VcpuState,
+) -> Result<Vcpu, RestoreError> {
+    let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| {
+        RestoreError::Contradiction(format!(
+            "vCPU {index} has {} CPUID entries",
+            state.cpuid.len()
+        ))
+    })?;
+    let vcpu = Vcpu::new(vm, index, cpuid)?;
+    vcpu_state::restore(host, &vcpu.fd, state)
+        .map_err(|source| RestoreError::VcpuState { index, source })?;
+    Ok(vcpu)
+}

@@ -1,0 +1,106 @@
+//! Saving a machine that stands still.
+
+use std::ptr::NonNull;
+
+use thiserror::Error;
+use vm_memory::GuestMemoryBackend;
+
+use super::platform::{self, PlatformError};
+use super::state::{MachineState, VcpuState};
+use super::vcpu_state::{self, VcpuStateError};
+use super::{Host, Machine};
+use crate::snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
+
+/// Why a machine could not be saved.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The vCPUs run.
+    #[error("the microVM runs; pause it first")]
+    Running,
+    /// Guest memory may hold half an ID.
+    #[error(
+        "the machine's new generation could not be begun yet; try that again first (PUT /generation)"
+    )]
+    GenerationOwed,
+    /// A vCPU.
+    #[error("could not save vCPU {index}")]
+    Vcpu {
+        /// The number of the vCPU.
+        index: u8,
+        /// Why.
+        #[source]
+        source: VcpuStateError,
+    },
+    /// Interrupt controllers, clock, PIT.
+    #[error("could not save the interrupt controllers")]
+    Platform(#[from] PlatformError),
+    /// Encoding.
+    #[error("could not encode the state")]
+    Encode(#[from] WriteStateError),
+    /// Guest memory.
+    #[error("could not describe the guest's memory")]
+    Memory(#[from] MemorySourceError),
+}
+
+impl Machine {
+    /// The content of the state file of snapshot `id`.
+    ///
+    /// # Errors
+    /// The vCPUs must stand still; KVM's errors.
+    pub fn save(&self, host: &Host, id: SnapshotId) -> Result<Vec<u8>, SaveError> {
+        let standstill = self.vcpus.standstill().ok_or(SaveError::Running)?;
+        if self.generation_owed {
+            return Err(SaveError::GenerationOwed);
+        }
+        let vcpus = standstill
+            .vcpus()
+            .map(|vcpu| {
+                vcpu_state::save(host, &vcpu.fd, &vcpu.cpuid).map_err(|source| SaveError::Vcpu {
+                    index: vcpu.index,
+                    source,
+                })
+            })
+            .collect::<Result<Vec<VcpuState>, _>>()?;
+        let platform = platform::save(&self.vm, self.pit)?;
+        let devices = self.devices.save();
+        let machine = MachineState {
+            vcpus: self.config.vcpus(),
+            memory_mib: self.config.memory_mib(),
+        };
+        let mut writer = StateWriter::new(id, self.config.memory_bytes());
+        writer
+            .part(&machine)?
+            .parts(&vcpus)?
+            .part(&platform)?
+            .part(&devices.pm)?
+            .part(&devices.serial)?
+            .part(&devices.vmgenid)?;
+        Ok(writer.finish()?)
+    }
+
+    /// The guest's memory, for the memory file.
+    ///
+    /// # Errors
+    /// The vCPUs must stand still, and for as long as the sources are used: they borrow the machine, which only runs when it is
+    /// borrowed exclusively.
+    pub fn memory_sources(&self) -> Result<Vec<MemorySource<'_>>, SaveError> {
+        if self.is_running() {
+            return Err(SaveError::Running);
+        }
+        let mut offset = 0;
+        let mut sources = Vec::new();
+        for region in self.memory.map().iter() {
+            let address = NonNull::new(region.as_ptr()).unwrap_or(NonNull::dangling());
+            let len = region.size();
+            // SAFETY: the region stays mapped as long as `self` is borrowed, and nobody writes to it: no vCPU runs and none can be
+            // started (see above), and no device has a thread of its own.
+            let mut source = unsafe { MemorySource::new(address, len, offset) }?;
+            if let Some(base) = self.memory.backing() {
+                source = source.over(base, offset)?;
+            }
+            sources.push(source);
+            offset += len as u64;
+        }
+        Ok(sources)
+    }
+}

@@ -1,0 +1,103 @@
+//! What a snapshot holds of a machine besides its memory: plain data, no ioctl.
+
+use kvm_bindings::{
+    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use serde::{Deserialize, Serialize};
+use vmgenie_devices::DeviceState;
+use vmgenie_devices::pm::PowerManagementState;
+use vmgenie_devices::serial::SerialPortState;
+use vmgenie_devices::vmgenid::VmGenIdState;
+
+use crate::snapshot::Part;
+
+/// What the machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// The number of vCPUs.
+    pub vcpus: u8,
+    /// The size of guest memory in MiB.
+    pub memory_mib: u64,
+}
+
+impl Part for MachineState {
+    const TAG: &'static str = "machine";
+    const VERSION: u16 = 1;
+}
+
+/// One vCPU.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// The CPUID that the guest sees.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// All MSRs that the KVM lists and lets be read.
+    pub msrs: Vec<kvm_msr_entry>,
+    /// General-purpose registers.
+    pub regs: kvm_regs,
+    /// Segments and control registers.
+    pub sregs: kvm_sregs,
+    /// The PDPTEs of a guest in PAE mode, where the KVM tells them (`KVM_GET_SREGS2`).
+    pub pdptrs: Option<[u64; 4]>,
+    /// FPU and vector registers, in the layout of `XSAVE`.
+    pub xsave: Vec<u8>,
+    /// Extended control registers.
+    pub xcrs: kvm_xcrs,
+    /// Debug registers.
+    pub debug_regs: kvm_debugregs,
+    /// The local APIC.
+    pub lapic: kvm_lapic_state,
+    /// Pending exceptions, interrupts, NMI.
+    pub events: kvm_vcpu_events,
+    /// Running, halted, waiting for its start.
+    pub mp_state: kvm_mp_state,
+    /// The frequency of the TSC in kHz; 0 where the KVM does not know it.
+    pub tsc_khz: u32,
+    /// The shadow stack pointer, where the guest has shadow stacks (it is in no MSR).
+    pub shadow_stack_pointer: Option<u64>,
+}
+
+impl Part for VcpuState {
+    const TAG: &'static str = "vcpu";
+    const VERSION: u16 = 1;
+}
+
+/// The interrupt controllers, the guest's clock and the PIT if there is one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlatformState {
+    /// PIC 1, PIC 2 and IOAPIC, in this order.
+    pub irqchips: [kvm_irqchip; 3],
+    /// kvm-clock.
+    pub clock: kvm_clock_data,
+    /// The PIT.
+    pub pit: Option<kvm_pit_state2>,
+}
+
+impl Part for PlatformState {
+    const TAG: &'static str = "platform";
+    const VERSION: u16 = 1;
+}
+
+/// A device's state as a part of the file.
+macro_rules! device_part {
+    ($name:ident, $state:ty, $tag:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Debug, Clone, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $state);
+
+        impl Part for $name {
+            const TAG: &'static str = $tag;
+            const VERSION: u16 = <$state as DeviceState>::VERSION;
+        }
+    };
+}
+
+device_part!(
+    PmPart,
+    PowerManagementState,
+    "pm",
+    "PM1, GPE0 and the PM timer."
+);
+device_part!(SerialPart, SerialPortState, "com1", "The serial port.");
+device_part!(VmGenIdPart, VmGenIdState, "vmgenid", "The generation ID.");

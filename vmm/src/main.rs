@@ -1,0 +1,7 @@
+//! The vmgenie program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmgenie::cli::main()
+}

@@ -1,0 +1,251 @@
+//! Writing guest memory into a memory file: only what exists, and of that only what is not zero.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::MemorySource;
+use super::pagemap::{Pagemap, page_size};
+
+/// Bytes copied at once where the kernel does not copy by itself.
+const COPY_CHUNK: usize = 1 << 20;
+
+/// Why guest memory could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteMemoryError {
+    /// The stretches of memory do not follow each other in the file.
+    #[error(
+        "Guest memory for offset {found:#x} of the memory file does not follow what ends at \
+         {expected:#x}"
+    )]
+    NotContiguous {
+        /// Offset of the stretch.
+        found: u64,
+        /// End of the stretches before it.
+        expected: u64,
+    },
+    /// The file that a clone's memory is mapped from has become shorter.
+    #[error(
+        "The memory file that this machine was restored from has {actual} bytes, {needed} are \
+         needed: it was truncated"
+    )]
+    BaseTruncated {
+        /// Its length in bytes.
+        actual: u64,
+        /// Bytes that the mapping covers.
+        needed: u64,
+    },
+    /// What the base holds could not be copied.
+    #[error("Could not copy {length} bytes from the base memory file: {source}")]
+    CopyBase {
+        /// Bytes that were to be copied.
+        length: u64,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The file could not be given its length.
+    #[error("Could not make room for {length} bytes of guest memory: {source}")]
+    Resize {
+        /// Length in bytes, trailer included.
+        length: u64,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The kernel did not say which pages exist.
+    #[error("Could not find the touched pages of guest memory in /proc/self/pagemap: {0}")]
+    Pagemap(#[from] io::Error),
+    /// Pages could not be written.
+    #[error("Could not write {length} bytes of guest memory at offset {offset:#x}: {source}")]
+    Write {
+        /// Offset in the memory file.
+        offset: u64,
+        /// Length in bytes.
+        length: usize,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+/// What a memory file was made from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of guest memory that the file stands for.
+    pub memory_length: u64,
+    /// Bytes of memory that exist or, over a base, were changed.
+    pub touched: u64,
+    /// Bytes of those that were written; the rest was zero.
+    pub written: u64,
+}
+
+/// Checks that `sources` lie in the file one after the other from offset 0 on; returns the end.
+pub(super) fn total_length(sources: &[MemorySource<'_>]) -> Result<u64, WriteMemoryError> {
+    sources.iter().try_fold(0, |expected: u64, source| {
+        let found = source.file_offset();
+        match expected.checked_add(source.length() as u64) {
+            Some(end) if found == expected => Ok(end),
+            _ => Err(WriteMemoryError::NotContiguous { found, expected }),
+        }
+    })
+}
+
+/// Copies what the bases of `sources` hold. Reads only files, never guest memory.
+pub(super) fn copy_bases(out: &File, sources: &[MemorySource<'_>]) -> Result<(), WriteMemoryError> {
+    for source in sources {
+        if let Some((base, offset)) = source.base() {
+            copy_base(out, source, base, offset)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_base(
+    out: &File,
+    source: &MemorySource<'_>,
+    base: &File,
+    offset: u64,
+) -> Result<(), WriteMemoryError> {
+    let length = source.length() as u64;
+    let failed = |source| WriteMemoryError::CopyBase { length, source };
+    let actual = base.metadata().map_err(failed)?.len();
+    match offset.checked_add(length) {
+        Some(needed) if needed <= actual => {}
+        needed => {
+            let needed = needed.unwrap_or(u64::MAX);
+            return Err(WriteMemoryError::BaseTruncated { actual, needed });
+        }
+    }
+    let mut rest = offset..offset + length;
+    while let Some(data) = next_extent(base, &rest).map_err(failed)? {
+        let at = source.file_offset() + (data.start - offset);
+        copy_range(base, &data, out, at).map_err(failed)?;
+        rest.start = data.end;
+    }
+    Ok(())
+}
+
+/// The next stretch of `range` that is not a hole in `file`.
+fn next_extent(file: &File, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(range.start)) {
+        Ok(start) if start < range.end => start,
+        Ok(_) | Err(Errno::NXIO) => return Ok(None),
+        // A file system that knows no holes has data everywhere.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(range.clone())),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+    Ok(Some(start..end.min(range.end)))
+}
+
+/// Copies `range` of `base` to offset `at` of `out`, in the kernel where the file systems allow it:
+/// where they can, both files then share the blocks.
+fn copy_range(base: &File, range: &Range<u64>, out: &File, at: u64) -> io::Result<()> {
+    let mut from = range.start;
+    let mut to = at;
+    while from < range.end {
+        let left = usize::try_from(range.end - from).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(base, Some(&mut from), out, Some(&mut to), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
+                return copy_through_memory(base, from..range.end, out, to);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_through_memory(base: &File, range: Range<u64>, out: &File, at: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_CHUNK];
+    for from in range.clone().step_by(COPY_CHUNK) {
+        let length = (range.end - from).min(COPY_CHUNK as u64) as usize;
+        let chunk = &mut buffer[..length];
+        base.read_exact_at(chunk, from)?;
+        out.write_all_at(chunk, at + (from - range.start))?;
+    }
+    Ok(())
+}
+
+/// Writes the pages of `sources` that exist (over a base: that were changed) and are not zero.
+/// The bases have been copied.
+pub(super) fn write_changed(
+    out: &File,
+    sources: &[MemorySource<'_>],
+) -> Result<Written, WriteMemoryError> {
+    let mut pagemap = Pagemap::open()?;
+    let mut written = Written {
+        memory_length: total_length(sources)?,
+        ..Written::default()
+    };
+    for source in sources {
+        pagemap.changed(source.address(), source.length(), |run| {
+            written.touched += run.len() as u64;
+            written.written += write_run(out, source, run)?;
+            Ok::<_, WriteMemoryError>(())
+        })?;
+    }
+    Ok(written)
+}
+
+/// Writes one run of existing pages without those that are zero; returns the bytes written.
+fn write_run(
+    out: &File,
+    source: &MemorySource<'_>,
+    run: Range<usize>,
+) -> Result<u64, WriteMemoryError> {
+    let bytes = source.bytes(run.start, run.len());
+    let mut written = 0;
+    let mut pages = bytes.chunks(page_size()).map(is_zero).peekable();
+    let mut start = 0;
+    while let Some(zero) = pages.next() {
+        let mut length = page_size();
+        while pages.next_if_eq(&zero).is_some() {
+            length += page_size();
+        }
+        let offset = source.file_offset() + (run.start + start) as u64;
+        let stretch = &bytes[start..start + length];
+        let result = match (zero, source.base()) {
+            // A file that is new has a hole there already.
+            (true, None) => Ok(()),
+            (true, Some(_)) => clear(out, offset, stretch),
+            (false, _) => {
+                written += length as u64;
+                out.write_all_at(stretch, offset)
+            }
+        };
+        result.map_err(|source| WriteMemoryError::Write {
+            offset,
+            length,
+            source,
+        })?;
+        start += length;
+    }
+    Ok(written)
+}
+
+/// Makes a stretch of the file zero again that the base may have filled; `zeros` is as long.
+fn clear(out: &File, offset: u64, zeros: &[u8]) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(out, flags, offset, zeros.len() as u64) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => out.write_all_at(zeros, offset),
+        result => Ok(result?),
+    }
+}
+
+/// Whether a page is all zero. Most pages that are not show it in their first bytes.
+fn is_zero(page: &[u8]) -> bool {
+    const STEP: usize = 256;
+    page.chunks(STEP)
+        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+#[cfg(test)]
+#[path = "write_memory_tests.rs"]
+mod tests;
