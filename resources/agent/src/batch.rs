@@ -1,0 +1,207 @@
+//! Every test of some libtest binaries, each in a process of its own.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use vm_agent::{Outcome, Report, TestBinary, TestPlan, TestReport};
+
+use crate::supervise::{self, die_with_parent};
+
+/// One test to run.
+struct Test {
+    binary: String,
+    test: String,
+    name: String,
+    ignored: bool,
+}
+
+/// Runs the plan's tests and prints the output of each in one piece when it has ended.
+pub(crate) fn run(plan: &TestPlan) -> Report {
+    let tests = match list_all(plan) {
+        Ok(tests) => tests,
+        Err(message) => {
+            eprintln!("vm-agent: {message}");
+            return Report::of_status(1);
+        }
+    };
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..plan.jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(test) = tests.get(index) else { break };
+                    let (report, output) = run_one(test, plan.limit_secs, index);
+                    // A worker that panicked leaves the list as it was: a push is all or nothing.
+                    let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
+                    print_one(&report, &output, done.len() + 1, tests.len());
+                    done.push(report);
+                }
+            });
+        }
+    });
+    let tests = done.into_inner().unwrap_or_else(|e| e.into_inner());
+    let bad = |t: &TestReport| matches!(t.outcome, Outcome::Failed | Outcome::TimedOut);
+    Report {
+        status: i32::from(tests.iter().any(bad)),
+        tests,
+    }
+}
+
+/// The tests of all binaries that match the filter.
+fn list_all(plan: &TestPlan) -> Result<Vec<Test>, String> {
+    let mut tests = Vec::new();
+    for binary in &plan.binaries {
+        let ignored = list(binary, &["--ignored"])?;
+        for test in list(binary, &[])? {
+            let name = format!("{}::{test}", binary.name);
+            if plan.filter.as_ref().is_none_or(|text| name.contains(text)) {
+                tests.push(Test {
+                    binary: binary.path.clone(),
+                    ignored: ignored.contains(&test),
+                    test,
+                    name,
+                });
+            }
+        }
+    }
+    Ok(tests)
+}
+
+fn list(binary: &TestBinary, options: &[&str]) -> Result<Vec<String>, String> {
+    let output = Command::new(&binary.path)
+        .args(["--list", "--format", "terse"])
+        .args(options)
+        .output()
+        .map_err(|e| format!("could not list the tests of {}: {e}", binary.path))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!(
+            "{} --list ended with {}: {errors}",
+            binary.path, output.status
+        ));
+    }
+    Ok(parse_list(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The names in libtest's terse list, whose lines read `NAME: test`.
+fn parse_list(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Runs one test in a directory for temporary files of its own, which goes when it ends.
+fn run_one(test: &Test, limit_secs: u64, index: usize) -> (TestReport, Vec<u8>) {
+    let begun = Instant::now();
+    let (outcome, output) = if test.ignored {
+        (Outcome::Ignored, Vec::new())
+    } else {
+        let scratch = std::env::temp_dir().join(format!("t{}-{index}", std::process::id()));
+        let result =
+            fs::create_dir_all(&scratch).and_then(|()| execute(test, limit_secs, &scratch));
+        let _ = fs::remove_dir_all(&scratch);
+        result.unwrap_or_else(|error| {
+            let message = format!("could not run {}: {error}\n", test.binary);
+            (Outcome::Failed, message.into_bytes())
+        })
+    };
+    let report = TestReport {
+        name: test.name.clone(),
+        outcome,
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    (report, output)
+}
+
+/// Starts the test under a supervisor, which ends it at its limit, and waits for it.
+fn execute(test: &Test, limit_secs: u64, scratch: &Path) -> io::Result<(Outcome, Vec<u8>)> {
+    let path = scratch.join(".output");
+    let log = fs::File::create(&path)?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg("supervise")
+        .arg(limit_secs.to_string())
+        .args([&test.binary, "--exact", &test.test, "--nocapture"])
+        .env("TMPDIR", scratch)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0);
+    die_with_parent(&mut command);
+    let outcome = match command.spawn()?.wait()?.code() {
+        Some(0) => Outcome::Passed,
+        Some(supervise::STATUS_TIME_LIMIT) => Outcome::TimedOut,
+        _ => Outcome::Failed,
+    };
+    Ok((outcome, fs::read(&path)?))
+}
+
+/// Prints the test's output between its name and its outcome. Nobody to print to is no error.
+fn print_one(report: &TestReport, output: &[u8], number: usize, total: usize) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "--- [{number}/{total}] {}", report.name);
+    let _ = out.write_all(output);
+    if !output.is_empty() && !output.ends_with(b"\n") {
+        let _ = writeln!(out);
+    }
+    let word = match report.outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "FAILED",
+        Outcome::TimedOut => "FAILED (time limit)",
+        Outcome::Ignored => "ignored",
+    };
+    let _ = writeln!(out, "--- {} {word} in {:.1} s", report.name, report.seconds);
+    let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tests_are_taken_from_a_list() {
+        let text = "a::b: test\nfast: benchmark\nc: test\n\n";
+        assert_eq!(parse_list(text), ["a::b", "c"]);
+    }
+
+    fn shell_test(script: &str) -> Test {
+        // `sh -c` ignores the libtest options, which become its positional parameters.
+        let dir = tempdir();
+        let path = dir.join("script");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Test {
+            binary: path.to_str().unwrap().to_owned(),
+            test: "x".into(),
+            name: "b::x".into(),
+            ignored: false,
+        }
+    }
+
+    fn tempdir() -> std::path::PathBuf {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("vm-agent-test-{}-{n}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn an_ignored_test_is_reported_and_does_not_run() {
+        let mut test = shell_test("exit 1");
+        test.ignored = true;
+        let (report, output) = run_one(&test, 5, 900);
+        assert_eq!((report.outcome, output.len()), (Outcome::Ignored, 0));
+        fs::remove_dir_all(Path::new(&test.binary).parent().unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! What `cargo xtask` and the agent inside the KVM host say to each other.
+//!
+//! The job travels as one JSON file into the host, the report as one JSON line out of it. Both
+//! ends are built from the same tree in the same run, so neither carries a version.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the job lies in the emulated host's file system.
+pub const JOB_PATH: &str = "/job.json";
+/// Where the emulated host keeps its kernel modules; `order` there lists them, one name a line.
+pub const MODULES_DIR: &str = "/modules";
+/// The emulated host's disk, which has the guests' files.
+pub const GUEST_DISK: &str = "/dev/vda";
+/// Where that disk is mounted.
+pub const GUEST_DIR: &str = "/guest";
+/// The name of the virtio port that carries the command's input.
+pub const PORT_STDIN: &str = "vmgenie.stdin";
+/// The name of the virtio port that carries the command's output.
+pub const PORT_STDOUT: &str = "vmgenie.stdout";
+/// The name of the virtio port that carries the command's standard error.
+pub const PORT_STDERR: &str = "vmgenie.stderr";
+/// The name of the virtio port that carries the [`Report`].
+pub const PORT_REPORT: &str = "vmgenie.report";
+/// What the console of the emulated host says when the host is up.
+pub const HOST_IS_UP: &str = "vm-agent: the host is up";
+/// The I/O port at which the emulated host can be ended at once.
+pub const EXIT_PORT: u16 = 0xf4;
+/// The exit status that says that a command could not be started, as a shell has it.
+pub const STATUS_CANNOT_RUN: i32 = 127;
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Environment variables for every program that the job starts.
+    pub env: Vec<(String, String)>,
+    /// The work itself.
+    pub work: Work,
+}
+
+/// The kinds of work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// One program; its exit status is the job's.
+    Command {
+        /// The program and its arguments; never empty.
+        argv: Vec<String>,
+    },
+    /// One program on a terminal of its own that is connected to the standard streams.
+    Terminal {
+        /// The program and its arguments; never empty.
+        argv: Vec<String>,
+        /// The size of the terminal in character cells.
+        rows: u16,
+        /// See `rows`.
+        columns: u16,
+    },
+    /// Every test of some libtest binaries, each in a process of its own.
+    Tests(TestPlan),
+}
+
+/// Which tests run, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestPlan {
+    /// The test binaries.
+    pub binaries: Vec<TestBinary>,
+    /// Only tests whose `binary::name` contains this text.
+    pub filter: Option<String>,
+    /// How many tests run at once; at least 1.
+    pub jobs: usize,
+    /// A test that takes longer than so many seconds is killed and has failed.
+    pub limit_secs: u64,
+}
+
+/// One libtest binary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestBinary {
+    /// The name of the test target, as reports show it.
+    pub name: String,
+    /// The path of the file on the machine where the agent runs.
+    pub path: String,
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The exit status of the job: of its command, or 0 or 1 for tests.
+    pub status: i32,
+    /// One entry for each test of a [`Work::Tests`] job.
+    pub tests: Vec<TestReport>,
+}
+
+/// What became of a test.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TestReport {
+    /// `binary::name`.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long it ran, in seconds.
+    pub seconds: f64,
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It ended with status 0.
+    Passed,
+    /// It ended with another status, or by a signal.
+    Failed,
+    /// It was killed at its time limit.
+    TimedOut,
+    /// It is marked `#[ignore]` and did not run.
+    Ignored,
+}
+
+impl Report {
+    /// A report of a job that is only an exit status.
+    pub fn of_status(status: i32) -> Self {
+        Self {
+            status,
+            tests: Vec::new(),
+        }
+    }
+
+    /// Reads the report that a host wrote; `None` when it is missing or cut short, which is what
+    /// the death of a host in the middle looks like.
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text.lines().next()?).ok()
+    }
+
+    /// The one line that [`Report::parse`] reads.
+    ///
+    /// # Errors
+    /// None in practice: the types hold nothing that JSON cannot.
+    pub fn to_line(&self) -> serde_json::Result<String> {
+        Ok(serde_json::to_string(self)? + "\n")
+    }
+}
+
+/// The exit status that stands for a wait status, as a shell counts: a signal is 128 and its number.
+pub fn exit_status(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    #[test]
+    fn a_report_survives_the_trip_over_the_port() {
+        let report = Report {
+            status: 77,
+            tests: vec![TestReport {
+                name: "host::a".into(),
+                outcome: Outcome::TimedOut,
+                seconds: 1.5,
+            }],
+        };
+        assert_eq!(Report::parse(&report.to_line().unwrap()), Some(report));
+    }
+
+    #[test]
+    fn a_report_cut_short_at_any_byte_is_no_report() {
+        let line = Report::of_status(0).to_line().unwrap();
+        for end in 0..line.len() - 1 {
+            assert_eq!(Report::parse(&line[..end]), None, "{:?}", &line[..end]);
+        }
+    }
+
+    #[test]
+    fn a_job_survives_the_trip_into_the_host() {
+        let job = Job {
+            env: vec![("A".into(), "b c".into())],
+            work: Work::Terminal {
+                argv: vec!["/bin/sh".into()],
+                rows: 24,
+                columns: 80,
+            },
+        };
+        let text = serde_json::to_string(&job).unwrap();
+        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
+    }
+
+    #[test]
+    fn a_signal_counts_as_128_and_its_number() {
+        assert_eq!(exit_status(ExitStatus::from_raw(77 << 8)), 77);
+        assert_eq!(exit_status(ExitStatus::from_raw(libc::SIGKILL)), 137);
+    }
+}

@@ -1,0 +1,85 @@
+//! The agent: runs one job in the KVM host and reports what became of it.
+//!
+//! As process 1 of the emulated host it sets the machine up, starts itself again as an ordinary
+//! process for the job, collects orphans meanwhile, and ends the machine. On a machine with a KVM
+//! of its own only the second half is used.
+
+mod batch;
+mod command;
+mod init;
+mod supervise;
+
+use std::fs;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use vm_agent::{Job, Report, STATUS_CANNOT_RUN, Work};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        _ if std::process::id() == 1 => init::run(),
+        [_, "run", job, report] => run_job(job, report),
+        [_, "supervise", secs, program, rest @ ..] => match secs.parse() {
+            Ok(secs) => supervise::run(Duration::from_secs(secs), program, rest),
+            Err(_) => usage(),
+        },
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: vm-agent run JOB REPORT | vm-agent supervise SECONDS PROGRAM ARGS...");
+    ExitCode::from(2)
+}
+
+/// Runs the job in the file `job` and writes its report to `report`.
+fn run_job(job: &str, report: &str) -> ExitCode {
+    let result = match read_job(job) {
+        Ok(job) => run_work(&job),
+        Err(message) => {
+            eprintln!("vm-agent: {message}");
+            Report::of_status(STATUS_CANNOT_RUN)
+        }
+    };
+    if let Err(message) = write_report(report, &result) {
+        eprintln!("vm-agent: {message}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn read_job(path: &str) -> Result<Job, String> {
+    let text = fs::read(path).map_err(|e| format!("could not read the job {path}: {e}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("could not understand the job {path}: {e}"))
+}
+
+fn run_work(job: &Job) -> Report {
+    for (name, value) in &job.env {
+        // SAFETY: the agent has no second thread yet; it starts some only inside `work`.
+        unsafe { std::env::set_var(name, value) };
+    }
+    match &job.work {
+        Work::Command { argv } => Report::of_status(command::run(argv)),
+        Work::Terminal {
+            argv,
+            rows,
+            columns,
+        } => Report::of_status(command::run_on_terminal(argv, *rows, *columns)),
+        Work::Tests(plan) => batch::run(plan),
+    }
+}
+
+/// One write, so that a reader sees all of the report or none.
+fn write_report(path: &str, report: &Report) -> Result<(), String> {
+    let line = report.to_line().map_err(|e| e.to_string())?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .map_err(|e| format!("could not write the report to {path}: {e}"))
+}

@@ -1,0 +1,184 @@
+//! Programs of this workspace, built static so that they run in the emulated host.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use vm_agent::TestBinary;
+
+use crate::lifetime;
+
+/// Naming the target keeps the flags below away from build scripts.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const STATIC: &str = "-Ctarget-feature=+crt-static";
+
+/// The package with the integration tests, the demo and the benchmarks.
+pub(crate) const TESTS_PACKAGE: &str = "vmgenie-tests";
+
+/// How programs are optimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For tests: quick to build.
+    VmTest,
+    /// As shipped.
+    Release,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::VmTest => "vmtest",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo(args: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.args(args).current_dir(workspace());
+    command
+}
+
+fn workspace() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_path_buf()
+}
+
+/// The static executables of one build.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Built {
+    /// The agent.
+    pub(crate) agent: PathBuf,
+    /// The `vmgenie` program, if it was wanted.
+    pub(crate) vmgenie: Option<PathBuf>,
+    /// The program of the tests package that was wanted.
+    pub(crate) program: Option<PathBuf>,
+    /// The binaries of the integration tests, if they were wanted.
+    pub(crate) tests: Vec<TestBinary>,
+}
+
+/// What to build besides the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted<'a> {
+    /// Nothing else.
+    Agent,
+    /// The `vmgenie` program.
+    Vmgenie,
+    /// It, and a program of the tests package.
+    Program(&'a str),
+    /// It, and the integration tests.
+    Tests,
+}
+
+/// Builds all that is wanted in one run of cargo, so that packages that several of them use are
+/// built once, with one set of features.
+pub(crate) fn build(profile: Profile, wanted: Wanted) -> Result<Built> {
+    let mut command = cargo(&[
+        "build",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]);
+    command
+        .args(["--profile", profile.name(), "--target", TARGET])
+        .args(["-p", "vm-agent", "--bin", "vm-agent"]);
+    if wanted != Wanted::Agent {
+        command.args(["-p", "vmgenie", "--bin", "vmgenie"]);
+    }
+    match wanted {
+        Wanted::Agent | Wanted::Vmgenie => {}
+        Wanted::Program(name) => {
+            command.args(["-p", TESTS_PACKAGE, "--bin", name]);
+        }
+        Wanted::Tests => {
+            command.args(["-p", TESTS_PACKAGE, "--test", "*"]);
+            // Tests kill the program at each step of writing a snapshot.
+            command.args(["--features", "vmgenie/fault-injection"]);
+        }
+    }
+    eprintln!("building ({} profile)", profile.name());
+    command
+        .env("CARGO_ENCODED_RUSTFLAGS", STATIC)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = lifetime::bind(&mut command)
+        .output()
+        .context("could not run cargo")?;
+    if !output.status.success() {
+        bail!("cargo could not build what is to run");
+    }
+    sort(&String::from_utf8_lossy(&output.stdout), wanted)
+}
+
+/// Finds what was wanted in cargo's messages.
+fn sort(messages: &str, wanted: Wanted) -> Result<Built> {
+    let found = executables(messages);
+    let program = |name: &str| {
+        found
+            .iter()
+            .find(|(kind, binary)| kind == "bin" && binary.name == name)
+            .map(|(_, binary)| PathBuf::from(&binary.path))
+    };
+    Ok(Built {
+        agent: program("vm-agent").context("cargo built no vm-agent")?,
+        vmgenie: program("vmgenie"),
+        program: match wanted {
+            Wanted::Program(name) => {
+                Some(program(name).with_context(|| format!("cargo built no {name}"))?)
+            }
+            _ => None,
+        },
+        tests: found
+            .iter()
+            .filter(|(kind, _)| kind == "test")
+            .map(|(_, binary)| binary.clone())
+            .collect(),
+    })
+}
+
+/// The kind of target and the executable of each message that has one.
+fn executables(messages: &str) -> Vec<(String, TestBinary)> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter_map(|message| {
+            let target = &message["target"];
+            let binary = TestBinary {
+                name: target["name"].as_str()?.to_owned(),
+                path: message["executable"].as_str()?.to_owned(),
+            };
+            Some((target["kind"][0].as_str()?.to_owned(), binary))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGES: &str = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"x"},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"vm-agent"},"executable":"/t/vm-agent"}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"host"},"executable":"/t/host-1"}
+{"reason":"build-finished","success":true}
+not json"#;
+
+    #[test]
+    fn programs_and_tests_are_told_apart_in_cargo_s_messages() {
+        let built = sort(MESSAGES, Wanted::Tests).unwrap();
+        assert_eq!(built.agent, Path::new("/t/vm-agent"));
+        assert_eq!(built.vmgenie, None);
+        assert_eq!(built.tests.len(), 1);
+        assert_eq!(built.tests[0].name, "host");
+    }
+
+    #[test]
+    fn a_wanted_program_that_was_not_built_is_an_error() {
+        assert!(sort(MESSAGES, Wanted::Program("demo")).is_ok());
+        assert!(sort(MESSAGES, Wanted::Program("bench")).is_err());
+        assert!(sort("", Wanted::Agent).is_err());
+    }
+}

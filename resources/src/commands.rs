@@ -1,0 +1,234 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use vm_agent::Work;
+
+use crate::build::{self, Profile, Wanted};
+use crate::detect::{self, Kvm};
+use crate::host::{self, Request, SharedFile};
+use crate::setup;
+use crate::testing::{self, Part};
+
+/// Makes what a VM needs, and runs programs on a KVM that can boot Linux.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Get and build everything that VMs need: tools, toolchain, kernels, initramfs. Does only
+    /// what is missing.
+    Setup,
+    /// Run a static program on a KVM: this machine's own if it can boot Linux, else in an
+    /// emulated host. Its output and exit status are passed on; its input is empty.
+    ///
+    /// The status is 125 if the host itself failed and 127 if the program could not be started.
+    KvmHost(KvmHost),
+    /// Run all tests: format, clippy, unit and doc tests, then real guests on a KVM.
+    Test(Test),
+    /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
+    Demo(Passed),
+    /// Measure: `restore`, `boot` or `create`.
+    Bench(Passed),
+}
+
+#[derive(Debug, Args)]
+struct KvmHost {
+    /// A file to have in the emulated host, by default at the same path.
+    #[arg(long = "file", value_name = "HOST_PATH[:GUEST_PATH]")]
+    files: Vec<String>,
+    /// End the command after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Put the command, by default a shell, on a terminal of its own.
+    #[arg(long)]
+    shell: bool,
+    /// Do not build the vmgenie program for VMGENIE_BIN.
+    #[arg(long)]
+    no_vmgenie: bool,
+    /// The program, a static one, and its arguments.
+    #[arg(last = true, required_unless_present = "shell")]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Test {
+    /// Run only the tests on a KVM whose `binary::name` contains this text.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    /// Run only one part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// How many tests on a KVM run at once.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// End a test on a KVM after so many seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    limit: u64,
+}
+
+#[derive(Debug, Args)]
+struct Passed {
+    /// Arguments for the program.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs the command and returns the exit status.
+pub(crate) fn run(arguments: Arguments) -> Result<i32> {
+    match arguments.command {
+        Subcommands::Setup => {
+            let resources = setup::setup()?;
+            println!("guests: {}", resources.guests.display());
+            Ok(0)
+        }
+        Subcommands::KvmHost(options) => kvm_host(options),
+        Subcommands::Test(options) => testing::run(testing::Options {
+            filter: options.filter,
+            only: options.only,
+            jobs: options.jobs,
+            limit_secs: options.limit,
+        }),
+        Subcommands::Demo(passed) => program("demo", passed.arguments, detect::detect()?),
+        Subcommands::Bench(passed) => {
+            let kvm = bench_kvm(&passed.arguments)?;
+            program("bench", passed.arguments, kvm)
+        }
+    }
+}
+
+fn kvm_host(options: KvmHost) -> Result<i32> {
+    let kvm = detect::detect()?;
+    let resources = setup::setup()?;
+    let work = match options.shell {
+        true => {
+            let (rows, columns) = host::terminal_size();
+            let argv = match options.command.is_empty() {
+                true => vec!["sh".to_owned()],
+                false => options.command,
+            };
+            Work::Terminal {
+                argv,
+                rows,
+                columns,
+            }
+        }
+        false => Work::Command {
+            argv: options.command,
+        },
+    };
+    let files: Result<_> = options.files.iter().map(|file| shared_file(file)).collect();
+    let wanted = match options.no_vmgenie {
+        true => Wanted::Agent,
+        false => Wanted::Vmgenie,
+    };
+    let built = build::build(Profile::VmTest, wanted)?;
+    let request = Request {
+        work,
+        files: files?,
+        agent: built.agent,
+        vmgenie: built.vmgenie,
+        timeout_secs: options.timeout,
+    };
+    Ok(host::run(kvm, &resources, &request)?.status)
+}
+
+/// Reads `HOST_PATH[:GUEST_PATH]`.
+fn shared_file(text: &str) -> Result<SharedFile> {
+    let (from, to) = match text.split_once(':') {
+        Some((from, to)) => (from, Some(to)),
+        None => (text, None),
+    };
+    let from = PathBuf::from(from)
+        .canonicalize()
+        .with_context(|| format!("could not find {from}"))?;
+    let to = match to {
+        Some(to) => to.to_owned(),
+        None => from.to_string_lossy().into_owned(),
+    };
+    Ok(SharedFile { from, to })
+}
+
+/// What a restore or a snapshot costs on the host side can be measured on any KVM; a boot cannot.
+fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
+    let host_side = arguments
+        .first()
+        .is_some_and(|name| name == "restore" || name == "create");
+    if host_side && std::env::var_os("VMGENIE_KVM").is_none() && detect::kvm_opens() {
+        return Ok(Kvm::Native);
+    }
+    detect::detect()
+}
+
+/// Runs a program of the tests package, as it would be shipped.
+fn program(name: &str, arguments: Vec<String>, kvm: Kvm) -> Result<i32> {
+    let resources = setup::setup()?;
+    let built = build::build(Profile::Release, Wanted::Program(name))?;
+    let program = built.program.context("cargo built no program")?;
+    let mut argv = vec![program.to_string_lossy().into_owned()];
+    // Only a path that is meant for the host side of `bench --firecracker PATH` moves with it.
+    let files = moved_files(kvm, &arguments)?;
+    argv.extend(arguments);
+    let request = Request {
+        work: Work::Command { argv },
+        files,
+        agent: built.agent,
+        vmgenie: built.vmgenie,
+        timeout_secs: None,
+    };
+    Ok(host::run(kvm, &resources, &request)?.status)
+}
+
+/// Files that are named in the arguments and must be in the emulated host under the same name.
+fn moved_files(kvm: Kvm, arguments: &[String]) -> Result<Vec<SharedFile>> {
+    if kvm == Kvm::Native {
+        return Ok(Vec::new());
+    }
+    arguments
+        .windows(2)
+        .filter(|pair| pair[0] == "--firecracker")
+        .map(|pair| {
+            let mut file = shared_file(&pair[1])?;
+            file.to = pair[1].clone();
+            Ok(file)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_s_own_options_reach_it() {
+        let words = ["xtask", "kvm-host", "--timeout", "5", "--", "ls", "--all"];
+        let Subcommands::KvmHost(options) = Arguments::parse_from(words).command else {
+            panic!("another command");
+        };
+        assert_eq!(options.command, ["ls", "--all"]);
+        let words = ["xtask", "bench", "restore", "--json"];
+        let Subcommands::Bench(passed) = Arguments::parse_from(words).command else {
+            panic!("another command");
+        };
+        assert_eq!(passed.arguments, ["restore", "--json"]);
+    }
+
+    #[test]
+    fn a_shared_file_may_have_another_place_in_the_host() {
+        let file = shared_file("/proc/self/exe:/bin/x").unwrap();
+        assert_eq!(file.to, "/bin/x");
+        assert!(shared_file("/nowhere").is_err());
+    }
+}

@@ -1,0 +1,60 @@
+//! Running a job in the KVM host, be it this machine or an emulated one.
+
+mod native;
+mod overlay;
+mod qemu;
+mod terminal;
+
+pub(crate) use terminal::size as terminal_size;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use vm_agent::{Report, Work};
+
+use crate::detect::Kvm;
+use crate::setup::Resources;
+
+/// A job for the host and all that must be there for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// The work; paths in it are those of this machine.
+    pub(crate) work: Work,
+    /// Files to have in the host.
+    pub(crate) files: Vec<SharedFile>,
+    /// The static `vm-agent` binary.
+    pub(crate) agent: PathBuf,
+    /// The static `vmgenie` binary, if it was built.
+    pub(crate) vmgenie: Option<PathBuf>,
+    /// A job that takes longer than so many seconds is ended and has failed.
+    pub(crate) timeout_secs: Option<u64>,
+}
+
+/// A file of this machine and its place in the emulated host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SharedFile {
+    /// The file here.
+    pub(crate) from: PathBuf,
+    /// Its absolute path there.
+    pub(crate) to: String,
+}
+
+/// Runs the job and returns its report. Its output goes to our own as it comes.
+pub(crate) fn run(kvm: Kvm, resources: &Resources, request: &Request) -> Result<Report> {
+    match kvm {
+        Kvm::Native => native::run(resources, request),
+        Kvm::Emulated => qemu::run(resources, request),
+    }
+}
+
+/// The variables that a job finds in its environment.
+fn environment(guests: &str, vmgenie: Option<&str>, kvm: &str) -> Vec<(String, String)> {
+    let mut variables = vec![
+        ("VMGENIE_GUEST_DIR".to_owned(), guests.to_owned()),
+        ("VMGENIE_KVM".to_owned(), kvm.to_owned()),
+    ];
+    if let Some(path) = vmgenie {
+        variables.push(("VMGENIE_BIN".to_owned(), path.to_owned()));
+    }
+    variables
+}

@@ -1,0 +1,292 @@
+//! The emulated KVM host: a machine with AMD virtualization that QEMU emulates in software.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
+
+use super::terminal::RawTerminal;
+use super::{Request, overlay};
+use crate::lifetime;
+use crate::setup::Resources;
+
+/// The machine. Its memory must hold the guests of the tests.
+const MACHINE: &[&str] = &[
+    "-machine",
+    "q35",
+    "-accel",
+    "tcg,thread=multi",
+    "-cpu",
+    "max",
+    "-m",
+    "4096",
+    "-nodefaults",
+    "-display",
+    "none",
+    "-no-reboot",
+];
+
+/// The kernel is quiet because every character on the console costs time, and does without its
+/// certificates because parsing them costs a second and a half; nothing here checks a signature.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr \
+     no_timer_check tsc=reliable initcall_blacklist=load_system_certificate_list";
+
+/// How long the host may take to come up; it takes a tenth of it even on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// How much of the console an error shows.
+const TAIL_LINES: usize = 30;
+
+/// Boots the host, runs the job in it, and returns its report.
+pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
+    let run = resources.cache.run_dir()?;
+    let initramfs = run.path().join("initramfs.cpio");
+    overlay::write(&initramfs, &resources.host.initramfs, request)?;
+    let console = run.path().join("console.log");
+    let report = run.path().join("report");
+    let interactive = matches!(request.work, Work::Terminal { .. });
+    let mut command = command(resources, run.path(), &initramfs, interactive)?;
+    let log = File::options()
+        .append(true)
+        .create(true)
+        .open(&console)
+        .context("could not make the console's log")?;
+    command.stdout(Stdio::null()).stderr(log);
+    let stdout = Stream::new(&run.path().join("stdout"))?;
+    let stderr = Stream::new(&run.path().join("stderr"))?;
+    let raw = match interactive {
+        true => RawTerminal::enter()?,
+        false => None,
+    };
+    let mut child = lifetime::bind(&mut command)
+        .spawn()
+        .context("could not start qemu-system-x86_64")?;
+    let in_time = thread::scope(|scope| {
+        scope.spawn(|| stdout.copy(io::stdout()));
+        scope.spawn(|| stderr.copy(io::stderr()));
+        let in_time = wait(&mut child, request.timeout_secs, &console);
+        stdout.end();
+        stderr.end();
+        in_time
+    })?;
+    drop(raw);
+    if !in_time {
+        bail!(
+            "the job took longer than its time limit and the emulated host was ended{}",
+            console_tail(&console)
+        );
+    }
+    let text = fs::read_to_string(&report).unwrap_or_default();
+    Report::parse(&text).with_context(|| {
+        format!(
+            "the emulated host ended without a report{}",
+            console_tail(&console)
+        )
+    })
+}
+
+fn command(
+    resources: &Resources,
+    run: &Path,
+    initramfs: &Path,
+    interactive: bool,
+) -> Result<Command> {
+    let emulator = &resources.emulator;
+    let kernel = &resources.host.kernel;
+    let processors = thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(2, 8);
+    let mut command = emulator.command();
+    command
+        .args(MACHINE)
+        .args(["-smp", &processors.to_string()])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", KERNEL_COMMAND_LINE]);
+    let disk = option_text(&resources.host.disk)?;
+    let drive = format!("if=none,id=guests,format=raw,readonly=on,file={disk}");
+    command
+        .args(["-drive", &drive])
+        .args(["-device", "virtio-blk-pci,drive=guests"]);
+    let file = |name: &str| option_text(&run.join(name));
+    command
+        .args([
+            "-chardev",
+            &format!("file,id=console,append=on,path={}", file("console.log")?),
+        ])
+        .args(["-serial", "chardev:console"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .args(["-device", "virtio-serial-pci,max_ports=8"]);
+    // Input that ends closes a port in both directions, so output has ports of its own.
+    let (input, stdin) = match interactive {
+        true => ("stdio,id=stdin,signal=off", Stdio::inherit()),
+        false => ("null,id=stdin", Stdio::null()),
+    };
+    command.args(["-chardev", input]).stdin(stdin);
+    for name in ["stdout", "stderr", "report"] {
+        let path = file(name)?;
+        command.args(["-chardev", &format!("file,id={name},append=on,path={path}")]);
+    }
+    for (chardev, name) in [
+        ("stdin", PORT_STDIN),
+        ("stdout", PORT_STDOUT),
+        ("stderr", PORT_STDERR),
+        ("report", PORT_REPORT),
+    ] {
+        command.args([
+            "-device",
+            &format!("virtserialport,chardev={chardev},name={name}"),
+        ]);
+    }
+    Ok(command)
+}
+
+/// A path as part of one of QEMU's options, where a comma ends a part and two are one.
+fn option_text(path: &Path) -> Result<String> {
+    let path = path.to_str().context("the cache's path is no UTF-8")?;
+    Ok(path.replace(',', ",,"))
+}
+
+fn make_fifo(path: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    if unsafe { libc::mkfifo(name.as_ptr(), 0o600) } != 0 {
+        return Err(io::Error::last_os_error()).context("could not make a pipe");
+    }
+    Ok(())
+}
+
+/// Waits for the end of the host; `false` when it had to be ended at its limit, which is that of
+/// the job or, before the job begins, that of the boot.
+fn wait(child: &mut Child, timeout_secs: Option<u64>, console: &Path) -> Result<bool> {
+    let begun = Instant::now();
+    let limit = timeout_secs.map(Duration::from_secs);
+    let mut looked = false;
+    loop {
+        if child
+            .try_wait()
+            .context("could not wait for QEMU")?
+            .is_some()
+        {
+            return Ok(true);
+        }
+        let passed = begun.elapsed();
+        // One look is enough: what is up by then was up in time.
+        if !looked && passed >= BOOT_LIMIT {
+            looked = true;
+            let said = fs::read(console).unwrap_or_default();
+            if !String::from_utf8_lossy(&said).contains(HOST_IS_UP) {
+                end(child)?;
+                bail!(
+                    "the emulated host was not up after {} s{}",
+                    BOOT_LIMIT.as_secs(),
+                    console_tail(console)
+                );
+            }
+        }
+        if limit.is_some_and(|limit| passed >= limit) {
+            end(child)?;
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn end(child: &mut Child) -> Result<()> {
+    child.kill().context("could not end QEMU")?;
+    child.wait().context("could not wait for QEMU").map(|_| ())
+}
+
+/// What we write into the pipe behind the last byte of the host. Long and odd enough that no
+/// program's output ends in it by chance.
+const END_MARK: &[u8] = b"\0vmgenie: end of the emulated host\0";
+
+/// A named pipe through which QEMU hands us an output of the host.
+struct Stream {
+    /// Open for writing too, so that neither side waits for the other to open it, and reading
+    /// does not end when QEMU does.
+    pipe: File,
+}
+
+impl Stream {
+    fn new(path: &Path) -> Result<Self> {
+        make_fifo(path)?;
+        let pipe = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .context("could not open a pipe")?;
+        Ok(Self { pipe })
+    }
+
+    /// Marks the end: QEMU is gone, and everything that it wrote is before the mark.
+    fn end(&self) {
+        let _ = (&self.pipe).write_all(END_MARK);
+    }
+
+    /// Copies until the mark. What nobody wants to read any more is dropped.
+    fn copy(&self, mut to: impl Write) {
+        let mut pending = Vec::new();
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(n @ 1..) = (&self.pipe).read(&mut buffer) {
+            pending.extend(&buffer[..n]);
+            let (ready, end) = split_at_mark(&pending);
+            let _ = to.write_all(&pending[..ready]).and_then(|()| to.flush());
+            pending.drain(..ready);
+            if end {
+                return;
+            }
+        }
+    }
+}
+
+/// How many bytes are certainly not of the mark, and whether the mark follows them.
+fn split_at_mark(bytes: &[u8]) -> (usize, bool) {
+    let at = (0..bytes.len())
+        .find(|at| {
+            let rest = &bytes[*at..];
+            rest.starts_with(END_MARK) || END_MARK.starts_with(rest)
+        })
+        .unwrap_or(bytes.len());
+    (at, bytes[at..].starts_with(END_MARK))
+}
+
+/// The end of the console's log, to be appended to an error.
+fn console_tail(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.is_empty() {
+        return "; its console is empty".to_owned();
+    }
+    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    format!("; the end of its console:\n{}", tail.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_before_the_mark_passes_and_the_mark_ends_it() {
+        let whole = [b"ab\0c", END_MARK].concat();
+        assert_eq!(split_at_mark(&whole), (4, true));
+        assert_eq!(split_at_mark(b"plain"), (5, false));
+    }
+
+    #[test]
+    fn a_mark_that_has_half_arrived_is_held_back() {
+        let half = [b"ab", &END_MARK[..9]].concat();
+        assert_eq!(split_at_mark(&half), (2, false));
+        assert_eq!(split_at_mark(b"ab\0"), (2, false));
+        assert_eq!(split_at_mark(b"ab\0x"), (4, false));
+    }
+}

@@ -1,0 +1,210 @@
+//! The guests' initramfs: busybox, our `/init`, `lscpu`, and one kernel's modules.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::archive::Archive;
+use crate::cache::Cache;
+use crate::chroot::Root;
+use crate::small::Small;
+use crate::stock::Stock;
+
+const INIT: &str = include_str!("../guest-init.sh");
+
+/// Where the Debian package puts the static busybox.
+const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
+
+/// A kernel's place in the guest directory, its files, and the modules that a guest loads itself.
+struct Kernel<'a> {
+    name: &'a str,
+    files: [(&'a str, PathBuf); 2],
+    modules: PathBuf,
+    /// Which modules lie in the guest.
+    contained: &'a [&'a str],
+    /// Which of them its init loads.
+    loaded: &'a [&'a str],
+}
+
+/// The directory with both kernels and their initramfs, made if it is not there:
+/// `debian/{vmlinux,vmlinuz,initramfs.cpio}` and `small/{vmlinux,bzImage,initramfs.cpio}`.
+pub(crate) fn guests(cache: &Cache, root: &Root, stock: &Stock, small: &Small) -> Result<PathBuf> {
+    let kernels = [
+        Kernel {
+            name: "debian",
+            files: [("vmlinux", stock.vmlinux()), ("vmlinuz", stock.vmlinuz())],
+            modules: stock.modules(),
+            contained: &["ptp_vmclock"],
+            loaded: &[],
+        },
+        Kernel {
+            name: "small",
+            files: [("vmlinux", small.vmlinux()), ("bzImage", small.bzimage())],
+            modules: small.modules(),
+            contained: &["vmgenid", "ptp_vmclock"],
+            loaded: &["vmgenid"],
+        },
+    ];
+    let busybox = busybox()?;
+    let recipe = format!(
+        "{}; {}; {INIT}; {:?}; 2",
+        stock.dir().display(),
+        small.dir().display(),
+        busybox.version
+    );
+    let dir = cache.place("guests", &recipe);
+    if !dir.exists() {
+        let lscpu = lscpu(root)?;
+        cache
+            .make(&dir, |inside| {
+                kernels
+                    .iter()
+                    .try_for_each(|kernel| write_kernel(inside, kernel, &busybox, &lscpu))
+            })
+            .context("could not make the guests' files")?;
+    }
+    Ok(dir)
+}
+
+fn write_kernel(
+    inside: &Path,
+    kernel: &Kernel,
+    busybox: &Busybox,
+    lscpu: &[(String, PathBuf)],
+) -> Result<()> {
+    let dir = inside.join(kernel.name);
+    fs::create_dir(&dir).with_context(|| format!("could not make {}", dir.display()))?;
+    for (name, from) in &kernel.files {
+        copy_or_link(from, &dir.join(name))?;
+    }
+    let mut archive = Archive::new(Vec::new());
+    archive.character_device("/dev/console", 5, 1)?;
+    archive.file("/init", INIT.as_bytes(), 0o755)?;
+    for directory in ["/proc", "/sys", "/tmp"] {
+        archive.directory(directory)?;
+    }
+    busybox.add_to(&mut archive)?;
+    for (path, from) in lscpu {
+        archive.copy(path, from)?;
+    }
+    let mut order = String::new();
+    for module in kernel.contained {
+        let file = format!("{module}.ko");
+        archive.copy(&format!("/modules/{file}"), &kernel.modules.join(&file))?;
+        if kernel.loaded.contains(module) {
+            order += &format!("{file}\n");
+        }
+    }
+    archive.file("/modules/order", order.as_bytes(), 0o644)?;
+    let path = dir.join("initramfs.cpio");
+    fs::write(&path, archive.finish()?)
+        .with_context(|| format!("could not write {}", path.display()))
+}
+
+/// A hard link saves the space of a second copy.
+fn copy_or_link(from: &Path, to: &Path) -> Result<()> {
+    let real =
+        fs::canonicalize(from).with_context(|| format!("could not find {}", from.display()))?;
+    fs::hard_link(&real, to)
+        .or_else(|_| fs::copy(&real, to).map(|_| ()))
+        .with_context(|| format!("could not copy {} to {}", real.display(), to.display()))
+}
+
+/// The static busybox of this machine.
+pub(crate) struct Busybox {
+    path: PathBuf,
+    /// The first line that it says, which names its version.
+    pub(crate) version: String,
+    applets: Vec<String>,
+}
+
+/// Finds busybox and asks what it can do.
+pub(crate) fn busybox() -> Result<Busybox> {
+    let path = BUSYBOX
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .context("there is no busybox (package busybox-static)")?;
+    let ask = |args: &[&str]| -> Result<String> {
+        let output = Command::new(&path)
+            .args(args)
+            .output()
+            .with_context(|| format!("could not run {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let version = ask(&[])?.lines().next().unwrap_or_default().to_owned();
+    let applets: Vec<String> = ask(&["--list"])?.lines().map(str::to_owned).collect();
+    ensure!(
+        applets.iter().any(|applet| applet == "sh"),
+        "{} has no shell",
+        path.display()
+    );
+    Ok(Busybox {
+        path,
+        version,
+        applets,
+    })
+}
+
+impl Busybox {
+    /// Adds busybox and a link for each of its applets.
+    pub(crate) fn add_to<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
+        archive.copy("/bin/busybox", &self.path)?;
+        for applet in self.applets.iter().filter(|applet| *applet != "busybox") {
+            archive.symlink(&format!("/bin/{applet}"), "busybox")?;
+        }
+        archive.symlink("/sbin", "bin")
+    }
+}
+
+/// `lscpu` and the libraries that it needs: the path in the guest and the file in the root.
+fn lscpu(root: &Root) -> Result<Vec<(String, PathBuf)>> {
+    const PROGRAM: &str = "/usr/bin/lscpu";
+    let mut paths = vec![PROGRAM.to_owned()];
+    paths.extend(libraries(&root.output(&["ldd", PROGRAM])?));
+    paths
+        .into_iter()
+        .map(|path| {
+            let inside = root.dir().join(path.trim_start_matches('/'));
+            let real = fs::canonicalize(&inside)
+                .with_context(|| format!("could not find {}", inside.display()))?;
+            Ok((path, real))
+        })
+        .collect()
+}
+
+/// The files in the output of `ldd`: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`.
+fn libraries(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| {
+            let line = line.rsplit_once(" (")?.0;
+            let path = line
+                .rsplit_once("=> ")
+                .map_or(line, |(_, path)| path)
+                .trim();
+            path.starts_with('/').then(|| path.to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_read_from_both_forms_of_line() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(
+            libraries(text),
+            [
+                "/lib/x86_64-linux-gnu/libc.so.6",
+                "/lib64/ld-linux-x86-64.so.2"
+            ]
+        );
+    }
+}

@@ -1,0 +1,38 @@
+//! `cargo xtask`: makes what a VM needs, and runs programs, tests, the demo and the benchmarks on
+//! a KVM that can boot Linux, this machine's own or an emulated one.
+
+mod archive;
+mod build;
+mod bzimage;
+mod cache;
+mod chroot;
+mod commands;
+mod detect;
+mod emulator;
+mod host;
+mod image;
+mod initramfs;
+mod lifetime;
+mod modules;
+mod progress;
+mod setup;
+mod small;
+mod stock;
+mod testing;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    lifetime::begin();
+    match commands::run(commands::Arguments::parse()) {
+        Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // Not 1, so that a failed command in the host and a failed host can be told apart.
+            ExitCode::from(125)
+        }
+    }
+}

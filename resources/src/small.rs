@@ -1,0 +1,194 @@
+//! The small kernel: our own configuration of the same source, built in the toolchain root.
+//!
+//! Source and build tree stay in the cache because modules are built against them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cache::Cache;
+use crate::chroot::Root;
+use crate::modules;
+use crate::progress::Progress;
+use crate::stock::write_modules;
+
+/// The package that the source comes from.
+const SOURCE: &str = "linux-source-7.3";
+
+/// Our lines on top of `make tinyconfig`.
+const CONFIG: &str = include_str!("../small-kernel.config");
+
+/// Where source and build tree are mounted in the root; the build tree knows these paths.
+pub(crate) const SOURCE_DIR: &str = "/mnt/linux";
+/// See [`SOURCE_DIR`].
+pub(crate) const BUILD_DIR: &str = "/mnt/build";
+
+/// The variables of every `make`, those that Debian builds its kernel with.
+pub(crate) const MAKE_VARIABLES: &str =
+    "ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu- CC=x86_64-linux-gnu-gcc-14";
+
+/// The modules that go into the guest, in an order in which they can be loaded.
+const MODULES: &[&str] = &["vmgenid", "ptp_vmclock"];
+
+/// About how many files a build compiles, for the progress bar.
+const STEPS: u64 = 1900;
+
+/// The small kernel's files.
+#[derive(Debug, Clone)]
+pub(crate) struct Small {
+    dir: PathBuf,
+}
+
+impl Small {
+    /// Where the files are; its name is part of every recipe that uses them.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The ELF kernel.
+    pub(crate) fn vmlinux(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
+    /// The same as a bzImage.
+    pub(crate) fn bzimage(&self) -> PathBuf {
+        self.dir.join("bzImage")
+    }
+
+    /// Its modules.
+    pub(crate) fn modules(&self) -> PathBuf {
+        self.dir.join("modules")
+    }
+}
+
+/// The small kernel, built if it is not there.
+pub(crate) fn small(cache: &Cache, root: &Root, progress: &Progress) -> Result<Small> {
+    let source = source(cache, root, progress)?;
+    let recipe = format!(
+        "{}; {}; {MAKE_VARIABLES}; {BUILD}; {MODULES:?}; {CONFIG}",
+        root.dir().display(),
+        source.display()
+    );
+    let dir = cache.place("small", &recipe);
+    if !dir.exists() {
+        cache
+            .make(&dir, |inside| build(inside, &source, cache, root, progress))
+            .context("could not build the small kernel")?;
+    }
+    Ok(Small { dir })
+}
+
+/// The unpacked kernel source, with Debian's patches.
+fn source(cache: &Cache, root: &Root, progress: &Progress) -> Result<PathBuf> {
+    let recipe = format!("{}; {SOURCE}; {UNPACK}", root.dir().display());
+    let dir = cache.place("linux-source", &recipe);
+    if !dir.exists() {
+        cache
+            .make(&dir, |inside| {
+                let log = cache.log("linux-source")?;
+                let _ = fs::remove_file(&log);
+                let step = progress.step("kernel source");
+                let script = UNPACK.replace("SOURCE", SOURCE);
+                let argv = ["sh", "-ec", &script];
+                step.run(&mut root.command(&[(inside, SOURCE_DIR)], &argv), &log)?;
+                step.done();
+                Ok(())
+            })
+            .context("could not get the kernel source")?;
+    }
+    Ok(dir)
+}
+
+const UNPACK: &str = r#"
+cd /mnt/linux
+mkdir .package
+cd .package
+apt-get download SOURCE || { apt-get update; apt-get download SOURCE; }
+dpkg-deb --extract *.deb .
+rm *.deb
+cd ..
+tar --extract --strip-components=1 --file .package/usr/src/SOURCE.tar.xz
+rm -r .package
+"#;
+
+fn build(
+    inside: &Path,
+    source: &Path,
+    cache: &Cache,
+    root: &Root,
+    progress: &Progress,
+) -> Result<()> {
+    let log = cache.log("small-kernel")?;
+    let _ = fs::remove_file(&log);
+    let tree = inside.join("build");
+    fs::create_dir(&tree).context("could not make the build directory")?;
+    fs::write(tree.join("fragment.config"), CONFIG).context("could not write the fragment")?;
+    let step = progress.counted_step("small kernel", STEPS, is_build_step);
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    let script = BUILD
+        .replace("VARIABLES", MAKE_VARIABLES)
+        .replace("JOBS", &jobs.to_string());
+    let binds = [(source, SOURCE_DIR), (tree.as_path(), BUILD_DIR)];
+    step.run(&mut root.command(&binds, &["sh", "-ec", &script]), &log)?;
+    let config = fs::read_to_string(tree.join(".config")).context("could not read .config")?;
+    let lost = lost_lines(CONFIG, &config);
+    ensure!(
+        lost.is_empty(),
+        "the kernel's configuration did not take these lines of ours: {lost:?}"
+    );
+    symlink("build/vmlinux", inside.join("vmlinux"))
+        .and_then(|()| symlink("build/arch/x86/boot/bzImage", inside.join("bzImage")))
+        .context("could not link the kernel")?;
+    write_modules(&inside.join("modules"), &modules::collect(&tree, MODULES)?)?;
+    step.done();
+    Ok(())
+}
+
+/// Low priority, because nobody should feel a kernel build.
+const BUILD: &str = r#"
+cd /mnt/linux
+make="nice make O=/mnt/build VARIABLES"
+$make tinyconfig
+./scripts/kconfig/merge_config.sh -m -O /mnt/build /mnt/build/.config /mnt/build/fragment.config
+$make olddefconfig
+$make -j JOBS vmlinux bzImage modules
+"#;
+
+fn is_build_step(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let tool = words.next().unwrap_or_default();
+    line.starts_with("  ") && matches!(tool, "CC" | "AS" | "AR" | "LD" | "RUSTC" | "HOSTCC")
+}
+
+/// The lines of the fragment that the configuration does not have. `n` is the same as absence.
+fn lost_lines<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
+    fragment
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_"))
+        .filter(|line| match line.strip_suffix("=n") {
+            Some(name) => config.contains(&format!("\n{name}=")),
+            None => !config.lines().any(|other| other == *line),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_the_configuration_dropped_is_found() {
+        let config = "# x\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_D=y\n";
+        let fragment = "CONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=n\n# CONFIG_E=y\n";
+        assert_eq!(lost_lines(fragment, config), ["CONFIG_B=y", "CONFIG_D=n"]);
+    }
+
+    #[test]
+    fn only_build_steps_move_the_bar() {
+        assert!(is_build_step("  CC      init/main.o"));
+        assert!(is_build_step("  RUSTC L rust/core.o"));
+        assert!(!is_build_step("make: Entering directory"));
+    }
+}
