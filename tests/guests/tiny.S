@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The smallest guest: an ELF64 file without a PVH note, so that it is entered in long mode with the zero page in rsi.
+#
+# It writes one word to each page of the "touch=N" MiB from 16 MiB on, N taken from the kernel command line, says "ready" on
+# COM1 and halts for good. With "echo" on the command line it sends back every byte that it receives instead of halting, and keeps
+# it in memory: the first one at 8 MiB, each further one a page behind the one before; after a "!" it crashes. With "crash" it
+# crashes at once. A crash is a triple fault.
+# Everything in it is simple enough for a software KVM.
+
+.intel_syntax noprefix
+.code64
+.section .text
+.globl _start
+
+.equ COM1, 0x3f8
+.equ LINE_STATUS, 0x3fd
+.equ CMD_LINE_PTR, 0x228
+.equ TOUCH_FROM, 16 << 20
+.equ KEEP_FROM, 8 << 20
+.equ PAGE, 4096
+
+_start:
+    mov     r8d, dword ptr [rsi + CMD_LINE_PTR]
+    xor     r9d, r9d                # pages to touch
+    xor     r10d, r10d              # echo?
+    xor     r11d, r11d              # crash?
+parse:
+    mov     al, byte ptr [r8]
+    test    al, al
+    jz      touch
+    cmp     dword ptr [r8], 0x6f686365      # "echo"
+    jne     1f
+    mov     r10d, 1
+1:  cmp     dword ptr [r8], 0x73617263      # "cras"
+    jne     1f
+    mov     r11d, 1
+1:  cmp     dword ptr [r8], 0x63756f74      # "touc"
+    jne     2f
+    cmp     word ptr [r8 + 4], 0x3d68       # "h="
+    jne     2f
+    add     r8, 6
+number:
+    movzx   eax, byte ptr [r8]
+    sub     eax, '0'
+    cmp     eax, 9
+    ja      parse
+    imul    r9d, r9d, 10
+    add     r9d, eax
+    inc     r8
+    jmp     number
+2:  inc     r8
+    jmp     parse
+
+touch:
+    shl     r9, 8                   # MiB to pages
+    mov     edi, TOUCH_FROM
+3:  test    r9, r9
+    jz      ready
+    mov     qword ptr [rdi], rdi    # never zero
+    add     rdi, PAGE
+    dec     r9
+    jmp     3b
+
+ready:
+    lea     rsi, [rip + message]
+4:  mov     al, byte ptr [rsi]
+    test    al, al
+    jz      5f
+    mov     dx, COM1
+    out     dx, al
+    inc     rsi
+    jmp     4b
+5:  test    r11d, r11d
+    jnz     crash
+    mov     edi, KEEP_FROM
+    test    r10d, r10d
+    jnz     echo
+halt:
+    hlt
+    jmp     halt
+
+echo:
+    mov     dx, LINE_STATUS
+    in      al, dx
+    test    al, 1                   # data ready
+    jz      echo
+    mov     dx, COM1
+    in      al, dx
+    mov     byte ptr [rdi], al
+    add     rdi, PAGE
+    out     dx, al
+    cmp     al, '!'
+    jne     echo
+
+crash:
+    lidt    [rip + no_table]
+    ud2
+
+.section .rodata
+no_table:
+    .word   0
+    .quad   0
+message:
+    .asciz  "ready\n"
+
+.section .note.GNU-stack, "", @progbits

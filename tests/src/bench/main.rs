@@ -1,0 +1,97 @@
+//! The benchmarks: `cargo xtask bench restore|create|boot`. What each measures is told in `docs/benchmarks.md`.
+
+mod boot;
+mod create;
+mod file_system;
+mod floor;
+mod http;
+mod monitor;
+mod report;
+mod resident;
+mod restore;
+mod stats;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use monitor::Program;
+use report::Report;
+
+/// Measures vmgenie, and a Firecracker beside it if there is one.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    /// From the request to load a snapshot to the answer, beside the bare ioctls; and the memory of the process.
+    Restore(Options),
+    /// How long a guest of 1 GiB stands still for a full snapshot.
+    Create(Options),
+    /// From InstanceStart to the guest's init: the small kernel.
+    Boot(Options),
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: Option<u32>,
+
+    /// Measure this Firecracker too, in turn, and print ratios.
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+}
+
+impl Options {
+    fn programs(&self) -> Result<Vec<Program>> {
+        let mut programs = vec![Program::vmgenie()?];
+        if let Some(path) = &self.firecracker {
+            programs.push(Program::firecracker(path)?);
+        }
+        Ok(programs)
+    }
+
+    fn runs(&self, default: usize) -> usize {
+        self.runs.map_or(default, |runs| runs as usize)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().benchmark) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(benchmark: Benchmark) -> Result<()> {
+    let (options, report): (Options, Report) = match benchmark {
+        Benchmark::Restore(options) => {
+            let report = restore::run(&options.programs()?, options.runs(100))?;
+            (options, report)
+        }
+        Benchmark::Create(options) => {
+            let report = create::run(&options.programs()?, options.runs(20))?;
+            (options, report)
+        }
+        Benchmark::Boot(options) => {
+            let report = boot::run(&options.programs()?, options.runs(5))?;
+            (options, report)
+        }
+    };
+    report.print(options.json);
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! The monitors that are measured: vmgenie, and a Firecracker if the user has one. Both speak the same dialect.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use tempfile::TempDir;
+use vmgenie_tests::console::Console;
+
+use crate::http::Connection;
+
+/// How long a monitor may take until it listens.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long an idle monitor is left alone before something is timed, so that its start is over.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How long the tiny guest may take.
+const TINY_LIMIT: Duration = Duration::from_secs(60);
+
+/// A kind of monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Ours.
+    Vmgenie,
+    /// The one that we compare with.
+    Firecracker,
+}
+
+/// A monitor's program.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// What it is.
+    pub(crate) kind: Kind,
+    path: PathBuf,
+}
+
+impl Program {
+    /// The vmgenie that `VMGENIE_BIN` names.
+    pub(crate) fn vmgenie() -> Result<Self> {
+        let path = std::env::var_os("VMGENIE_BIN")
+            .context("VMGENIE_BIN does not name the vmgenie program: run `cargo xtask bench`")?;
+        Ok(Self {
+            kind: Kind::Vmgenie,
+            path: path.into(),
+        })
+    }
+
+    /// The Firecracker at `path`; anything else is refused.
+    pub(crate) fn firecracker(path: &Path) -> Result<Self> {
+        let output = Command::new(path)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("could not run {} --version", path.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().next().unwrap_or_default();
+        ensure!(
+            output.status.success() && line.starts_with("Firecracker v"),
+            "{} is not a Firecracker: its --version says {line:?}",
+            path.display()
+        );
+        Ok(Self {
+            kind: Kind::Firecracker,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Its name in tables and JSON.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Vmgenie => "vmgenie",
+            Kind::Firecracker => "firecracker",
+        }
+    }
+
+    /// Starts it with an API socket and waits until it listens and is idle.
+    pub(crate) fn start(&self) -> Result<Monitor> {
+        let dir = tempfile::tempdir().context("could not make a temporary directory")?;
+        let socket = dir.path().join("api.sock");
+        let mut command = Command::new(&self.path);
+        if self.kind == Kind::Vmgenie {
+            command.arg("api");
+        }
+        let mut child = command
+            .arg("--api-sock")
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("could not start {}", self.path.display()))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("a child has the pipes that it was given");
+        };
+        let console = Console::new(stdin, stdout);
+        let connection = connect(&mut child, &socket)
+            .with_context(|| format!("{} does not listen", self.path.display()))?;
+        thread::sleep(SETTLE);
+        Ok(Monitor {
+            child,
+            connection,
+            console,
+            _dir: dir,
+        })
+    }
+}
+
+fn connect(child: &mut Child, socket: &Path) -> Result<Connection> {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        match Connection::new(socket) {
+            Ok(connection) => return Ok(connection),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => {}
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("it ended with {status}");
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A running monitor with a connected client. It is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    child: Child,
+    /// Its API.
+    pub(crate) connection: Connection,
+    /// The guest's console.
+    pub(crate) console: Console,
+    _dir: TempDir,
+}
+
+impl Monitor {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Configures a guest.
+    pub(crate) fn configure(&mut self, size: Size, boot_source: &serde_json::Value) -> Result<()> {
+        let machine = json!({ "vcpu_count": size.vcpus, "mem_size_mib": size.memory_mib });
+        self.connection.send("PUT /machine-config", &machine)?;
+        self.connection.send("PUT /boot-source", boot_source)?;
+        Ok(())
+    }
+
+    /// Boots the tiny guest and waits until it has touched 32 MiB of its memory.
+    pub(crate) fn boot_tiny(&mut self, size: Size, elf: &Path) -> Result<()> {
+        let source = json!({ "kernel_image_path": elf, "boot_args": "touch=32" });
+        self.configure(size, &source)?;
+        self.connection
+            .send("PUT /actions", &json!({ "action_type": "InstanceStart" }))?;
+        self.console.wait_for("ready\n", TINY_LIMIT);
+        Ok(())
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The size of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// vCPUs.
+    pub(crate) vcpus: u8,
+    /// Memory in MiB.
+    pub(crate) memory_mib: u64,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} vCPU, {} MiB", self.vcpus, self.memory_mib)
+    }
+}
+
+/// The tiny guest, and room for snapshots of it; all removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Workplace {
+    dir: TempDir,
+}
+
+impl Workplace {
+    /// Makes the directory, where `TMPDIR` says.
+    pub(crate) fn new() -> Result<Self> {
+        let dir = tempfile::tempdir().context("could not make a temporary directory")?;
+        let place = Self { dir };
+        fs::write(place.elf(), include_bytes!(env!("TINY_ELF")))
+            .context("could not write the tiny guest")?;
+        Ok(place)
+    }
+
+    /// The tiny guest's file.
+    pub(crate) fn elf(&self) -> PathBuf {
+        self.dir.path().join("tiny.elf")
+    }
+
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a snapshot called `name` goes.
+    pub(crate) fn snapshot(&self, name: &str) -> Files {
+        Files {
+            state: self.dir.path().join(format!("{name}.state")),
+            memory: self.dir.path().join(format!("{name}.memory")),
+        }
+    }
+}
+
+/// The two files of a snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    /// The state file.
+    pub(crate) state: PathBuf,
+    /// The memory file.
+    pub(crate) memory: PathBuf,
+}
+
+impl Files {
+    /// The body of PUT `/snapshot/create`.
+    pub(crate) fn create_request(&self) -> serde_json::Value {
+        json!({
+            "snapshot_type": "Full",
+            "snapshot_path": self.state,
+            "mem_file_path": self.memory,
+        })
+    }
+
+    /// The body of PUT `/snapshot/load`.
+    pub(crate) fn load_request(&self) -> serde_json::Value {
+        json!({
+            "snapshot_path": self.state,
+            "mem_backend": { "backend_type": "File", "backend_path": self.memory },
+            "resume_vm": true,
+        })
+    }
+}
+
+/// The body of PATCH `/vm`.
+pub(crate) fn vm_state(state: &str) -> serde_json::Value {
+    json!({ "state": state })
+}

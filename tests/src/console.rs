@@ -1,0 +1,139 @@
+//! A guest's console: all that it ever said, and waiting for what it says next.
+
+use std::io::{Read, Write};
+use std::process::{ChildStdin, ChildStdout};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A guest's console on the other side of two pipes.
+#[derive(Debug)]
+pub struct Console {
+    input: Option<ChildStdin>,
+    shared: Arc<Shared>,
+    /// How much of the output has been looked at.
+    seen: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    text: String,
+    ended: bool,
+}
+
+impl Console {
+    /// Reads `output` in a thread of its own.
+    pub fn new(input: ChildStdin, mut output: ChildStdout) -> Self {
+        let shared = Arc::new(Shared::default());
+        let writer = Arc::clone(&shared);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let len = output.read(&mut buffer).unwrap_or(0);
+                let mut state = writer.state.lock().expect("no reader panics");
+                state
+                    .text
+                    .push_str(&String::from_utf8_lossy(&buffer[..len]).replace('\r', ""));
+                state.ended = len == 0;
+                writer.changed.notify_all();
+                if len == 0 {
+                    return;
+                }
+            }
+        });
+        Self {
+            input: Some(input),
+            shared,
+            seen: 0,
+        }
+    }
+
+    /// Types `text`.
+    pub fn send(&mut self, text: &str) {
+        let input = self.input.as_mut().expect("the input is open");
+        input
+            .write_all(text.as_bytes())
+            .expect("the VMM takes console input");
+        input.flush().expect("the VMM takes console input");
+    }
+
+    /// Waits for `text` in what was not looked at yet, and returns everything before it.
+    ///
+    /// # Panics
+    /// With the whole console output when it does not come within `limit`.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        let mut state = self.shared.state.lock().expect("the reader does not panic");
+        loop {
+            if let Some(at) = state.text[self.seen..].find(text) {
+                let before = state.text[self.seen..self.seen + at].to_owned();
+                self.seen += at + text.len();
+                return before;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let why = if state.ended {
+                "the output has ended"
+            } else {
+                "time is up"
+            };
+            assert!(
+                !left.is_zero() && !state.ended,
+                "waited {limit:?} for {text:?} on the console: {why}. All of it:\n{}",
+                state.text
+            );
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .expect("no panic")
+                .0;
+        }
+    }
+
+    /// Waits for any output, or its end; for `limit` at most.
+    pub fn wait_for_any(&mut self, limit: Duration) {
+        let state = self.shared.state.lock().expect("the reader does not panic");
+        drop(
+            self.shared
+                .changed
+                .wait_timeout_while(state, limit, |state| state.text.is_empty() && !state.ended),
+        );
+    }
+
+    /// Waits for the end of the output and returns all of it.
+    pub fn wait_for_end(&mut self, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        let mut state = self.shared.state.lock().expect("the reader does not panic");
+        while !state.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "no end of the console within {limit:?}:\n{}",
+                state.text
+            );
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .expect("no panic")
+                .0;
+        }
+        state.text.clone()
+    }
+
+    /// Everything so far.
+    pub fn text(&self) -> String {
+        self.shared
+            .state
+            .lock()
+            .expect("the reader does not panic")
+            .text
+            .clone()
+    }
+}

@@ -1,0 +1,26 @@
+//! What the integration tests and benchmarks share: guests on a real KVM, reached as a user would reach them.
+//!
+//! A test gets its surroundings from `cargo xtask test`: `VMGENIE_BIN` names the program, `VMGENIE_GUEST_DIR` the kernels and
+//! initramfs archives.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
+pub mod console;
+pub mod evidence;
+pub mod guest;
+pub mod http;
+pub mod process;
+pub mod pty;
+pub mod small_disk;
+pub mod snapshot;
+pub mod tiny;
+pub mod vm;
+
+pub use guest::Guest;
+pub use snapshot::Snapshot;
+pub use vm::Vm;

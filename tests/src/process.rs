@@ -1,0 +1,93 @@
+//! What `/proc` says of a process, and ending one that is not our child.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How many files the process has open.
+pub fn open_files(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the process lives")
+        .count()
+}
+
+/// How many threads the process has.
+pub fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("the process lives")
+        .count()
+}
+
+/// The process's resident memory in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a process has a VmRSS line");
+    let number = line.trim().trim_end_matches("kB").trim();
+    number.parse().expect("a number of kB")
+}
+
+/// Is there such a process that has not ended? A zombie has.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // The name in parentheses may hold anything; the state follows it.
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    !state.starts_with(['Z', 'X'])
+}
+
+/// The processes whose command line holds `text`.
+pub fn with_argument(text: &str) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("/proc is mounted");
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            *pid != std::process::id() && String::from_utf8_lossy(&cmdline).contains(text)
+        })
+        .collect()
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// With `what` when it does not within `limit`.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sends a signal to a process that the test has started.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    assert_eq!(
+        kill(pid, signal),
+        0,
+        "kill {pid}: {}",
+        std::io::Error::last_os_error()
+    );
+}
+
+fn kill(pid: u32, signal: libc::c_int) -> libc::c_int {
+    let pid = libc::pid_t::try_from(pid).expect("a process number");
+    // SAFETY: takes two numbers. The process is one that the test has started.
+    unsafe { libc::kill(pid, signal) }
+}
+
+/// A process that is no child of ours (a clone), killed when this is dropped.
+#[derive(Debug)]
+pub struct Stray(pub u32);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        if is_alive(self.0) {
+            // It may have ended meanwhile.
+            kill(self.0, libc::SIGKILL);
+        }
+    }
+}
