@@ -96,16 +96,6 @@ impl Console {
         }
     }
 
-    /// Waits for any output, or its end; for `limit` at most.
-    pub fn wait_for_any(&mut self, limit: Duration) {
-        let state = self.shared.state.lock().expect("the reader does not panic");
-        drop(
-            self.shared
-                .changed
-                .wait_timeout_while(state, limit, |state| state.text.is_empty() && !state.ended),
-        );
-    }
-
     /// Waits for the end of the output and returns all of it.
     pub fn wait_for_end(&mut self, limit: Duration) -> String {
         let deadline = Instant::now() + limit;

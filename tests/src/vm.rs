@@ -1,6 +1,5 @@
 //! A vmgenie process with its guest.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -15,8 +14,6 @@ use crate::snapshot::Snapshot;
 
 /// How long a guest may take to boot: the emulated host is slow, and may be busy with another test.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(150);
-/// The exit status that tells of a crashed guest.
-const CRASHED: i32 = 3;
 /// How long a guest may take to answer a command.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -92,17 +89,8 @@ impl Boot {
     }
 
     /// Starts it and waits until the guest's shell is there.
-    ///
-    /// In the emulated KVM host about one boot in some hundreds ends in a triple fault before the guest has said a word, which the
-    /// emulation of nested interrupts is suspected of. There, and for that alone, the boot is tried once more, and said so.
     pub fn ready(self) -> Vm {
-        let again = self.clone();
         let mut vm = self.start();
-        if vm.crashed_silently() && env::var_os("VMGENIE_KVM").is_some_and(|kvm| kvm == "emulated")
-        {
-            eprintln!("NOTE: the guest crashed before its first output; booting it once more");
-            vm = again.start();
-        }
         vm.wait_ready();
         vm
     }
@@ -175,12 +163,6 @@ impl Vm {
             assert!(Instant::now() < deadline, "no API within 30 s: {error}");
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-
-    /// Waits for the guest's first output; true if the process ended with the status of a crashed guest before there was any.
-    fn crashed_silently(&mut self) -> bool {
-        self.console.wait_for_any(BOOT_LIMIT);
-        self.console.text().is_empty() && self.wait_status(COMMAND_LIMIT).code() == Some(CRASHED)
     }
 
     /// Waits until the guest's shell is there.

@@ -14,6 +14,9 @@ use vm_agent::{Outcome, Report, TestBinary, TestPlan, TestReport};
 
 use crate::supervise::{self, die_with_parent};
 
+/// What vmgenie says when its guest has ended in a triple fault.
+const TRIPLE_FAULT: &[u8] = b"the guest crashed: triple fault";
+
 /// One test to run.
 struct Test {
     binary: String,
@@ -39,7 +42,7 @@ pub(crate) fn run(plan: &TestPlan) -> Report {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(test) = tests.get(index) else { break };
-                    let (report, output) = run_one(test, plan.limit_secs, index);
+                    let (report, output) = run_one(test, plan, index);
                     // A worker that panicked leaves the list as it was: a push is all or nothing.
                     let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
                     print_one(&report, &output, done.len() + 1, tests.len());
@@ -100,27 +103,50 @@ fn parse_list(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs one test in a directory for temporary files of its own, which goes when it ends.
-fn run_one(test: &Test, limit_secs: u64, index: usize) -> (TestReport, Vec<u8>) {
+/// Runs one test; again if its guest ended in a triple fault and the plan allows it. The output of all attempts is kept.
+fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) {
     let begun = Instant::now();
-    let (outcome, output) = if test.ignored {
-        (Outcome::Ignored, Vec::new())
-    } else {
-        let scratch = std::env::temp_dir().join(format!("t{}-{index}", std::process::id()));
-        let result =
-            fs::create_dir_all(&scratch).and_then(|()| execute(test, limit_secs, &scratch));
-        let _ = fs::remove_dir_all(&scratch);
-        result.unwrap_or_else(|error| {
-            let message = format!("could not run {}: {error}\n", test.binary);
-            (Outcome::Failed, message.into_bytes())
-        })
+    let mut attempts = 0;
+    let mut all = Vec::new();
+    let outcome = loop {
+        attempts += 1;
+        let (outcome, output) = attempt(test, plan.limit_secs, index);
+        let again = attempts < plan.attempts && is_triple_fault(outcome, &output);
+        all.extend(output);
+        if !again {
+            break outcome;
+        }
+        all.extend(b"--- a guest ended in a triple fault; the test is run once more\n");
     };
     let report = TestReport {
         name: test.name.clone(),
         outcome,
+        attempts,
         seconds: begun.elapsed().as_secs_f64(),
     };
-    (report, output)
+    (report, all)
+}
+
+/// Whether a test has failed and a guest of it ended in a triple fault.
+fn is_triple_fault(outcome: Outcome, output: &[u8]) -> bool {
+    outcome == Outcome::Failed
+        && output
+            .windows(TRIPLE_FAULT.len())
+            .any(|bytes| bytes == TRIPLE_FAULT)
+}
+
+/// Runs one test in a directory for temporary files of its own, which goes when it ends.
+fn attempt(test: &Test, limit_secs: u64, index: usize) -> (Outcome, Vec<u8>) {
+    if test.ignored {
+        return (Outcome::Ignored, Vec::new());
+    }
+    let scratch = std::env::temp_dir().join(format!("t{}-{index}", std::process::id()));
+    let result = fs::create_dir_all(&scratch).and_then(|()| execute(test, limit_secs, &scratch));
+    let _ = fs::remove_dir_all(&scratch);
+    result.unwrap_or_else(|error| {
+        let message = format!("could not run {}: {error}\n", test.binary);
+        (Outcome::Failed, message.into_bytes())
+    })
 }
 
 /// Starts the test under a supervisor, which ends it at its limit, and waits for it.
@@ -196,11 +222,30 @@ mod tests {
         dir
     }
 
+    fn plan(attempts: u32) -> TestPlan {
+        TestPlan {
+            binaries: Vec::new(),
+            filter: None,
+            jobs: 1,
+            limit_secs: 5,
+            attempts,
+        }
+    }
+
+    #[test]
+    fn only_a_failure_with_a_triple_fault_is_one() {
+        let output = b"error: the guest crashed: triple fault on vCPU 1 (rip 0xfff0)\n";
+        assert!(is_triple_fault(Outcome::Failed, output));
+        assert!(!is_triple_fault(Outcome::Passed, output));
+        assert!(!is_triple_fault(Outcome::TimedOut, output));
+        assert!(!is_triple_fault(Outcome::Failed, b"a line is wrong"));
+    }
+
     #[test]
     fn an_ignored_test_is_reported_and_does_not_run() {
         let mut test = shell_test("exit 1");
         test.ignored = true;
-        let (report, output) = run_one(&test, 5, 900);
+        let (report, output) = run_one(&test, &plan(3), 900);
         assert_eq!((report.outcome, output.len()), (Outcome::Ignored, 0));
         fs::remove_dir_all(Path::new(&test.binary).parent().unwrap()).unwrap();
     }

@@ -69,6 +69,8 @@ pub struct TestPlan {
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
     pub limit_secs: u64,
+    /// How often a test is tried whose guest ended in a triple fault; at least 1.
+    pub attempts: u32,
 }
 
 /// One libtest binary.
@@ -94,8 +96,10 @@ pub struct Report {
 pub struct TestReport {
     /// `binary::name`.
     pub name: String,
-    /// How it ended.
+    /// How it ended, the last time.
     pub outcome: Outcome,
+    /// How often it ran.
+    pub attempts: u32,
     /// How long it ran, in seconds.
     pub seconds: f64,
 }
@@ -160,6 +164,7 @@ mod tests {
             tests: vec![TestReport {
                 name: "host::a".into(),
                 outcome: Outcome::TimedOut,
+                attempts: 1,
                 seconds: 1.5,
             }],
         };

@@ -39,6 +39,18 @@ pub(crate) struct SharedFile {
     pub(crate) to: String,
 }
 
+/// The emulated host crashed, or ended in another way that none of its programs asked for.
+#[derive(Debug)]
+pub(crate) struct HostDied(String);
+
+impl std::fmt::Display for HostDied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the emulated host ended without a report{}", self.0)
+    }
+}
+
+impl std::error::Error for HostDied {}
+
 /// Runs the job and returns its report. Its output goes to our own as it comes.
 pub(crate) fn run(kvm: Kvm, resources: &Resources, request: &Request) -> Result<Report> {
     match kvm {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
 
 use super::terminal::RawTerminal;
-use super::{Request, overlay};
+use super::{HostDied, Request, overlay};
 use crate::lifetime;
 use crate::setup::Resources;
 
@@ -82,12 +82,7 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         );
     }
     let text = fs::read_to_string(&report).unwrap_or_default();
-    Report::parse(&text).with_context(|| {
-        format!(
-            "the emulated host ended without a report{}",
-            console_tail(&console)
-        )
-    })
+    Report::parse(&text).ok_or_else(|| HostDied(console_tail(&console)).into())
 }
 
 fn command(
