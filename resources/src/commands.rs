@@ -33,10 +33,34 @@ enum Subcommands {
     /// Run all tests: format, clippy, unit and doc tests, then real guests on a KVM.
     Test(Test),
     /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
+    #[command(after_help = DEMO_HELP)]
     Demo(Passed),
     /// Measure: `restore`, `boot` or `create`.
+    #[command(after_help = BENCH_HELP)]
     Bench(Passed),
 }
+
+/// The program runs on the KVM, where it takes a while to be asked.
+const DEMO_HELP: &str = "\
+What the program takes:
+  --guest debian|small   what boots [default: debian]
+  --json                 the result as JSON
+  --verbose              if something fails, also what the guest's console said
+
+Examples:
+  cargo xtask demo
+  cargo xtask demo --guest small --json";
+
+const BENCH_HELP: &str = "\
+What the program takes:
+  restore|create|boot    what is measured; first
+  --json                 the result as JSON
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots]
+  --firecracker PATH     measure this Firecracker too, in turn, and print ratios
+
+Examples:
+  cargo xtask bench restore
+  cargo xtask bench create --runs 50 --json";
 
 #[derive(Debug, Args)]
 struct KvmHost {
