@@ -24,6 +24,9 @@ use crate::machine::layout;
 use crate::machine::memory::GuestMemory;
 use crate::snapshot::open_regular;
 
+/// The `e_machine` of x86_64.
+const EM_X86_64: u16 = 62;
+
 /// Why a guest could not be booted.
 #[derive(Debug, Error)]
 pub enum BootError {
@@ -41,6 +44,14 @@ pub enum BootError {
     /// The kernel is neither an ELF file nor a bzImage.
     #[error("{} is neither an ELF vmlinux nor a bzImage", .0.display())]
     NotAKernel(PathBuf),
+    /// The kernel is for another machine: the ELF header's `e_machine`.
+    #[error("the ELF kernel {} is not for x86_64 (its e_machine is {machine}, not {EM_X86_64})", path.display())]
+    OtherMachine {
+        /// The file.
+        path: PathBuf,
+        /// What it is for.
+        machine: u16,
+    },
     /// The kernel cannot be entered in 64-bit mode.
     #[error(
         "the bzImage {} has no 64-bit entry point: it is a 32-bit kernel, or one from before Linux 3.8",
@@ -191,8 +202,9 @@ fn load_kernel(
     path: &Path,
 ) -> Result<KernelLoaderResult, BootError> {
     let mut file = open("kernel", path)?;
-    let mut magic = [0; 4];
-    file.read_exact(&mut magic)
+    // Up to `e_machine`; a bzImage is longer as well.
+    let mut header = [0; 20];
+    file.read_exact(&mut header)
         .and_then(|()| file.rewind())
         .map_err(|source| BootError::File {
             what: "kernel",
@@ -200,7 +212,15 @@ fn load_kernel(
             source,
         })?;
     let start = Some(layout::HIGH_RAM_START);
-    let loaded = if magic == *b"\x7fELF" {
+    let loaded = if header.starts_with(b"\x7fELF") {
+        // An ELF file says in its sixth byte if it is big-endian, and is then not for x86_64 either.
+        let machine = u16::from_le_bytes([header[18], header[19]]);
+        if machine != EM_X86_64 {
+            return Err(BootError::OtherMachine {
+                path: path.to_owned(),
+                machine,
+            });
+        }
         Elf::load(memory, None, &mut file, start)
     } else {
         BzImage::load(memory, None, &mut file, start)
@@ -346,6 +366,24 @@ mod tests {
         )
         .unwrap();
         assert!(check(&source(&path)).is_err());
+    }
+
+    #[test]
+    fn an_elf_kernel_of_another_machine_is_refused_by_name() {
+        // AArch64.
+        let mut elf = [0u8; 64];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        elf[16..20].copy_from_slice(&[2, 0, 183, 0]);
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&elf).unwrap();
+        let memory = Memory::anonymous(32 << 20).unwrap();
+        let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("not for x86_64 (its e_machine is 183"),
+            "{error}"
+        );
     }
 
     #[test]
