@@ -9,21 +9,25 @@ use std::{
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmgenie_acpi::{IoApic, MAX_CPUS, MachineDescription, Tables, build};
 
-use crate::{SerialPort, VmGenId, pm, testing::TestLine, vmgenid};
+use crate::{SerialPort, SysGen, VmClock, VmGenId, pm, testing::TestLine, vmclock, vmgenid};
 
-const GENERATION_ID: u64 = 0x9_f000;
+const GENERATION_ID: u64 = 0x9_d000;
+const COUNTER: u64 = 0x9_e000;
+const CLOCK: u64 = 0x9_f000;
 
 fn tables(cpus: u8, base: u64) -> Tables {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
     let vmgenid = VmGenId::new(&memory, GENERATION_ID).unwrap();
+    let sysgen = SysGen::new(&memory, COUNTER, 0).unwrap();
+    let vmclock = VmClock::new(&memory, CLOCK).unwrap();
     let serial = SerialPort::new(TestLine::default(), std::io::sink());
     let machine = MachineDescription {
         cpus,
         sci_gsi: pm::SCI_GSI as u8,
         pm: pm::ports(),
         s5_sleep_type: pm::S5_SLEEP_TYPE,
-        devices: vec![&serial, &vmgenid],
-        gpe_notifies: vec![vmgenid::gpe_notify()],
+        devices: vec![&serial, &vmgenid, &sysgen, &vmclock],
+        gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
         io_apic: IoApic {
             id: 0,
             address: 0xfec0_0000,
@@ -128,6 +132,14 @@ fn iasl_understands_every_table_of_a_small_machine() {
         "Name (ADDR, Package (0x02)",
         "Method (_E05, 0, Serialized)",
         "Notify (\\_SB.VGEN, 0x80)",
+        "Device (SGEN)",
+        "Name (_HID, \"VMGE0001\")",
+        "0x000000000009E000, // Range Minimum",
+        "0x0640,             // Range Minimum",
+        "Device (VCLK)",
+        "Name (_HID, \"AMZNC10C\")",
+        "Method (_E06, 0, Serialized)",
+        "Notify (\\_SB.VCLK, 0x80)",
         "EisaId (\"PNP0501\")",
         "Name (\\_S5, Package (0x04)",
     ] {

@@ -13,10 +13,14 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub mod pm;
 pub mod serial;
+pub mod sgen;
+pub mod vmclock;
 pub mod vmgenid;
 
 pub use pm::{PowerManagement, PowerRequest};
 pub use serial::SerialPort;
+pub use sgen::SysGen;
+pub use vmclock::VmClock;
 pub use vmgenid::{GenerationId, VmGenId};
 
 /// A wire to an interrupt controller.

@@ -1,15 +1,18 @@
 //! A controller that answers by script, for the tests of routes, server and client.
 
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{
-    Command, CommandError, CommandResult, ControllerHandle, Generation, Reply, SnapshotCreated,
-    VmConfig, VmState,
+    Command, CommandError, CommandResult, ControllerHandle, Envelope, Generation, Reply,
+    SnapshotCreated, VmConfig, VmState,
 };
 
 /// The commands that a scripted controller was sent.
@@ -20,7 +23,7 @@ pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;
 pub(crate) fn controller(
     mut script: impl FnMut(&Command) -> CommandResult + Send + 'static,
 ) -> (ControllerHandle, Seen) {
-    let (handle, commands) = ControllerHandle::new(EventFd::new(0).unwrap());
+    let (handle, commands) = controller_handle();
     let seen = Seen::default();
     let log = Arc::clone(&seen);
     std::thread::spawn(move || {
@@ -31,6 +34,12 @@ pub(crate) fn controller(
         }
     });
     (handle, seen)
+}
+
+/// A handle, the receiving end of its commands; reports have ended.
+pub(crate) fn controller_handle() -> (ControllerHandle, Receiver<Envelope>) {
+    let (_, reports) = watch::channel(DriverReport::default());
+    ControllerHandle::new(EventFd::new(0).unwrap(), reports)
 }
 
 /// Says yes to everything.
@@ -69,5 +78,7 @@ pub(crate) fn generation(changes: u64) -> Generation {
         id: GenerationId::from_bytes(id),
         changes,
         since: Duration::from_millis(1_700_000_000_123),
+        counter: 7,
+        driver: DriverReport::default(),
     }
 }

@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -116,6 +117,10 @@ pub struct Generation {
     pub changes: u64,
     /// When the ID last changed, since the Unix epoch.
     pub since: Duration,
+    /// The generation counter as it stands in guest memory.
+    pub counter: u32,
+    /// What the guest's driver has told of this generation.
+    pub driver: DriverReport,
 }
 
 /// What writing a snapshot took.
@@ -151,13 +156,28 @@ pub struct Envelope {
 pub struct ControllerHandle {
     sender: Sender<Envelope>,
     wake: EventFd,
+    reports: watch::Receiver<DriverReport>,
 }
 
 impl ControllerHandle {
-    /// Makes a handle and the receiving end; `wake` becomes readable when a command has been sent.
-    pub fn new(wake: EventFd) -> (Self, Receiver<Envelope>) {
+    /// Makes a handle and the receiving end; `wake` becomes readable when a command has been sent, and `reports` has what the
+    /// guest's driver reports.
+    pub fn new(
+        wake: EventFd,
+        reports: watch::Receiver<DriverReport>,
+    ) -> (Self, Receiver<Envelope>) {
         let (sender, receiver) = channel();
-        (Self { sender, wake }, receiver)
+        let handle = Self {
+            sender,
+            wake,
+            reports,
+        };
+        (handle, receiver)
+    }
+
+    /// The reports of the guest's driver, without a detour over the controller. They end with it.
+    pub fn reports(&self) -> watch::Receiver<DriverReport> {
+        self.reports.clone()
     }
 
     /// Sends one command and waits for its answer.

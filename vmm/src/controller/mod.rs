@@ -7,15 +7,17 @@ mod signals;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vmgenie_devices::vmgenid::VmGenIdState;
+use tokio::sync::watch;
+use vmgenie_devices::sgen::DriverReport;
 
 use crate::boot;
 use crate::config::{BootSource, MachineConfig};
-use crate::generation::GenerationError;
+use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
@@ -50,7 +52,7 @@ pub enum StartError {
 /// What a machine that boots again keeps of its last life.
 #[derive(Debug)]
 pub(crate) struct LastLife {
-    generation: VmGenIdState,
+    generation: LastGeneration,
     /// A machine that was paused while its reset was under way boots paused.
     ran: bool,
 }
@@ -69,6 +71,8 @@ pub(crate) struct Controller {
     /// A snapshot that was restored and whose directory was not tidied up since.
     restored_from: Option<(PathBuf, PathBuf)>,
     events: EventSender,
+    /// Shared with the machine's device; whoever waits for reports learns of the end when both are gone.
+    reports: Arc<watch::Sender<DriverReport>>,
 }
 
 impl Controller {
@@ -85,12 +89,18 @@ impl Controller {
             machine: None,
             restored_from: None,
             events,
+            reports: Arc::new(watch::Sender::new(DriverReport::default())),
         })
     }
 
     /// The machine, once there is one.
     pub(crate) fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
+    }
+
+    /// What the guest's driver reports, for as long as there is this controller.
+    pub(crate) fn reports(&self) -> watch::Receiver<DriverReport> {
+        self.reports.subscribe()
     }
 
     /// Carries out one command.
@@ -115,7 +125,7 @@ impl Controller {
                 }),
             Command::LoadSnapshot(request) => self.load_snapshot(&request),
             Command::Generation => self.with_machine("ask for the generation of", |_, machine| {
-                Ok(Reply::Generation(machine.generation()))
+                machine.generation().map(Reply::Generation).map_err(refused)
             }),
             Command::NewGeneration => {
                 self.with_machine("begin a new generation of", |host, machine| {
@@ -211,8 +221,11 @@ impl Controller {
     pub(crate) fn stop_for_restart(&mut self) -> Option<LastLife> {
         self.boot_source.as_ref()?;
         let machine = self.machine.take()?;
+        let generation = machine.last_generation().inspect_err(|error| {
+            tracing::error!(%error, "the generation of a machine that boots again");
+        });
         Some(LastLife {
-            generation: machine.generation_state(),
+            generation: generation.ok()?,
             ran: machine.is_running(),
         })
     }
@@ -243,6 +256,7 @@ impl Controller {
         Ok(MachineIo {
             console: ConsoleOutput::stdout()?,
             events: self.events.try_clone()?,
+            reports: Arc::clone(&self.reports),
         })
     }
 

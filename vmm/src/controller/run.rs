@@ -95,7 +95,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     let (events, machine_events) = EventSender::new()?;
     let mut controller = Controller::new(events)?;
     let command_wake = EventFd::new(EFD_NONBLOCK)?;
-    let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?);
+    let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?, controller.reports());
     let _api = match &options.api_socket {
         Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
         None => None,

@@ -8,20 +8,20 @@ use thiserror::Error;
 use vm_device::DevicePio;
 use vm_device::bus::{self, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, PioManager};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::Bytes;
 use vmgenie_acpi::{IoApic, MachineDescription};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
-use vmgenie_devices::vmgenid::{self, VmGenId, VmGenIdError, VmGenIdState};
-use vmgenie_devices::{InterruptLine, Persist};
+use vmgenie_devices::sgen::{self, OnReport};
+use vmgenie_devices::{InterruptLine, Persist, vmclock, vmgenid};
 
-use crate::generation::{self, GenerationError};
+use crate::generation::{self, GenerationDevices, GenerationError};
 
 use super::console::ConsoleOutput;
 use super::events::{EventSender, MachineEvent};
 use super::layout;
 use super::memory::GuestMemory;
-use super::state::{PmPart, SerialPart, VmGenIdPart};
+use super::state::{PmPart, SerialPart, SysGenPart, VmClockPart, VmGenIdPart};
 use super::vcpus::Standstill;
 
 /// Why the devices could not be set up.
@@ -33,9 +33,6 @@ pub enum DeviceError {
     /// The eventfd ran out.
     #[error("could not connect a device to the event loop")]
     Events(#[source] io::Error),
-    /// The generation ID.
-    #[error("could not set up the VMGENID device")]
-    VmGenId(#[from] VmGenIdError),
     /// The snapshot's power management state.
     #[error("the snapshot's power management state does not fit")]
     Pm(#[from] PmRestoreError),
@@ -72,7 +69,7 @@ impl InterruptLine for GsiLine {
 pub(super) struct Devices {
     pm: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort<ConsoleOutput>>>,
-    pub(super) vmgenid: VmGenId,
+    pub(super) generation: GenerationDevices,
     pub(super) bus: Arc<IoManager>,
 }
 
@@ -81,6 +78,8 @@ pub(super) struct DeviceStates {
     pub(super) pm: PmPart,
     pub(super) serial: SerialPart,
     pub(super) vmgenid: VmGenIdPart,
+    pub(super) sysgen: SysGenPart,
+    pub(super) vmclock: VmClockPart,
 }
 
 impl fmt::Debug for Devices {
@@ -89,7 +88,7 @@ impl fmt::Debug for Devices {
         f.debug_struct("Devices")
             .field("pm", &self.pm)
             .field("serial", &self.serial)
-            .field("vmgenid", &self.vmgenid)
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
 }
@@ -98,9 +97,10 @@ impl Devices {
     /// Makes all devices as after power-on.
     pub(super) fn new(
         vm: &Arc<VmFd>,
-        vmgenid: VmGenId,
+        generation: GenerationDevices,
         mut console: ConsoleOutput,
         events: &EventSender,
+        on_report: OnReport,
     ) -> Result<Self, DeviceError> {
         let line = |gsi| GsiLine {
             vm: Arc::clone(vm),
@@ -137,10 +137,17 @@ impl Devices {
             serial::PORT_LEN,
             Arc::clone(&serial) as _,
         )?;
+        generation.sysgen().on_report(on_report);
+        put(
+            &mut bus,
+            sgen::PORT_BASE,
+            sgen::PORT_LEN,
+            Arc::clone(&generation.sysgen) as _,
+        )?;
         Ok(Self {
             pm,
             serial,
-            vmgenid,
+            generation,
             bus: Arc::new(bus),
         })
     }
@@ -151,8 +158,7 @@ impl Devices {
         standstill: Standstill<'_>,
         memory: &GuestMemory,
     ) -> Result<(), GenerationError> {
-        let mut pm = self.pm.lock().unwrap_or_else(PoisonError::into_inner);
-        generation::begin(standstill, memory, &mut self.vmgenid, &mut pm).map(drop)
+        generation::begin(standstill, memory, &mut self.generation, &self.pm)
     }
 
     /// Power management.
@@ -180,7 +186,9 @@ impl Devices {
         DeviceStates {
             pm: PmPart(self.pm().save()),
             serial: SerialPart(self.serial().save()),
-            vmgenid: VmGenIdPart(self.vmgenid.save()),
+            vmgenid: VmGenIdPart(self.generation.vmgenid.save()),
+            sysgen: SysGenPart(self.generation.sysgen().save()),
+            vmclock: VmClockPart(self.generation.vmclock.save()),
         }
     }
 
@@ -201,14 +209,18 @@ impl Devices {
     /// Writes the ACPI tables for `vcpus` vCPUs to guest memory; returns the gpa of the RSDP.
     pub(super) fn write_acpi(&self, memory: &GuestMemory, vcpus: u8) -> Result<u64, DeviceError> {
         let serial = self.serial();
+        let GenerationDevices {
+            vmgenid, vmclock, ..
+        } = &self.generation;
+        let sysgen = self.generation.sysgen();
         let tables = vmgenie_acpi::build(
             &MachineDescription {
                 cpus: vcpus,
                 sci_gsi: pm::SCI_GSI as u8,
                 pm: pm::ports(),
                 s5_sleep_type: pm::S5_SLEEP_TYPE,
-                devices: vec![&*serial, &self.vmgenid],
-                gpe_notifies: vec![vmgenid::gpe_notify()],
+                devices: vec![&*serial, vmgenid, &*sysgen, vmclock],
+                gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
                 io_apic: IoApic {
                     id: 0,
                     address: layout::IOAPIC,
@@ -222,23 +234,6 @@ impl Devices {
             .write_slice(&tables.bytes, layout::ACPI)
             .map_err(DeviceError::AcpiWrite)?;
         Ok(tables.rsdp)
-    }
-}
-
-/// The VMGENID device of a machine that boots: with a new ID, or at a reboot in the generation that it had.
-pub(super) fn boot_vmgenid(
-    memory: &GuestMemory,
-    memory_bytes: u64,
-    last: Option<&VmGenIdState>,
-) -> Result<VmGenId, VmGenIdError> {
-    let GuestAddress(gpa) = layout::generation_id(memory_bytes);
-    match last {
-        Some(last) => {
-            let vmgenid = VmGenId::from_state(last)?;
-            vmgenid.write_to(memory)?;
-            Ok(vmgenid)
-        }
-        None => VmGenId::new(memory, gpa),
     }
 }
 

@@ -6,7 +6,7 @@
 //! | `0x0009_fc00` | reserved | where a PC has its EBDA, video memory and option ROMs |
 //! | `0x000e_0000` | reserved | ACPI tables, at most 128 KiB |
 //! | `0x0010_0000` | usable | kernel; initrd as high as it fits below the system area |
-//! | end of low memory - 64 KiB | reserved | system area: the generation ID, one page each for what comes |
+//! | end of low memory - 64 KiB | reserved | system area: a page each for the generation ID, the generation counter and VMClock; room for what comes |
 //! | `0xc000_0000` | - | the gap: IOAPIC `0xfec0_0000`, local APIC `0xfee0_0000`, KVM's own pages |
 //! | `0x1_0000_0000` | usable | the rest of memory |
 
@@ -92,6 +92,16 @@ pub fn generation_id(memory_bytes: u64) -> GuestAddress {
     system_area(memory_bytes)
 }
 
+/// Where the generation counter's page lies: the second page of the system area.
+pub fn generation_counter(memory_bytes: u64) -> GuestAddress {
+    GuestAddress(system_area(memory_bytes).0 + 0x1000)
+}
+
+/// Where the VMClock's page lies: the third page of the system area.
+pub fn vmclock(memory_bytes: u64) -> GuestAddress {
+    GuestAddress(system_area(memory_bytes).0 + 0x2000)
+}
+
 /// What an e820 entry says of its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -166,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_map_covers_all_ram_without_overlap_and_reserves_the_generation_id() {
+    fn the_memory_map_covers_all_ram_without_overlap_and_reserves_the_generations_pages() {
         for mib in [32, 128, 3071, 3072, 3073, 8192] {
             let bytes = mib << 20;
             let map = e820(bytes);
@@ -177,12 +187,15 @@ mod tests {
                 );
             }
             assert_eq!(map.iter().map(|e| e.len).sum::<u64>(), bytes);
-            let id = generation_id(bytes).0;
-            let home = map
-                .iter()
-                .find(|e| (e.start..e.start + e.len).contains(&id))
-                .unwrap();
-            assert_eq!(home.kind, E820Type::Reserved);
+            for page in [generation_id, generation_counter, vmclock] {
+                let page = page(bytes).0;
+                let home = map
+                    .iter()
+                    .find(|e| (e.start..e.start + e.len).contains(&page))
+                    .unwrap();
+                assert_eq!(home.kind, E820Type::Reserved);
+                assert!(page.is_multiple_of(0x1000) && page + 0x1000 <= home.start + home.len);
+            }
         }
     }
 }

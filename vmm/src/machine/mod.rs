@@ -22,13 +22,13 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vmgenie_devices::Persist;
-use vmgenie_devices::vmgenid::{VmGenIdError, VmGenIdState};
+use tokio::sync::watch;
+use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
 use crate::config::{BootSource, MachineConfig};
 use crate::controller::command::Generation;
-use crate::generation::GenerationError;
+use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
 use boot_state::BootStateError;
 use console::ConsoleOutput;
@@ -37,7 +37,7 @@ use devices::Devices;
 pub(crate) use devices::monotonic_ns;
 use events::EventSender;
 pub use host::{Host, HostError};
-use memory::{Memory, MemoryError};
+use memory::{GuestMemory, Memory, MemoryError};
 use platform::PlatformError;
 pub use restore::RestoreError;
 pub use save::SaveError;
@@ -80,9 +80,9 @@ pub enum BuildError {
     /// Devices.
     #[error("could not set up the devices")]
     Devices(#[from] DeviceError),
-    /// The generation ID.
-    #[error("could not set up the generation ID")]
-    VmGenId(#[from] VmGenIdError),
+    /// Generation ID, counter, VMClock.
+    #[error("could not set up the devices that tell of generations")]
+    Generation(#[from] GenerationError),
     /// Kernel and initrd.
     #[error("could not load the guest")]
     Boot(#[from] BootError),
@@ -98,6 +98,18 @@ pub struct MachineIo {
     pub console: ConsoleOutput,
     /// Takes what ends the machine.
     pub events: EventSender,
+    /// Takes what the guest's driver reports of its generation.
+    pub reports: Arc<watch::Sender<DriverReport>>,
+}
+
+impl MachineIo {
+    /// Where a device reports to.
+    fn on_report(&self) -> vmgenie_devices::sgen::OnReport {
+        let reports = Arc::clone(&self.reports);
+        Box::new(move |report| {
+            reports.send_replace(report);
+        })
+    }
 }
 
 /// A machine. It is built standing still.
@@ -122,7 +134,7 @@ impl Machine {
         vm: VmFd,
         config: MachineConfig,
         source: &BootSource,
-        last: Option<&VmGenIdState>,
+        last: Option<&LastGeneration>,
         io: MachineIo,
     ) -> Result<Self, BuildError> {
         check_address_bits(host, config)?;
@@ -134,8 +146,9 @@ impl Machine {
         let pit = host.needs_pit();
         platform::create(&vm, pit)?;
         let images = boot::load(memory.map(), bytes, source)?;
-        let vmgenid = devices::boot_vmgenid(memory.map(), bytes, last)?;
-        let devices = Devices::new(&vm, vmgenid, io.console, &io.events)?;
+        let generation = GenerationDevices::boot(memory.map(), bytes, last)?;
+        let on_report = io.on_report();
+        let devices = Devices::new(&vm, generation, io.console, &io.events, on_report)?;
         let rsdp = devices.write_acpi(memory.map(), config.vcpus())?;
         let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
         let vcpus = (0..config.vcpus())
@@ -189,18 +202,27 @@ impl Machine {
     }
 
     /// The present generation.
-    pub fn generation(&self) -> Generation {
-        let vmgenid = &self.devices.vmgenid;
-        Generation {
+    ///
+    /// # Errors
+    /// The counter cannot be read.
+    pub fn generation(&self) -> Result<Generation, SysGenError> {
+        let GenerationDevices { vmgenid, .. } = &self.devices.generation;
+        let sysgen = self.devices.generation.sysgen();
+        Ok(Generation {
             id: vmgenid.id(),
             changes: vmgenid.changes(),
             since: vmgenid.changed_at(),
-        }
+            counter: sysgen.counter(self.memory.map())?,
+            driver: sysgen.report(),
+        })
     }
 
-    /// The generation as it is saved; a machine that boots again keeps it.
-    pub fn generation_state(&self) -> VmGenIdState {
-        self.devices.vmgenid.save()
+    /// The generation, for a machine that boots again and keeps it.
+    ///
+    /// # Errors
+    /// The counter cannot be read.
+    pub fn last_generation(&self) -> Result<LastGeneration, SysGenError> {
+        self.devices.generation.last(self.memory.map())
     }
 
     /// Begins a new generation; the vCPUs run afterwards if they ran before. After an error they stand still, until an attempt
@@ -212,12 +234,22 @@ impl Machine {
         if ran {
             self.resume(host)?;
         }
-        Ok(self.generation())
+        Ok(self.generation()?)
     }
 
     /// Begins a new generation of a machine that stands still.
     fn begin_generation(&mut self) -> Result<(), GenerationError> {
         self.generation_owed = true;
+        self.at_standstill(Devices::begin_generation)?;
+        self.generation_owed = false;
+        Ok(())
+    }
+
+    /// Does to the devices what needs the vCPUs to stand still. Callers have stopped them.
+    fn at_standstill<T>(
+        &mut self,
+        action: impl FnOnce(&mut Devices, Standstill<'_>, &GuestMemory) -> T,
+    ) -> T {
         let Self {
             vcpus,
             devices,
@@ -227,9 +259,7 @@ impl Machine {
         let Some(standstill) = vcpus.standstill() else {
             unreachable!("callers have stopped the vCPUs, and `self` is borrowed exclusively");
         };
-        devices.begin_generation(standstill, memory.map())?;
-        self.generation_owed = false;
-        Ok(())
+        action(devices, standstill, memory.map())
     }
 
     /// Gives the guest console input; returns how many bytes it took. None if a vCPU is busy with the serial port, perhaps for

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vmgenie_devices::vmgenid::{VmGenId, VmGenIdError};
+use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
 use super::devices::{DeviceError, DeviceStates, Devices};
 use super::events::MachineEvent;
@@ -20,7 +20,7 @@ use super::vcpus::VcpuSet;
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits, layout};
 use crate::config::{ConfigError, MachineConfig};
 use crate::controller::command::RestoreAs;
-use crate::generation::GenerationError;
+use crate::generation::{GenerationDevices, GenerationError};
 use crate::snapshot::{StateError, StateReader};
 
 /// Why a machine could not be restored.
@@ -62,9 +62,9 @@ pub enum RestoreError {
     /// Devices.
     #[error("could not restore the devices")]
     Devices(#[from] DeviceError),
-    /// The generation ID.
-    #[error("could not restore the generation ID")]
-    VmGenId(#[from] VmGenIdError),
+    /// Generation ID, counter, VMClock.
+    #[error("could not restore the devices that tell of generations")]
+    GenerationDevices(#[source] GenerationError),
     /// The new generation.
     #[error("could not begin a new generation")]
     Generation(#[from] GenerationError),
@@ -76,7 +76,7 @@ struct SavedMachine {
     vcpus: Vec<VcpuState>,
     platform: PlatformState,
     devices: DeviceStates,
-    vmgenid: VmGenId,
+    generation: GenerationDevices,
 }
 
 impl SavedMachine {
@@ -89,6 +89,8 @@ impl SavedMachine {
             pm: reader.take()?,
             serial: reader.take()?,
             vmgenid: reader.take()?,
+            sysgen: reader.take()?,
+            vmclock: reader.take()?,
         };
         let memory_length = reader.header().memory_length;
         reader.finish()?;
@@ -101,22 +103,47 @@ impl SavedMachine {
                 config.memory_bytes()
             ));
         }
-        let vmgenid = VmGenId::from_state(&devices.vmgenid.0)?;
-        let expected = layout::generation_id(config.memory_bytes()).0;
-        if vmgenid.gpa() != expected {
-            return contradiction(format!(
-                "the generation ID lies at {:#x}, not at {expected:#x}",
-                vmgenid.gpa()
-            ));
-        }
+        let generation = restore_generation(&devices, config.memory_bytes())?;
         Ok(Self {
             config,
             vcpus,
             platform,
             devices,
-            vmgenid,
+            generation,
         })
     }
+}
+
+/// The devices that tell of generations; each has to lie where the guest's ACPI tables say.
+fn restore_generation(
+    states: &DeviceStates,
+    memory_bytes: u64,
+) -> Result<GenerationDevices, RestoreError> {
+    let refused = RestoreError::GenerationDevices;
+    let vmgenid = VmGenId::from_state(&states.vmgenid.0).map_err(|e| refused(e.into()))?;
+    let sysgen = SysGen::from_state(&states.sysgen.0).map_err(|e| refused(e.into()))?;
+    let vmclock = VmClock::from_state(&states.vmclock.0).map_err(|e| refused(e.into()))?;
+    for (what, gpa, expected) in [
+        (
+            "generation ID",
+            vmgenid.gpa(),
+            layout::generation_id(memory_bytes),
+        ),
+        (
+            "generation counter",
+            sysgen.gpa(),
+            layout::generation_counter(memory_bytes),
+        ),
+        ("VMClock", vmclock.gpa(), layout::vmclock(memory_bytes)),
+    ] {
+        if gpa != expected.0 {
+            return contradiction(format!(
+                "the {what} lies at {gpa:#x}, not at {:#x}",
+                expected.0
+            ));
+        }
+    }
+    Ok(GenerationDevices::new(vmgenid, sysgen, vmclock))
 }
 
 fn contradiction<T>(what: String) -> Result<T, RestoreError> {
@@ -155,7 +182,8 @@ impl Machine {
             .map(|(index, state)| restore_vcpu(host, &vm, index, state))
             .collect::<Result<Vec<_>, _>>()?;
         platform::restore_clock(&vm, &saved.platform)?;
-        let devices = Devices::new(&vm, saved.vmgenid, io.console, &io.events)?;
+        let on_report = io.on_report();
+        let devices = Devices::new(&vm, saved.generation, io.console, &io.events, on_report)?;
         devices.restore(&saved.devices)?;
         devices.sync_lines()?;
         if let edge @ Some(_) = devices.pm().next_timer_edge() {
@@ -173,8 +201,9 @@ impl Machine {
         };
         match restore_as {
             RestoreAs::New => machine.begin_generation()?,
-            // No event. The memory file holds this ID already, unless the guest has written there.
-            RestoreAs::Keep => machine.devices.vmgenid.write_to(machine.memory.map())?,
+            RestoreAs::Keep => machine.at_standstill(|devices, standstill, memory| {
+                devices.generation.keep(standstill, memory)
+            })?,
         }
         Ok(machine)
     }

@@ -74,7 +74,9 @@ impl Machine {
             .part(&platform)?
             .part(&devices.pm)?
             .part(&devices.serial)?
-            .part(&devices.vmgenid)?;
+            .part(&devices.vmgenid)?
+            .part(&devices.sysgen)?
+            .part(&devices.vmclock)?;
         Ok(writer.finish()?)
     }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use vmgenie_devices::DeviceState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
+use vmgenie_devices::sgen::SysGenState;
+use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
 
 use crate::snapshot::Part;
@@ -101,3 +103,10 @@ device_part!(
 );
 device_part!(SerialPart, SerialPortState, "com1", "The serial port.");
 device_part!(VmGenIdPart, VmGenIdState, "vmgenid", "The generation ID.");
+device_part!(
+    SysGenPart,
+    SysGenState,
+    "sgen",
+    "What is expected of the guest's driver, and what it told; the counter is in guest memory."
+);
+device_part!(VmClockPart, VmClockState, "vmclock", "VMClock.");

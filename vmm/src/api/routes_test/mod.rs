@@ -334,7 +334,7 @@ fn what_the_controller_refuses_is_passed_on_word_for_word() {
 
 #[test]
 fn a_controller_that_is_gone_or_confused_is_a_fault_and_no_panic() {
-    let (handle, commands) = ControllerHandle::new(vmm_sys_util::eventfd::EventFd::new(0).unwrap());
+    let (handle, commands) = crate::api::testing::controller_handle();
     drop(commands);
     let gone = Fixture {
         router: router(

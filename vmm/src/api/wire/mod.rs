@@ -5,6 +5,7 @@
 //! once, here. Whatever a client may get wrong is a [`WireError`], whose message becomes the
 //! `fault_message`.
 
+mod generation;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
@@ -12,9 +13,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use generation::{
+    DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing,
+    NewGeneration,
+};
 pub use snapshot::{
-    GenerationChoice, GenerationInfo, MemBackend, MemBackendType, NewGeneration, SnapshotCreate,
-    SnapshotLoad, SnapshotType,
+    GenerationChoice, MemBackend, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType,
 };
 
 use crate::config::{BootSource, Cmdline, ConfigError, MachineConfig};
@@ -56,6 +60,9 @@ pub enum WireError {
     /// Memory from a userfaultfd handler.
     #[error("the memory backend Uffd is not supported: use the backend_type \"File\"")]
     Uffd,
+    /// `timeout_ms` is out of range.
+    #[error("a wait of {0} ms was asked for: timeout_ms may be {MAX_WAIT_MS} at most")]
+    WaitTooLong(u64),
     /// An action that other VMMs have.
     #[error("the action {0} is not supported: {1}")]
     Action(&'static str, &'static str),

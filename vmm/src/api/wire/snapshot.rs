@@ -1,12 +1,11 @@
-//! The wire types of `/snapshot/create`, `/snapshot/load` and `/generation`.
+//! The wire types of `/snapshot/create` and `/snapshot/load`.
 
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::{WireError, not_empty};
-use crate::controller::command::{self as internal, CreateSnapshot, LoadSnapshot, RestoreAs};
+use crate::controller::command::{CreateSnapshot, LoadSnapshot, RestoreAs};
 
 /// PUT `/snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,46 +150,4 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             generation,
         })
     }
-}
-
-/// PUT `/generation`: no fields.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewGeneration {}
-
-/// GET and PUT `/generation`. Ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GenerationInfo {
-    /// The generation ID as GUID text, as the guest's operating system shows it.
-    pub id: String,
-    /// The same 16 bytes in the order in which they lie in guest memory, as 32 hexadecimal digits.
-    pub raw: String,
-    /// How many times the ID has changed since the machine was first booted, through snapshots and
-    /// clones.
-    pub changes: u64,
-    /// When the ID last changed: RFC 3339, UTC, milliseconds.
-    pub since: String,
-    /// The same in milliseconds since the Unix epoch.
-    pub since_unix_ms: u64,
-}
-
-impl From<internal::Generation> for GenerationInfo {
-    fn from(generation: internal::Generation) -> Self {
-        Self {
-            id: generation.id.to_guid(),
-            raw: generation.id.to_hex(),
-            changes: generation.changes,
-            since: rfc3339(generation.since),
-            since_unix_ms: u64::try_from(generation.since.as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-}
-
-/// 9999-12-31T23:59:59Z, in seconds since the Unix epoch: RFC 3339 has no later year, and a
-/// snapshot file may say anything.
-const LAST_SECOND: u64 = 253_402_300_799;
-
-fn rfc3339(since_epoch: Duration) -> String {
-    let shown = since_epoch.min(Duration::from_secs(LAST_SECOND));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + shown).to_string()
 }

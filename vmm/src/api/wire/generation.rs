@@ -1,0 +1,176 @@
+//! The wire types of `/generation` and `/generation/wait`. All of it is ours.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use vmgenie_devices::sgen::DriverReport;
+
+use super::WireError;
+use crate::controller::command as internal;
+
+/// The longest wait that may be asked for, in milliseconds: ten minutes.
+pub const MAX_WAIT_MS: u64 = 600_000;
+
+/// PUT `/generation`: no fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewGeneration {}
+
+/// GET and PUT `/generation`. Ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationInfo {
+    /// The generation ID as GUID text, as the guest's operating system shows it.
+    pub id: String,
+    /// The same 16 bytes in the order in which they lie in guest memory, as 32 hexadecimal digits.
+    pub raw: String,
+    /// How many times the ID has changed since the machine was first booted, through snapshots and
+    /// clones.
+    pub changes: u64,
+    /// When the ID last changed: RFC 3339, UTC, milliseconds.
+    pub since: String,
+    /// The same in milliseconds since the Unix epoch.
+    pub since_unix_ms: u64,
+    /// The generation counter as it stands in guest memory: the host and the guest's driver move it.
+    pub counter: u32,
+    /// What the guest's driver has told of this generation.
+    pub driver: DriverInfo,
+}
+
+impl From<internal::Generation> for GenerationInfo {
+    fn from(generation: internal::Generation) -> Self {
+        Self {
+            id: generation.id.to_guid(),
+            raw: generation.id.to_hex(),
+            changes: generation.changes,
+            since: rfc3339(generation.since),
+            since_unix_ms: u64::try_from(generation.since.as_millis()).unwrap_or(u64::MAX),
+            counter: generation.counter,
+            driver: generation.driver.into(),
+        }
+    }
+}
+
+/// 9999-12-31T23:59:59Z, in seconds since the Unix epoch: RFC 3339 has no later year, and a
+/// snapshot file may say anything.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+fn rfc3339(since_epoch: Duration) -> String {
+    let shown = since_epoch.min(Duration::from_secs(LAST_SECOND));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + shown).to_string()
+}
+
+/// How far the guest has come with its generation, by the word of its driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverInfo {
+    /// There is a driver in the guest. Without one all else is false, 0 or absent.
+    pub present: bool,
+    /// The version of the driver's interface; 0 without a driver.
+    pub version: u32,
+    /// The driver has told its watchers.
+    pub reached: bool,
+    /// The kernel's random number generator has been reseeded.
+    pub reseeded: bool,
+    /// How many tracked watchers have not acknowledged yet.
+    pub outdated_watchers: u32,
+    /// All of it: the guest has adapted.
+    pub adapted: bool,
+    /// Microseconds from the beginning of the generation to the first report that it was reached. Absent if there was none, or
+    /// not in this VMM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_us: Option<u64>,
+    /// The same for `reseeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reseeded_us: Option<u64>,
+    /// The same for `adapted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapted_us: Option<u64>,
+}
+
+impl From<DriverReport> for DriverInfo {
+    fn from(report: DriverReport) -> Self {
+        let us = |after: Option<Duration>| {
+            after.map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX))
+        };
+        Self {
+            present: report.present(),
+            version: report.version,
+            reached: report.reached,
+            reseeded: report.reseeded,
+            outdated_watchers: report.outdated,
+            adapted: report.adapted(),
+            reached_us: us(report.reached_after),
+            reseeded_us: us(report.reseeded_after),
+            adapted_us: us(report.adapted_after),
+        }
+    }
+}
+
+/// PUT `/generation/wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenerationWait {
+    /// How long to wait at most, in milliseconds: 0 (look once) to [`MAX_WAIT_MS`].
+    pub timeout_ms: u64,
+}
+
+impl TryFrom<GenerationWait> for Duration {
+    type Error = WireError;
+
+    fn try_from(wire: GenerationWait) -> Result<Self, WireError> {
+        match wire.timeout_ms {
+            ms @ 0..=MAX_WAIT_MS => Ok(Duration::from_millis(ms)),
+            ms => Err(WireError::WaitTooLong(ms)),
+        }
+    }
+}
+
+/// What a guest that has not adapted lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// There is no driver in the guest. What else is missing nobody can tell.
+    Driver,
+    /// The kernel's random number generator has not been reseeded.
+    Reseeded,
+    /// The driver has not told its watchers.
+    Reached,
+    /// Watchers have not acknowledged; `outdated_watchers` says how many.
+    Watchers,
+}
+
+/// The answer to PUT `/generation/wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationWaited {
+    /// The guest has adapted to its generation.
+    pub adapted: bool,
+    /// If not: what is missing.
+    pub missing: Vec<Missing>,
+    /// How long the answer took, in microseconds.
+    pub waited_us: u64,
+    /// What the guest's driver has told.
+    pub driver: DriverInfo,
+}
+
+impl GenerationWaited {
+    /// The answer for the report that there is.
+    pub fn new(report: DriverReport, waited: Duration) -> Self {
+        let missing = if report.present() {
+            [
+                (!report.reseeded, Missing::Reseeded),
+                (!report.reached, Missing::Reached),
+                (report.outdated > 0, Missing::Watchers),
+            ]
+            .into_iter()
+            .filter_map(|(is_missing, what)| is_missing.then_some(what))
+            .collect()
+        } else {
+            vec![Missing::Driver]
+        };
+        Self {
+            adapted: report.adapted(),
+            missing,
+            waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
+            driver: report.into(),
+        }
+    }
+}
