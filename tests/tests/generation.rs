@@ -215,3 +215,27 @@ fn fifty_restores_of_one_snapshot_have_fifty_ids_and_none_hangs() {
         );
     }
 }
+
+#[test]
+fn the_generation_counter_and_vmclock_move_with_each_new_generation_and_only_then() {
+    // Offset 0x68 of VMClock's page is its generation counter.
+    const VMCLOCK: &str = "od -A n -t u8 -j 104 -N 8 /dev/vmclock0";
+    let counter = |vm: &mut Vm| vm.client.generation().unwrap().counter;
+    let clock = |vm: &mut Vm| -> u64 { vm.shell(VMCLOCK).trim().parse().unwrap() };
+    let mut original = Boot::new(Guest::Small).ready();
+    original.shell("test -e /dev/vmclock0 || insmod /modules/ptp_vmclock.ko");
+    original.shell("ls -d /sys/bus/acpi/devices/VMGE0001:00");
+    assert_eq!(counter(&mut original), 0);
+    let first = clock(&mut original);
+    let snapshot = original.snapshot();
+    drop(original);
+    let mut clone = Vm::restore(&snapshot);
+    assert_eq!((counter(&mut clone), clock(&mut clone)), (1, first + 1));
+    assert_eq!(clone.client.new_generation().unwrap().counter, 2);
+    assert_eq!((counter(&mut clone), clock(&mut clone)), (2, first + 2));
+    let chained = clone.snapshot();
+    drop(clone);
+    let mut kept = Vm::restore_as(&chained, GenerationChoice::Keep);
+    assert_eq!((counter(&mut kept), clock(&mut kept)), (2, first + 2));
+    assert!(!kept.client.generation().unwrap().driver.present);
+}
