@@ -295,6 +295,18 @@ impl Client {
         decode("PUT /generation", &answer)
     }
 
+    /// PUT `/generation/wait`: waits until the guest has adapted to its generation, for `timeout` at most (whole milliseconds).
+    /// At the deadline the answer says what is missing; that is no error.
+    pub fn wait_for_generation(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<wire::GenerationWaited, ClientError> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let body = wire::GenerationWait { timeout_ms };
+        let answer = self.send(Method::PUT, "/generation/wait", &body)?;
+        decode("PUT /generation/wait", &answer)
+    }
+
     fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
         let answer = self.request(Method::GET, path, Bytes::new())?;
         let name = format!("GET {path}");

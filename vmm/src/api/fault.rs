@@ -40,6 +40,21 @@ pub(super) enum ApiFault {
     /// The controller refused or failed.
     #[error("{0}")]
     Command(#[from] CommandError),
+    /// The machine stands still, so its guest cannot adapt.
+    #[error(
+        "the microVM is paused, so its guest cannot adapt to its generation: resume it first (PATCH /vm \
+         {{\"state\": \"Resumed\"}})"
+    )]
+    WaitWhilePaused,
+    /// Too many requests wait already.
+    #[error("{0} requests wait for the guest to adapt already: wait for one of them to end")]
+    TooManyWaits(usize),
+    /// The machine has gone while a request waited for it.
+    #[error("the microVM is shutting down")]
+    MachineGone,
+    /// The client has gone while its request waited; nobody reads this.
+    #[error("the client has gone")]
+    ClientGone,
     /// The controller answered something else than what this command is answered with: a fault of
     /// ours.
     #[error("The microVM answered {0} in an unexpected way: this is a fault in vmgenie.")]

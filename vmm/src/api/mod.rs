@@ -17,6 +17,7 @@
 //! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm` |
 //! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation` |
 //! | GET, PUT `/generation` | ours: the generation; begins a new one |
+//! | PUT `/generation/wait` | ours: waits until the guest has adapted to it |
 //!
 //! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
 
@@ -27,12 +28,14 @@ mod server;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
+mod wait;
 pub mod wire;
 
 pub use limits::{BODY_LIMIT, BODY_TIMEOUT};
 pub use routes::{FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, router};
 pub use server::{ApiError, ApiThread, MAX_CONNECTIONS, spawn};
 pub use socket::SocketError;
+pub use wait::MAX_WAITS;
 
 /// What the API tells about the process it runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::Extension;
 use axum::extract::{FromRequest, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, put};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::fault::{ApiFault, json_response};
+use super::wait::{self, MAX_WAITS, Peer};
 use super::{ApiInfo, wire};
 use crate::config::{BootSource, MachineConfig};
 use crate::controller::command::{
@@ -38,6 +40,8 @@ struct Shared {
     /// Held while a PATCH reads and writes the machine configuration, so that two of them do not
     /// undo each other.
     machine_config: Mutex<()>,
+    /// One for each request that waits for the guest.
+    waits: Semaphore,
 }
 
 type Api = State<Arc<Shared>>;
@@ -49,6 +53,7 @@ pub fn router(info: ApiInfo, handle: ControllerHandle) -> Router {
         info,
         handle,
         machine_config: Mutex::new(()),
+        waits: Semaphore::new(MAX_WAITS),
     });
     Router::new()
         .route("/", get(instance_info))
@@ -66,6 +71,7 @@ pub fn router(info: ApiInfo, handle: ControllerHandle) -> Router {
         .route("/snapshot/create", put(create_snapshot))
         .route("/snapshot/load", put(load_snapshot))
         .route("/generation", get(generation).put(new_generation))
+        .route("/generation/wait", put(wait_for_generation))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_route)
         .with_state(shared)
@@ -166,6 +172,16 @@ async fn new_generation(State(api): Api, body: Bytes) -> Answer {
         serde_json::from_slice::<wire::NewGeneration>(&body)?;
     }
     api.generation(Command::NewGeneration).await
+}
+
+async fn wait_for_generation(
+    State(api): Api,
+    peer: Option<Extension<Peer>>,
+    Json(body): Json<wire::GenerationWait>,
+) -> Answer {
+    let peer = peer.as_ref().map(|Extension(peer)| peer);
+    let waited = wait::wait(&api.handle, &api.waits, body.try_into()?, peer).await?;
+    Ok(ok(&waited))
 }
 
 impl Shared {

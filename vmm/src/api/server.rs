@@ -14,6 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::socket::{ApiSocket, SocketError};
+use super::wait::Peer;
 use super::{ApiInfo, limits, router};
 use crate::controller::command::ControllerHandle;
 
@@ -191,8 +194,12 @@ async fn serve(
     activity: Arc<Activity>,
     stopped: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| {
+    let peer = Peer::of(&stream);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, activity) = (router.clone(), Arc::clone(&activity));
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
         async move {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             activity.idle();

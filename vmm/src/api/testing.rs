@@ -21,9 +21,17 @@ pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;
 /// A controller in a thread of its own that answers every command with `script`. It ends with the
 /// handle.
 pub(crate) fn controller(
-    mut script: impl FnMut(&Command) -> CommandResult + Send + 'static,
+    script: impl FnMut(&Command) -> CommandResult + Send + 'static,
 ) -> (ControllerHandle, Seen) {
     let (handle, commands) = controller_handle();
+    (handle, answer_by(commands, script))
+}
+
+/// Answers `commands` in a thread of its own.
+pub(crate) fn answer_by(
+    commands: Receiver<Envelope>,
+    mut script: impl FnMut(&Command) -> CommandResult + Send + 'static,
+) -> Seen {
     let seen = Seen::default();
     let log = Arc::clone(&seen);
     std::thread::spawn(move || {
@@ -33,12 +41,18 @@ pub(crate) fn controller(
             let _ = envelope.answer.send(answer);
         }
     });
-    (handle, seen)
+    seen
 }
 
 /// A handle, the receiving end of its commands; reports have ended.
 pub(crate) fn controller_handle() -> (ControllerHandle, Receiver<Envelope>) {
-    let (_, reports) = watch::channel(DriverReport::default());
+    controller_handle_of(watch::channel(DriverReport::default()).1)
+}
+
+/// A handle with these reports, and the receiving end of its commands.
+pub(crate) fn controller_handle_of(
+    reports: watch::Receiver<DriverReport>,
+) -> (ControllerHandle, Receiver<Envelope>) {
     ControllerHandle::new(EventFd::new(0).unwrap(), reports)
 }
 

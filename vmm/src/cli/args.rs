@@ -1,11 +1,12 @@
 //! What may be said on the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
-use super::units::{parse_memory_mib, parse_vcpus};
+use super::units::{parse_memory_mib, parse_vcpus, parse_wait};
 use crate::api::wire::GenerationChoice;
 use crate::config;
 
@@ -16,6 +17,7 @@ Exit status:
   2  the command line is wrong
   3  the guest crashed (triple fault) or KVM gave up on it
   4  KVM is not usable
+  5  `generation --wait`: the guest has not adapted in time
 
 Examples:
   vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
@@ -51,7 +53,8 @@ Examples:
 const GENERATION_HELP: &str = "\
 Examples:
   vmgenie generation /tmp/vm.sock
-  vmgenie generation /tmp/vm.sock --new --json";
+  vmgenie generation /tmp/vm.sock --new --json
+  vmgenie generation /tmp/vm.sock --wait=500ms";
 
 const COMPLETIONS_HELP: &str = "\
 Example:
@@ -210,6 +213,9 @@ pub struct GenerationArgs {
     /// Begin a new generation.
     #[arg(long)]
     pub new: bool,
+    /// Wait until the guest has adapted to its generation: 500ms, 10s, 2m; 10s when no TIMEOUT is given.
+    #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10s", value_parser = parse_wait)]
+    pub wait: Option<Duration>,
 }
 
 /// `vmgenie snapshot`.

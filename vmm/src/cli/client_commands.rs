@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::Failure;
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
 use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
+use super::{Failure, NOT_ADAPTED};
 use crate::api::wire::{
-    FullConfig, GenerationChoice, GenerationInfo, MemBackend, MemBackendType, SnapshotCreate,
-    SnapshotLoad, SnapshotType, State,
+    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWaited, MemBackend,
+    MemBackendType, Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State,
 };
 use crate::client::Client;
 
@@ -113,9 +113,69 @@ pub(super) fn generation(args: &GenerationArgs, json: bool) -> Result<(), Failur
     } else {
         client.generation()?
     };
+    if let Some(timeout) = args.wait {
+        let waited = client.wait_for_generation(timeout)?;
+        // It may be another generation by now, and its counter has moved.
+        return show_waited(client.generation()?, waited, json);
+    }
     show(json, &generation, |generation| {
         pairs(generation_rows(generation))
     })
+}
+
+#[derive(Debug, Serialize)]
+struct WaitShown {
+    adapted: bool,
+    missing: Vec<Missing>,
+    waited_us: u64,
+    #[serde(flatten)]
+    generation: GenerationInfo,
+}
+
+/// The guest has not adapted in time.
+#[derive(Debug, Error)]
+#[error("the guest has not adapted to its generation within {0}: {1}")]
+struct NotAdapted(String, String);
+
+fn show_waited(
+    generation: GenerationInfo,
+    waited: GenerationWaited,
+    json: bool,
+) -> Result<(), Failure> {
+    let took = milliseconds(Duration::from_micros(waited.waited_us));
+    let missing = missing_text(&waited);
+    let shown = WaitShown {
+        adapted: waited.adapted,
+        missing: waited.missing,
+        waited_us: waited.waited_us,
+        generation: GenerationInfo {
+            driver: waited.driver,
+            ..generation
+        },
+    };
+    show(json, &shown, |shown| {
+        let mut rows = generation_rows(&shown.generation);
+        rows.push(("waited", took.clone()));
+        pairs(rows)
+    })?;
+    if shown.adapted {
+        return Ok(());
+    }
+    Err(Failure {
+        error: Box::new(NotAdapted(took, missing)),
+        status: NOT_ADAPTED,
+    })
+}
+
+fn missing_text(waited: &GenerationWaited) -> String {
+    let text = |missing: &Missing| match missing {
+        Missing::Driver => "there is no driver in it".to_owned(),
+        Missing::Reseeded => "its random number generator was not reseeded".to_owned(),
+        Missing::Reached => "its watchers were not told".to_owned(),
+        Missing::Watchers => format!("{} watchers are outdated", waited.driver.outdated_watchers),
+    };
+    let texts: Vec<String> = waited.missing.iter().map(text).collect();
+    texts.join(", ")
 }
 
 fn generation_rows(generation: &GenerationInfo) -> Vec<(&'static str, String)> {
@@ -124,7 +184,23 @@ fn generation_rows(generation: &GenerationInfo) -> Vec<(&'static str, String)> {
         ("raw", generation.raw.clone()),
         ("changes", generation.changes.to_string()),
         ("since", generation.since.clone()),
+        ("counter", generation.counter.to_string()),
+        ("driver", driver_text(&generation.driver)),
     ]
+}
+
+fn driver_text(driver: &DriverInfo) -> String {
+    if !driver.present {
+        return "none".to_owned();
+    }
+    let state = |is: bool, what: &str| format!("{}{what}", if is { "" } else { "not " });
+    format!(
+        "{}, {}, {} outdated watchers: {}",
+        state(driver.reseeded, "reseeded"),
+        state(driver.reached, "reached"),
+        driver.outdated_watchers,
+        state(driver.adapted, "adapted")
+    )
 }
 
 #[derive(Debug, Serialize)]

@@ -25,6 +25,8 @@ pub use units::parse_memory_mib;
 
 /// The exit status for a failure that has no status of its own.
 pub const FAILURE: u8 = 1;
+/// The exit status of `generation --wait` for a guest that has not adapted in time.
+pub const NOT_ADAPTED: u8 = 5;
 
 /// Why a command failed: an error and the status that the process ends with.
 #[derive(Debug)]

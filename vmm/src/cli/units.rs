@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::api::wire::MAX_WAIT_MS;
 use crate::config::MachineConfig;
 
 /// Reads a size of memory: a whole number and, without a space or with one, K, M, G or T (also Ki,
@@ -28,6 +29,16 @@ pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
     let mib = u64::try_from(bytes >> 20).map_err(|_| "too large".to_owned())?;
     MachineConfig::new(1, mib).map_err(|error| error.to_string())?;
     Ok(mib)
+}
+
+/// Reads how long to wait: a number with a unit.
+pub(super) fn parse_wait(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let longest = Duration::from_millis(MAX_WAIT_MS);
+    if wait > longest {
+        return Err(format!("{} at most", humantime::format_duration(longest)));
+    }
+    Ok(wait)
 }
 
 /// Reads a number of vCPUs.

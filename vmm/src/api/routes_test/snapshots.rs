@@ -156,3 +156,23 @@ fn the_generation_is_shown_and_begun_anew() {
     );
     assert_eq!(api.commands(), []);
 }
+
+#[test]
+fn waiting_asks_for_the_generation_and_checks_its_limit() {
+    let api = willing();
+    // The scripted controller has no reports to wait for.
+    let message = api.fault("PUT", "/generation/wait", r#"{"timeout_ms":1000}"#);
+    assert_eq!(message, "the microVM is shutting down");
+    assert_eq!(api.commands(), [Command::Generation, Command::State]);
+    for (body, expected) in [
+        (r#"{"timeout_ms":600001}"#, "600000 at most"),
+        (r#"{"timeout_ms":-1}"#, "invalid value"),
+        (r#"{"timeout_ms":1,"x":2}"#, "unknown field"),
+        ("{}", "missing field"),
+        ("", "EOF"),
+    ] {
+        let message = api.fault("PUT", "/generation/wait", body);
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+    assert_eq!(api.commands(), []);
+}
