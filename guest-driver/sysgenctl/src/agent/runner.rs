@@ -1,0 +1,293 @@
+//! Runs one hook, for a limited time, in a process group of its own.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::signals::{self, Signals};
+
+/// How long a process group has to tidy up between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why a hook did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum HookError {
+    #[error("could not be started")]
+    Start(#[source] io::Error),
+    #[error("could not be waited for")]
+    Wait(#[source] io::Error),
+    #[error("failed: {0}")]
+    Status(ExitStatus),
+    #[error("killed with its process group: took longer than {0:?}")]
+    TimedOut(Duration),
+    #[error("ended, as the agent is to end")]
+    Stopped,
+}
+
+/// What every hook of a round is run with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runner<'a> {
+    /// The counter that was acknowledged last.
+    pub(super) old: u32,
+    /// The counter now.
+    pub(super) new: u32,
+    /// How long one hook may take.
+    pub(super) limit: Duration,
+    /// What ends the agent, and with it the hook.
+    pub(super) signals: &'a Signals,
+}
+
+/// Why a wait ended.
+enum Event {
+    Exited,
+    Signal,
+    TimeOver,
+}
+
+impl Runner<'_> {
+    /// Runs the hook and waits for it; for what it leaves running only if it has to be killed.
+    pub(super) fn run(&self, hook: &Path) -> Result<(), HookError> {
+        let mut child = self.start(hook).map_err(HookError::Start)?;
+        match self.wait(&child, self.limit, true) {
+            Ok(Event::Exited) => {
+                let status = child.wait().map_err(HookError::Wait)?;
+                match status.success() {
+                    true => Ok(()),
+                    false => Err(HookError::Status(status)),
+                }
+            }
+            Ok(Event::TimeOver) => {
+                self.end(&mut child);
+                Err(HookError::TimedOut(self.limit))
+            }
+            Ok(Event::Signal) => {
+                self.end(&mut child);
+                Err(HookError::Stopped)
+            }
+            Err(error) => {
+                self.end(&mut child);
+                Err(HookError::Wait(error))
+            }
+        }
+    }
+
+    fn start(&self, hook: &Path) -> io::Result<Child> {
+        let output = io::stderr().as_fd().try_clone_to_owned()?;
+        let mut command = Command::new(hook);
+        command
+            .env("SYSGENID_OLD", self.old.to_string())
+            .env("SYSGENID_NEW", self.new.to_string())
+            // Whatever it says to the service manager is not the agent's word.
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output)
+            .process_group(0);
+        // SAFETY: the closure sets the signal mask and allocates nothing, which is allowed between
+        // fork and exec.
+        unsafe { command.pre_exec(signals::unblock_all) };
+        command.spawn()
+    }
+
+    /// Waits until the child has ended (it stays to be reaped), the time is over or, if `signals`, a
+    /// signal has come (which stays to be taken).
+    fn wait(&self, child: &Child, limit: Duration, signals: bool) -> io::Result<Event> {
+        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let start = Instant::now();
+        loop {
+            let mut files = vec![PollFd::new(&pidfd, PollFlags::IN)];
+            if signals {
+                files.push(PollFd::new(self.signals, PollFlags::IN));
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            // A limit beyond what the clock can count is none.
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut files, left.as_ref()) {
+                Ok(0) => return Ok(Event::TimeOver),
+                Ok(_) if files[0].revents().is_empty() => return Ok(Event::Signal),
+                Ok(_) => return Ok(Event::Exited),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Ends the whole process group: SIGTERM, then SIGKILL.
+    ///
+    /// The child is reaped last: until then its ID, which is the group's too, belongs to nobody else.
+    fn end(&self, child: &mut Child) {
+        let group = Pid::from_child(child);
+        // No error is left to handle: a group without processes is what is wanted.
+        let _ = kill_process_group(group, Signal::TERM);
+        let _ = self.wait(child, GRACE, false);
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::thread;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    struct Scene {
+        dir: tempfile::TempDir,
+        signals: Signals,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+                signals: Signals::block().unwrap(),
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// An executable script. Another process writes it: a file that is open for writing here
+        /// when another test forks could not be executed.
+        fn hook(&self, script: &str) -> PathBuf {
+            let path = self.path("hook");
+            let status = Command::new("/bin/sh")
+                .args([
+                    "-c",
+                    r#"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod 700 "$2""#,
+                    "sh",
+                ])
+                .arg(script)
+                .arg(&path)
+                .status()
+                .unwrap();
+            assert!(status.success());
+            path
+        }
+
+        fn run(&self, script: &str, limit: Duration) -> Result<(), HookError> {
+            let hook = self.hook(script);
+            let runner = Runner {
+                old: 3,
+                new: 5,
+                limit,
+                signals: &self.signals,
+            };
+            runner.run(&hook)
+        }
+    }
+
+    /// Whether the process is there and no zombie.
+    fn alive(pid: &str) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    fn await_death(pid: &str) -> bool {
+        let end = Instant::now() + LIMIT;
+        while alive(pid) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+        !alive(pid)
+    }
+
+    #[test]
+    fn a_hook_learns_the_old_and_the_new_counter() {
+        let scene = Scene::new();
+        let out = scene.path("out");
+        let script = format!("echo \"$SYSGENID_OLD $SYSGENID_NEW\" > {}", out.display());
+        scene.run(&script, LIMIT).unwrap();
+        assert_eq!(fs::read_to_string(out).unwrap(), "3 5\n");
+    }
+
+    #[test]
+    fn a_hook_has_no_input_no_blocked_signal_and_a_group_of_its_own() {
+        let scene = Scene::new();
+        let out = scene.path("out");
+        let script = format!(
+            "read line && exit 9; grep SigBlk /proc/self/status > {0}; \
+             read pid name state parent group rest < /proc/$$/stat; echo $((pid - group)) >> {0}",
+            out.display()
+        );
+        scene.run(&script, LIMIT).unwrap();
+        let said = fs::read_to_string(out).unwrap();
+        assert_eq!(said, "SigBlk:\t0000000000000000\n0\n");
+    }
+
+    #[test]
+    fn a_failing_hook_is_told_with_its_status() {
+        let error = Scene::new().run("exit 7", LIMIT).unwrap_err();
+        assert_eq!(error.to_string(), "failed: exit status: 7");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_executed_is_told() {
+        let scene = Scene::new();
+        let hook = scene.hook("exit 0");
+        fs::remove_file(&hook).unwrap();
+        let runner = Runner {
+            old: 0,
+            new: 1,
+            limit: LIMIT,
+            signals: &scene.signals,
+        };
+        assert!(matches!(runner.run(&hook), Err(HookError::Start(_))));
+    }
+
+    #[test]
+    fn a_hook_that_takes_too_long_is_killed_with_its_children() {
+        let scene = Scene::new();
+        let pids = scene.path("pids");
+        // Neither the hook nor its child can be ended with SIGTERM.
+        let script = format!(
+            "trap '' TERM; sleep 1000 & echo $! > {0}; echo $$ >> {0}; while :; do wait; sleep 1; done",
+            pids.display()
+        );
+        let limit = Duration::from_millis(300);
+        let start = Instant::now();
+        let error = scene.run(&script, limit).unwrap_err();
+        assert!(matches!(error, HookError::TimedOut(_)), "{error}");
+        assert!(start.elapsed() >= limit && start.elapsed() < limit + LIMIT);
+        let pids = fs::read_to_string(pids).unwrap();
+        assert_eq!(pids.lines().count(), 2);
+        assert!(pids.lines().all(await_death));
+    }
+
+    #[test]
+    fn a_hook_that_is_cut_off_may_tidy_up() {
+        let scene = Scene::new();
+        let tidy = scene.path("tidy");
+        let script = format!(
+            "trap 'echo tidy > {}; exit 1' TERM; while :; do sleep 0.05; done",
+            tidy.display()
+        );
+        let error = scene.run(&script, Duration::from_millis(300)).unwrap_err();
+        assert!(matches!(error, HookError::TimedOut(_)), "{error}");
+        assert_eq!(fs::read_to_string(tidy).unwrap(), "tidy\n");
+    }
+
+    #[test]
+    fn a_hook_may_leave_a_daemon_behind() {
+        let scene = Scene::new();
+        let pid = scene.path("pid");
+        let script = format!("sleep 1000 & echo $! > {}", pid.display());
+        scene.run(&script, LIMIT).unwrap();
+        let pid = fs::read_to_string(pid).unwrap();
+        assert!(alive(&pid));
+        let daemon = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(daemon, Signal::KILL).unwrap();
+    }
+}

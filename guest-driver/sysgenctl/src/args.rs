@@ -1,0 +1,225 @@
+//! What may be said on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  success
+  1  failure
+  2  the command line is wrong
+  3  the time given with --timeout is over
+
+Examples:
+  sysgenctl status --json
+  sysgenctl watch
+  sysgenctl wait --timeout 5s
+  sysgenctl agent --hooks /etc/sysgenid/hooks.d";
+
+const WATCH_HELP: &str = "\
+Examples:
+  sysgenctl watch
+  sysgenctl watch --count 1 --timeout 1m && echo 'a new generation'
+  sysgenctl watch --json | jq .generation";
+
+const WAIT_HELP: &str = "\
+Only watchers that are tracked are waited for. A generation that begins meanwhile is waited for too.
+
+Examples:
+  sysgenctl wait
+  sysgenctl wait --timeout 5s || echo 'somebody has not adapted'";
+
+const TRIGGER_HELP: &str = "\
+Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace.
+
+Examples:
+  sysgenctl trigger
+  sysgenctl trigger --min 100 --json";
+
+const AGENT_HELP: &str = "\
+Hooks are the executable files of the directory, in the order of their names (bytes). Names that start
+with a dot or end in ~, .bak, .disabled, .sample or .dpkg-* are left out. Environment of a hook:
+  SYSGENID_OLD  the counter that was acknowledged last
+  SYSGENID_NEW  the counter now
+Refused are hooks that are symbolic links, that belong to anyone but root or the agent's user, that
+group or others may write to, or that lie below a directory of which that is true.
+
+The agent is a tracked watcher: `sysgenctl wait` waits until it has run the hooks. It acknowledges when
+all hooks have ended, whether they failed or not, unless --require-success is given. When a
+generation begins while hooks run, it runs another round before it acknowledges. A hook may
+leave a daemon behind, but one that reaches the limit is ended with its whole process group.
+
+Examples:
+  sysgenctl agent
+  sysgenctl agent --hooks ./hooks --limit 10s --require-success --json";
+
+const COMPLETIONS_HELP: &str = "\
+Example:
+  sysgenctl completions bash > ~/.local/share/bash-completion/completions/sysgenctl";
+
+/// Shows, waits for and reacts to the generations of this machine.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    /// The device.
+    #[arg(long, global = true, env = "SYSGENID_DEVICE", default_value = sysgenid::DEVICE)]
+    pub(crate) device: PathBuf,
+    /// The numbering of the device's calls, instead of finding it out.
+    #[arg(long, global = true)]
+    pub(crate) abi: Option<Numbering>,
+    /// Print JSON: one object, or one for each line of a stream.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The two numberings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Numbering {
+    /// The default of the driver.
+    #[value(name = "5")]
+    Seed,
+    /// Versions 6 to 8 of the original patches; the driver with abi=8.
+    #[value(name = "8")]
+    Deployed,
+}
+
+impl From<Numbering> for sysgenid::Abi {
+    fn from(numbering: Numbering) -> Self {
+        match numbering {
+            Numbering::Seed => Self::Seed,
+            Numbering::Deployed => Self::Deployed,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the generation counter and what the driver tells of its watchers.
+    Status,
+    /// Print every new generation.
+    #[command(after_help = WATCH_HELP)]
+    Watch(WatchArgs),
+    /// Wait until no watcher is outdated: everyone has adapted.
+    #[command(after_help = WAIT_HELP)]
+    Wait(WaitArgs),
+    /// Begin a new generation.
+    #[command(after_help = TRIGGER_HELP)]
+    Trigger(TriggerArgs),
+    /// Run the hooks of a directory in every new generation, then acknowledge it.
+    #[command(after_help = AGENT_HELP)]
+    Agent(AgentArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// End after so many generations.
+    #[arg(long, short = 'n')]
+    pub(crate) count: Option<u64>,
+    /// End with status 3 when no generation has begun for so long (such as 500ms, 5s, 1m).
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// End with status 3 after so long (such as 500ms, 5s, 1m).
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TriggerArgs {
+    /// The least new counter; it becomes the present one plus one if that is more.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) min: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The directory of the hooks.
+    #[arg(long, default_value = "/etc/sysgenid/hooks.d")]
+    pub(crate) hooks: PathBuf,
+    /// How long one hook may take.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) limit: Duration,
+    /// Do not acknowledge a generation while a hook fails; run them again every --retry.
+    #[arg(long)]
+    pub(crate) require_success: bool,
+    /// The pause between two attempts with --require-success.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) retry: Duration,
+    /// Keep the acknowledged counter in this file: a generation that begins while no agent runs is
+    /// then not missed. It has to be lost at a reboot, as the counter is (such as in /run).
+    #[arg(long)]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_agent_has_a_limit_unless_told_otherwise() {
+        let Command::Agent(args) = parse("sysgenctl agent").unwrap().command else {
+            panic!("not an agent");
+        };
+        assert_eq!(args.limit, Duration::from_secs(30));
+        assert!(!args.require_success);
+    }
+
+    #[test]
+    fn options_of_all_commands_may_follow_the_command() {
+        let cli = parse("sysgenctl status --json --abi 8 --device /dev/other").unwrap();
+        assert!(cli.json);
+        assert_eq!(cli.abi, Some(Numbering::Deployed));
+        assert_eq!(cli.device, PathBuf::from("/dev/other"));
+    }
+
+    #[test]
+    fn what_is_no_duration_or_counter_is_refused() {
+        for line in [
+            "sysgenctl wait --timeout 5",
+            "sysgenctl wait --timeout -1s",
+            "sysgenctl trigger --min 4294967296",
+            "sysgenctl trigger --min -1",
+            "sysgenctl status --abi 6",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_but_status_and_completions_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let shown = command.get_after_help().map(ToString::to_string);
+            let example = shown.is_some_and(|help| help.contains("Example"));
+            assert!(
+                example || command.get_name() == "status",
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+}

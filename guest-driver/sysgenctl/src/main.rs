@@ -1,0 +1,75 @@
+//! Shows, waits for and reacts to the generations of a machine.
+
+mod agent;
+mod args;
+mod commands;
+mod output;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use sysgenid::WatchersError;
+
+use args::{Cli, Command};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum Failure {
+    #[error(transparent)]
+    Open(#[from] sysgenid::OpenError),
+    #[error(transparent)]
+    Wait(#[from] sysgenid::WaitError),
+    #[error(transparent)]
+    Acknowledge(#[from] sysgenid::AcknowledgeError),
+    #[error(transparent)]
+    Watchers(#[from] WatchersError),
+    #[error(transparent)]
+    Trigger(#[from] sysgenid::TriggerError),
+    #[error(transparent)]
+    Agent(#[from] agent::AgentError),
+    #[error("no new generation began in {0:?}")]
+    NoGeneration(std::time::Duration),
+    #[error("could not write the output")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Watchers(WatchersError::TimedOut(_)) | Self::NoGeneration(_) => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("sysgenctl: {}", output::report(&failure));
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Status => commands::status(cli),
+        Command::Watch(args) => commands::watch(cli, args),
+        Command::Wait(args) => commands::wait(cli, args),
+        Command::Trigger(args) => commands::trigger(cli, args),
+        Command::Agent(args) => Ok(agent::run(cli, args)?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "sysgenctl", &mut script);
+            Ok(io::Write::write_all(&mut io::stdout(), &script)?)
+        }
+    }
+}
