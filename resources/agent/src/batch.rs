@@ -16,6 +16,8 @@ use crate::supervise::{self, die_with_parent};
 
 /// What vmgenie says when its guest has ended in a triple fault.
 const TRIPLE_FAULT: &[u8] = b"the guest crashed: triple fault";
+/// What the tests say of a guest that did not answer on its console in time.
+const SILENCE: &[u8] = b"on the console: time is up";
 
 /// One test to run.
 struct Test {
@@ -103,7 +105,7 @@ fn parse_list(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs one test; again if its guest ended in a triple fault and the plan allows it. The output of all attempts is kept.
+/// Runs one test; again if a guest of it crashed or fell silent and the plan allows it. The output of all attempts is kept.
 fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) {
     let begun = Instant::now();
     let mut attempts = 0;
@@ -111,12 +113,12 @@ fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) 
     let outcome = loop {
         attempts += 1;
         let (outcome, output) = attempt(test, plan.limit_secs, index);
-        let again = attempts < plan.attempts && is_triple_fault(outcome, &output);
+        let again = attempts < plan.attempts && guest_was_lost(outcome, &output);
         all.extend(output);
         if !again {
             break outcome;
         }
-        all.extend(b"--- a guest ended in a triple fault; the test is run once more\n");
+        all.extend(b"--- a guest crashed or fell silent; the test is run once more\n");
     };
     let report = TestReport {
         name: test.name.clone(),
@@ -127,12 +129,10 @@ fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) 
     (report, all)
 }
 
-/// Whether a test has failed and a guest of it ended in a triple fault.
-fn is_triple_fault(outcome: Outcome, output: &[u8]) -> bool {
-    outcome == Outcome::Failed
-        && output
-            .windows(TRIPLE_FAULT.len())
-            .any(|bytes| bytes == TRIPLE_FAULT)
+/// Whether a test has failed and a guest of it ended in a triple fault or fell silent.
+fn guest_was_lost(outcome: Outcome, output: &[u8]) -> bool {
+    let says = |text: &[u8]| output.windows(text.len()).any(|bytes| bytes == text);
+    outcome == Outcome::Failed && (says(TRIPLE_FAULT) || says(SILENCE))
 }
 
 /// Runs one test in a directory for temporary files of its own, which goes when it ends.
@@ -233,12 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_failure_with_a_triple_fault_is_one() {
-        let output = b"error: the guest crashed: triple fault on vCPU 1 (rip 0xfff0)\n";
-        assert!(is_triple_fault(Outcome::Failed, output));
-        assert!(!is_triple_fault(Outcome::Passed, output));
-        assert!(!is_triple_fault(Outcome::TimedOut, output));
-        assert!(!is_triple_fault(Outcome::Failed, b"a line is wrong"));
+    fn only_a_failure_without_a_guest_is_a_lost_guest() {
+        let crash = b"error: the guest crashed: triple fault on vCPU 1 (rip 0xfff0)\n";
+        let silence = b"waited 60s for \"@@exit:\" on the console: time is up. All of it:\n";
+        assert!(guest_was_lost(Outcome::Failed, crash));
+        assert!(guest_was_lost(Outcome::Failed, silence));
+        assert!(!guest_was_lost(Outcome::Passed, crash));
+        assert!(!guest_was_lost(Outcome::TimedOut, crash));
+        assert!(!guest_was_lost(Outcome::Failed, b"a line is wrong"));
     }
 
     #[test]

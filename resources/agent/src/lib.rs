@@ -69,7 +69,7 @@ pub struct TestPlan {
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
     pub limit_secs: u64,
-    /// How often a test is tried whose guest ended in a triple fault; at least 1.
+    /// How often a test is tried whose guest crashed or fell silent; at least 1.
     pub attempts: u32,
 }
 
