@@ -6,6 +6,10 @@
 # COM1 and halts for good. With "echo" on the command line it sends back every byte that it receives instead of halting, and keeps
 # it in memory: the first one at 8 MiB, each further one a page behind the one before; after a "!" it crashes. With "crash" it
 # crashes at once. A crash is a triple fault.
+#
+# With "ring" besides "echo" it plays the driver of the generation counter before it sends a byte back: "v" says that it is there, "r"
+# adds one to the counter and says that the random number generator was reseeded, "w" that one watcher is outdated, "a" that none
+# is, "t" that watchers have been told, "g" that it is gone. The counter is where `machine::layout` has it in 32 MiB of memory.
 # Everything in it is simple enough for a software KVM.
 
 .intel_syntax noprefix
@@ -19,12 +23,15 @@
 .equ TOUCH_FROM, 16 << 20
 .equ KEEP_FROM, 8 << 20
 .equ PAGE, 4096
+.equ COUNTER, (32 << 20) - (64 << 10) + PAGE
+.equ DOORBELL, 0x640
 
 _start:
     mov     r8d, dword ptr [rsi + CMD_LINE_PTR]
     xor     r9d, r9d                # pages to touch
     xor     r10d, r10d              # echo?
     xor     r11d, r11d              # crash?
+    xor     r12d, r12d              # ring?
 parse:
     mov     al, byte ptr [r8]
     test    al, al
@@ -32,6 +39,9 @@ parse:
     cmp     dword ptr [r8], 0x6f686365      # "echo"
     jne     1f
     mov     r10d, 1
+1:  cmp     dword ptr [r8], 0x676e6972      # "ring"
+    jne     1f
+    mov     r12d, 1
 1:  cmp     dword ptr [r8], 0x73617263      # "cras"
     jne     1f
     mov     r11d, 1
@@ -89,13 +99,46 @@ echo:
     in      al, dx
     mov     byte ptr [rdi], al
     add     rdi, PAGE
-    out     dx, al
+    test    r12d, r12d
+    jz      6f
+    call    ring
+    mov     dx, COM1
+6:  out     dx, al
     cmp     al, '!'
     jne     echo
 
 crash:
     lidt    [rip + no_table]
     ud2
+
+ring:
+    movzx   ecx, al
+    mov     ebx, COUNTER
+    mov     eax, 1
+    mov     edx, DOORBELL + 0xc
+    cmp     cl, 'v'
+    je      7f
+    mov     edx, DOORBELL + 0x8
+    cmp     cl, 'w'
+    je      7f
+    xor     eax, eax
+    cmp     cl, 'a'
+    je      7f
+    mov     edx, DOORBELL + 0xc
+    cmp     cl, 'g'
+    je      7f
+    mov     edx, DOORBELL
+    mov     eax, dword ptr [rbx]
+    cmp     cl, 't'
+    je      7f
+    mov     edx, DOORBELL + 0x4
+    cmp     cl, 'r'
+    jne     8f
+    lock inc dword ptr [rbx]
+    mov     eax, dword ptr [rbx]
+7:  out     dx, eax
+8:  mov     eax, ecx
+    ret
 
 .section .rodata
 no_table:

@@ -7,6 +7,7 @@
     reason = "a test fails by a panic"
 )]
 
+mod adaptation;
 mod endpoints;
 mod generation;
 mod hostile;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use vmgenie_tests::tiny::{self, Memory, generation};
 use vmgenie_tests::{Snapshot, Vm};
 
-use crate::{fail, json, succeed};
+use crate::{fail, json, run, stderr, stdout, succeed};
 
 #[test]
 fn a_machine_is_paused_resumed_and_described() {
@@ -60,6 +60,21 @@ fn the_generation_is_shown_and_a_new_one_begun() {
     assert_eq!(second["changes"], 1);
     let text = succeed(["generation", socket]);
     assert!(text.contains(second["id"].as_str().unwrap()), "{text}");
+}
+
+#[test]
+fn waiting_for_a_guest_without_a_driver_ends_with_a_status_of_its_own() {
+    let vm = tiny::boot("");
+    let socket = vm.socket();
+    let socket = socket.to_str().unwrap();
+    let output = run(["generation", socket, "--wait=20ms", "--json"]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(stderr(&output).contains("there is no driver"), "{output:?}");
+    let told: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(told["adapted"], false);
+    assert_eq!(told["missing"], serde_json::json!(["driver"]));
+    assert_eq!((&told["counter"], &told["changes"]), (&0.into(), &0.into()));
+    fail(["generation", socket, "--wait=11m"], 2, "10m at most");
 }
 
 #[test]
