@@ -205,8 +205,12 @@ impl Generations {
     /// Begins a generation because a program asks for it: the counter is `min` or, where that would not
     /// move it forwards, the present one plus one.
     pub(crate) fn force(&mut self, word: &impl Word, min: u32) -> Result<Wake, Refusal> {
-        let next = self.told.checked_add(1).ok_or(Refusal::AtEnd)?;
-        self.advance(word, self.told, next.max(min))
+        match self.told.checked_add(1) {
+            Some(next) => self.advance(word, self.told, next.max(min)),
+            // The hypervisor may have wrapped it meanwhile.
+            None if word.load() != self.told => Err(Refusal::Moved),
+            None => Err(Refusal::AtEnd),
+        }
     }
 
     /// Goes on with the counter in another word, which must not be behind the present one.
