@@ -12,7 +12,7 @@ use crate::{boot_with, generation, no_complaints};
 const ALL: Duration = Duration::from_secs(180);
 
 fn conforms(guest: Guest, abi: &str) {
-    let mut vm = boot_with(Boot::new(guest).cpus(2), &format!("abi={abi}"));
+    let mut vm = boot_with(Boot::new(guest), &format!("abi={abi}"));
     let command =
         format!("sysgenid-test --abi {abi} all --seconds 5 && sysgenid-test --abi {abi} overflow");
     let (status, lines) = vm.run_within(&command, ALL);

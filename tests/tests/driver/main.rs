@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A guest with both modules.
 fn boot(guest: Guest) -> Vm {
-    boot_with(Boot::new(guest).cpus(2), "")
+    boot_with(Boot::new(guest), "")
 }
 
 /// The same, with parameters for the first module.

@@ -63,14 +63,14 @@ fn the_modules_stay_while_they_are_used_and_go_when_they_are_not() {
     let mut vm = boot(Guest::Small);
     for use_of_it in [
         "sysgenid-test stress --seconds 5",
-        "sysgenid-test first-load",
+        "sysgenid-test at-once read",
     ] {
         vm.shell(&format!(
             "{use_of_it} > /dev/null & echo $! > /tmp/pid; sleep 1"
         ));
         let (status, text) = vm.run("rmmod sysgenid");
         assert_ne!(status, 0, "unloaded in use: {text}");
-        if use_of_it.ends_with("first-load") {
+        if use_of_it.ends_with("read") {
             // Its page is mapped.
             let (status, text) = vm.run("rmmod sysgenid_vmgenid");
             assert_ne!(status, 0, "unloaded while its page was mapped: {text}");
