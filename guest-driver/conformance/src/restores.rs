@@ -57,9 +57,7 @@ pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
         });
         let loading = scope.spawn(|| {
             let page = mapping(subject)?;
-            let first = next_load(&page, before);
-            tell(&format!("mapped {first}"))?;
-            tell(&format!("mapped again {}", next_load(&page, first)))
+            tell(&format!("mapped {}", next_load(&page, before)))
         });
         thread::sleep(Duration::from_millis(500));
         tell(&format!("ready {before}"))?;
@@ -70,7 +68,7 @@ pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
         Ok::<_, Failure>(())
     })?;
     waiting.join()?;
-    tell("all noticed")
+    tell(&format!("mapped at last {}", mapping(subject)?.load()))
 }
 
 fn next_load(page: &Mapping, old: u32) -> u32 {
@@ -143,13 +141,15 @@ pub(crate) fn first_load(subject: Subject<'_>) -> Outcome {
     let (mut resumes, mut counter) = (generation(), page.load());
     tell(&format!("ready {counter}"))?;
     loop {
-        // In this order: both move at one instant, so what is loaded later is not older.
+        // In this order: both move at one instant, so what is loaded before an old clock is old, and what
+        // is loaded after a new one has to be new.
+        let before = page.load();
         let now = generation();
-        let first = page.load();
         if now == resumes {
-            counter = first;
+            counter = before;
             continue;
         }
+        let first = page.load();
         let start = ticks();
         let (mut stale, mut loaded) = (0u64, first);
         while loaded == counter {

@@ -21,15 +21,16 @@ fn noticed_in_every_way(guest: Guest) {
             "read Ok(3)",
             "poll Ok(65) Ok(3)",
             "wait Err(4)",
-            "mapped 2",
-            "mapped again 3",
+            "mapped at last 3",
         ] {
-            assert_eq!(
-                lines.iter().filter(|said| **said == line).count(),
-                1,
-                "{line:?} in {text}"
-            );
+            let times = lines.iter().filter(|said| **said == line).count();
+            assert_eq!(times, 1, "{line:?} in {text}");
         }
+        // Whether the thread with the mapping runs between the two is the scheduler's choice.
+        let first = lines
+            .iter()
+            .any(|line| ["mapped 2", "mapped 3"].contains(line));
+        assert!(first, "{text}");
         assert_eq!(generation(&mut clone), 3);
         no_complaints(&mut clone);
     }
