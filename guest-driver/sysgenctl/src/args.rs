@@ -52,6 +52,11 @@ all hooks have ended, whether they failed or not, unless --require-success is gi
 generation begins while hooks run, it runs another round before it acknowledges. A hook may
 leave a daemon behind, but one that reaches the limit is ended with its whole process group.
 
+To the driver a watcher is up to date from open on. So a generation that began while no agent ran is
+found with --state only, and `sysgenctl wait` does not wait for the hooks that are then run at start.
+The agent tells the service manager that it is ready (Type=notify) when they have been run; with
+--require-success, when they have succeeded.
+
 Examples:
   sysgenctl agent
   sysgenctl agent --hooks ./hooks --limit 10s --require-success --json";

@@ -1,4 +1,10 @@
 //! `sysgenctl agent`: in every new generation it runs hooks, then acknowledges.
+//!
+//! To the driver, opening is an acknowledgement: a watcher is up to date from `open` on. Two things
+//! follow. A generation that began before is found by comparing the counter with what the
+//! last agent acknowledged (`--state`), or with the counter as it was before `open`; no read tells of it.
+//! And while the hooks of such a generation run or are retried, nobody waits for the agent: who must not
+//! go on before them waits for its word to the service manager, which comes after them.
 
 mod hooks;
 mod notify;
@@ -11,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
 use rustix::io::Errno;
 use serde_json::Value;
-use sysgenid::{AcknowledgeError, Counter, Watcher};
+use sysgenid::{AcknowledgeError, Counter, WaitError, Watcher};
 
 use crate::args::{AgentArgs, Cli};
 use crate::output::{Log, report};
@@ -28,7 +35,7 @@ pub(crate) enum AgentError {
     #[error(transparent)]
     Open(#[from] sysgenid::OpenError),
     #[error(transparent)]
-    Wait(#[from] sysgenid::WaitError),
+    Wait(#[from] WaitError),
     #[error(transparent)]
     Acknowledge(#[from] AcknowledgeError),
     #[error(transparent)]
@@ -75,6 +82,7 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
         signals,
         watcher,
         old,
+        caught_up: false,
     };
     log.say(
         "started",
@@ -84,36 +92,56 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
             args.hooks.display()
         ),
     );
-    let ended = agent.catch_up().and_then(|()| agent.follow());
+    let ended = agent.follow();
     notify::stopping();
     ended
 }
 
-struct Agent<'a> {
+/// What the agent needs of a watcher.
+trait Source: AsFd {
+    fn current(&self) -> Result<u32, WaitError>;
+    fn try_next(&self) -> Result<Option<u32>, WaitError>;
+    fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError>;
+}
+
+impl Source for Watcher {
+    fn current(&self) -> Result<u32, WaitError> {
+        self.current()
+    }
+
+    fn try_next(&self) -> Result<Option<u32>, WaitError> {
+        self.try_next()
+    }
+
+    fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError> {
+        self.acknowledge(generation)
+    }
+}
+
+struct Agent<'a, S> {
     args: &'a AgentArgs,
     log: Log,
     signals: Signals,
-    watcher: Watcher,
+    watcher: S,
     /// The counter that was acknowledged last.
     old: u32,
+    /// No generation from before the watcher was opened is left to be handled.
+    caught_up: bool,
 }
 
-impl Agent<'_> {
-    /// A generation that began before the watcher was opened, if there is one.
-    fn catch_up(&mut self) -> Result<(), AgentError> {
-        let current = self.watcher.current()?;
-        if current != self.old {
-            self.handle(current)?;
-        }
-        self.save(self.old)?;
-        notify::ready();
-        Ok(())
-    }
-
-    /// Every later generation, until a signal.
+impl<S: Source> Agent<'_, S> {
+    /// Every generation, first one that began before the watcher was opened, until a signal.
     fn follow(&mut self) -> Result<(), AgentError> {
-        let mut pause = None;
+        // Whoever is ended before it has caught up finds at its next start from where on.
+        self.save(self.old)?;
         loop {
+            let pause = match self.due()? {
+                Some(new) => self.handle(new)?,
+                None => {
+                    self.catch_up();
+                    None
+                }
+            };
             self.sleep(pause)?;
             if let Some(signal) = self.signals.pending() {
                 self.log.say(
@@ -123,10 +151,27 @@ impl Agent<'_> {
                 );
                 return Ok(());
             }
-            pause = match self.watcher.try_next()? {
-                Some(new) => self.handle(new)?,
-                None => None,
-            };
+        }
+    }
+
+    /// The generation that hooks have to be run for, if there is one.
+    ///
+    /// The driver tells of those alone that began since the watcher was opened. Until the first one
+    /// is acknowledged, or there turns out to be none, the counter says it.
+    fn due(&self) -> Result<Option<u32>, AgentError> {
+        let told = self.watcher.try_next()?;
+        if told.is_some() || self.caught_up {
+            return Ok(told);
+        }
+        let current = self.watcher.current()?;
+        Ok((current != self.old).then_some(current))
+    }
+
+    /// What began before the watcher was opened has been handled.
+    fn catch_up(&mut self) {
+        if !self.caught_up {
+            self.caught_up = true;
+            notify::ready();
         }
     }
 
@@ -171,6 +216,7 @@ impl Agent<'_> {
                 self.log.say("acknowledged", fields(), &text);
                 self.old = new;
                 self.save(new)?;
+                self.catch_up();
             }
             Err(AcknowledgeError::Stale(_)) => {
                 let text = format!("generation {new}: another one began, another round follows");
@@ -291,25 +337,5 @@ fn save_state(path: &Path, generation: u32) -> Result<(), AgentError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_state_file_keeps_the_counter() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state");
-        assert_eq!(load_state(&path).unwrap(), None);
-        for generation in [0, 7, u32::MAX] {
-            save_state(&path, generation).unwrap();
-            assert_eq!(load_state(&path).unwrap(), Some(generation));
-        }
-    }
-
-    #[test]
-    fn a_damaged_state_file_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state");
-        fs::write(&path, "minus one").unwrap();
-        assert!(matches!(load_state(&path), Err(AgentError::BadState(_))));
-    }
-}
+#[path = "agent_test.rs"]
+mod tests;

@@ -1,0 +1,233 @@
+//! Tests of the agent's loop, on a watcher that is none, and of its state file.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc;
+use std::thread;
+
+use clap::Parser;
+use rustix::pipe::pipe;
+
+use super::*;
+use crate::args::Command;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A watcher as the driver keeps it: up to date from the beginning, and told of what came later.
+struct Fake {
+    /// Readable while the watcher is outdated: a pipe with a byte in it.
+    readable: OwnedFd,
+    full: OwnedFd,
+    current: Cell<u32>,
+    acknowledged: Cell<u32>,
+    /// Generations that begin before the next acknowledgements are looked at.
+    in_between: RefCell<Vec<u32>>,
+    /// With the acknowledgement of this one the agent gets SIGTERM.
+    last: u32,
+}
+
+impl Fake {
+    fn new(current: u32, last: u32) -> Self {
+        let (readable, full) = pipe().unwrap();
+        Self {
+            readable,
+            full,
+            current: Cell::new(current),
+            acknowledged: Cell::new(current),
+            in_between: RefCell::default(),
+            last,
+        }
+    }
+
+    fn begin(&self, generation: u32) {
+        if self.current.replace(generation) == self.acknowledged.get() {
+            rustix::io::write(&self.full, &[0]).unwrap();
+        }
+    }
+}
+
+impl AsFd for Fake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.readable.as_fd()
+    }
+}
+
+impl Source for Fake {
+    fn current(&self) -> Result<u32, WaitError> {
+        Ok(self.current.get())
+    }
+
+    fn try_next(&self) -> Result<Option<u32>, WaitError> {
+        let current = self.current.get();
+        Ok((current != self.acknowledged.get()).then_some(current))
+    }
+
+    fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError> {
+        if let Some(next) = self.in_between.borrow_mut().pop() {
+            self.begin(next);
+        }
+        if generation != self.current.get() {
+            return Err(AcknowledgeError::Stale(generation));
+        }
+        if self.acknowledged.replace(generation) != generation {
+            rustix::io::read(&self.readable, &mut [0]).unwrap();
+        }
+        if generation == self.last {
+            // SAFETY: the call takes an integer; the agent has the signal blocked in this thread.
+            unsafe { libc::raise(libc::SIGTERM) };
+        }
+        Ok(())
+    }
+}
+
+/// A directory with hooks and the files that they and the agent leave.
+struct Scene(tempfile::TempDir);
+
+impl Scene {
+    /// One hook, which notes the counters that it is given and then runs `script`. It is written as
+    /// another name by another process: what is open for writing when a test forks cannot be executed.
+    fn new(script: &str) -> Self {
+        let scene = Self(tempfile::tempdir().unwrap());
+        let hooks = scene.path("hooks");
+        fs::create_dir(&hooks).unwrap();
+        fs::set_permissions(&hooks, fs::Permissions::from_mode(0o755)).unwrap();
+        let rounds = scene.path("rounds");
+        let text = format!(
+            "#!/bin/sh\nexec 3>>{0}\necho \"$SYSGENID_OLD-$SYSGENID_NEW\" >&3\nround=$(wc -l < {0})\n{script}\n",
+            rounds.display()
+        );
+        let status = std::process::Command::new("/bin/sh")
+            .args(["-c", r#"printf %s "$1" > "$2" && chmod 700 "$2""#, "sh"])
+            .arg(text)
+            .arg(hooks.join("hook"))
+            .status()
+            .unwrap();
+        assert!(status.success());
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The rounds that were run, as `OLD-NEW`.
+    fn rounds(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("rounds")).unwrap_or_default();
+        text.lines().map(Into::into).collect()
+    }
+
+    fn state(&self) -> Option<u32> {
+        load_state(&self.path("state")).unwrap()
+    }
+
+    /// Runs an agent that acknowledged `old` last, until the signal that `watcher` sends; or one
+    /// that comes when it has hung for long.
+    fn follow(&self, options: &str, old: u32, watcher: Fake) -> Fake {
+        let (hooks, state) = (self.path("hooks"), self.path("state"));
+        let line = format!(
+            "sysgenctl agent --retry 10ms --hooks {} --state {} {options}",
+            hooks.display(),
+            state.display()
+        );
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Agent(args) = &cli.command else {
+            panic!("not an agent");
+        };
+        let mut agent = Agent {
+            args,
+            log: Log { json: true },
+            signals: Signals::block().unwrap(),
+            watcher,
+            old,
+            caught_up: false,
+        };
+        // SAFETY: the call takes nothing.
+        let thread = unsafe { libc::pthread_self() };
+        let (done, wait) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if wait.recv_timeout(LIMIT).is_err() {
+                    // SAFETY: the scope ends after this thread, in that one.
+                    unsafe { libc::pthread_kill(thread, libc::SIGTERM) };
+                }
+            });
+            agent.follow().unwrap();
+            // Nobody listens any more if it hung; its rounds tell then.
+            let _ = done.send(());
+        });
+        agent.watcher
+    }
+}
+
+#[test]
+fn a_generation_found_at_start_is_handled_once() {
+    let scene = Scene::new("");
+    scene.follow("", 3, Fake::new(5, 5));
+    assert_eq!(scene.rounds(), ["3-5"]);
+    assert_eq!(scene.state(), Some(5));
+}
+
+#[test]
+fn a_generation_found_at_start_is_retried_until_its_hooks_succeed() {
+    let scene = Scene::new("[ $round -ge 3 ]");
+    scene.follow("--require-success", 3, Fake::new(5, 5));
+    assert_eq!(scene.rounds(), ["3-5", "3-5", "3-5"]);
+    assert_eq!(scene.state(), Some(5));
+}
+
+#[test]
+fn a_later_generation_is_retried_until_its_hooks_succeed() {
+    let scene = Scene::new("[ $round -ge 2 ]");
+    let watcher = Fake::new(5, 6);
+    watcher.begin(6);
+    let watcher = scene.follow("--require-success", 5, watcher);
+    assert_eq!(scene.rounds(), ["5-6", "5-6"]);
+    assert_eq!(watcher.acknowledged.get(), 6);
+}
+
+#[test]
+fn a_failed_hook_is_not_retried_unless_success_is_required() {
+    let scene = Scene::new("exit 1");
+    scene.follow("", 3, Fake::new(5, 5));
+    assert_eq!(scene.rounds(), ["3-5"]);
+}
+
+#[test]
+fn a_generation_that_begins_while_hooks_run_gets_a_round_of_its_own() {
+    let scene = Scene::new("");
+    let watcher = Fake::new(5, 7);
+    watcher.in_between.borrow_mut().push(7);
+    scene.follow("", 3, watcher);
+    assert_eq!(scene.rounds(), ["3-5", "3-7"]);
+    assert_eq!(scene.state(), Some(7));
+}
+
+#[test]
+fn what_was_not_acknowledged_before_the_end_is_found_at_the_next_start() {
+    let scene = Scene::new("sleep 100");
+    let _blocked = Signals::block().unwrap();
+    // SAFETY: the call takes an integer; the signal is blocked in this thread and waits for the agent.
+    unsafe { libc::raise(libc::SIGTERM) };
+    scene.follow("", 3, Fake::new(5, 5));
+    assert_eq!(scene.state(), Some(3));
+}
+
+#[test]
+fn a_state_file_keeps_the_counter() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    assert_eq!(load_state(&path).unwrap(), None);
+    for generation in [0, 7, u32::MAX] {
+        save_state(&path, generation).unwrap();
+        assert_eq!(load_state(&path).unwrap(), Some(generation));
+    }
+}
+
+#[test]
+fn a_damaged_state_file_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    fs::write(&path, "minus one").unwrap();
+    assert!(matches!(load_state(&path), Err(AgentError::BadState(_))));
+}
