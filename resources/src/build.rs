@@ -1,4 +1,5 @@
-//! Programs of this workspace, built static so that they run in the emulated host.
+//! Programs of this workspace, built static so that they run in the emulated host
+//! and in guests.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,12 @@ const STATIC: &str = "-Ctarget-feature=+crt-static";
 
 /// The package with the integration tests, the demo and the benchmarks.
 pub(crate) const TESTS_PACKAGE: &str = "vmgenie-tests";
+
+/// The guests' programs: package and name.
+const GUEST_PROGRAMS: &[(&str, &str)] = &[
+    ("sysgenid-test", "sysgenid-test"),
+    ("sysgenctl", "sysgenctl"),
+];
 
 /// How programs are optimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +49,15 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
-fn workspace() -> PathBuf {
+/// The directory of the workspace.
+pub(crate) fn workspace() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_path_buf()
+}
+
+/// How many processes a build runs at once.
+pub(crate) fn jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// The static executables of one build.
@@ -76,14 +89,8 @@ pub(crate) enum Wanted<'a> {
 /// Builds all that is wanted in one run of cargo, so that packages that several of them use are
 /// built once, with one set of features.
 pub(crate) fn build(profile: Profile, wanted: Wanted) -> Result<Built> {
-    let mut command = cargo(&[
-        "build",
-        "--quiet",
-        "--message-format=json-render-diagnostics",
-    ]);
-    command
-        .args(["--profile", profile.name(), "--target", TARGET])
-        .args(["-p", "vm-agent", "--bin", "vm-agent"]);
+    let mut command = static_build(profile);
+    command.args(["-p", "vm-agent", "--bin", "vm-agent"]);
     if wanted != Wanted::Agent {
         command.args(["-p", "vmgenie", "--bin", "vmgenie"]);
     }
@@ -99,34 +106,72 @@ pub(crate) fn build(profile: Profile, wanted: Wanted) -> Result<Built> {
         }
     }
     eprintln!("building ({} profile)", profile.name());
+    sort(&messages(&mut command)?, wanted)
+}
+
+/// A program of this workspace for the guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GuestProgram {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The static executable.
+    pub(crate) contents: Vec<u8>,
+}
+
+/// Builds the guests' programs. Nearly free when nothing of theirs has changed.
+pub(crate) fn guest_programs() -> Result<Vec<GuestProgram>> {
+    let mut command = static_build(Profile::VmTest);
+    for (package, name) in GUEST_PROGRAMS {
+        command.args(["-p", package, "--bin", name]);
+    }
+    eprintln!("building the guests' programs");
+    let found = executables(&messages(&mut command)?);
+    GUEST_PROGRAMS
+        .iter()
+        .map(|(_, name)| {
+            let path = program(&found, name).with_context(|| format!("cargo built no {name}"))?;
+            let contents = std::fs::read(&path)
+                .with_context(|| format!("could not read {}", path.display()))?;
+            Ok(GuestProgram { name, contents })
+        })
+        .collect()
+}
+
+/// A build of static programs that says what it has built.
+fn static_build(profile: Profile) -> Command {
+    let mut command = cargo(&[
+        "build",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]);
     command
+        .args(["--profile", profile.name(), "--target", TARGET])
         .env("CARGO_ENCODED_RUSTFLAGS", STATIC)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
-    let output = lifetime::bind(&mut command)
+    command
+}
+
+/// Runs a build and returns cargo's messages.
+fn messages(command: &mut Command) -> Result<String> {
+    let output = lifetime::bind(command)
         .output()
         .context("could not run cargo")?;
     if !output.status.success() {
         bail!("cargo could not build what is to run");
     }
-    sort(&String::from_utf8_lossy(&output.stdout), wanted)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Finds what was wanted in cargo's messages.
 fn sort(messages: &str, wanted: Wanted) -> Result<Built> {
     let found = executables(messages);
-    let program = |name: &str| {
-        found
-            .iter()
-            .find(|(kind, binary)| kind == "bin" && binary.name == name)
-            .map(|(_, binary)| PathBuf::from(&binary.path))
-    };
     Ok(Built {
-        agent: program("vm-agent").context("cargo built no vm-agent")?,
-        vmgenie: program("vmgenie"),
+        agent: program(&found, "vm-agent").context("cargo built no vm-agent")?,
+        vmgenie: program(&found, "vmgenie"),
         program: match wanted {
             Wanted::Program(name) => {
-                Some(program(name).with_context(|| format!("cargo built no {name}"))?)
+                Some(program(&found, name).with_context(|| format!("cargo built no {name}"))?)
             }
             _ => None,
         },
@@ -136,6 +181,14 @@ fn sort(messages: &str, wanted: Wanted) -> Result<Built> {
             .map(|(_, binary)| binary.clone())
             .collect(),
     })
+}
+
+/// The executable of the program `name`.
+fn program(found: &[(String, TestBinary)], name: &str) -> Option<PathBuf> {
+    found
+        .iter()
+        .find(|(kind, binary)| kind == "bin" && binary.name == name)
+        .map(|(_, binary)| PathBuf::from(&binary.path))
 }
 
 /// The kind of target and the executable of each message that has one.

@@ -44,8 +44,7 @@ impl Cache {
     /// result depends on, as text.
     pub(crate) fn place(&self, name: &str, recipe: &str) -> PathBuf {
         let digest = Sha256::digest(recipe.as_bytes());
-        let hash: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
-        self.dir.join(format!("{name}-{hash}"))
+        self.dir.join(format!("{name}-{}", hex(&digest[..6])))
     }
 
     /// The place of a log file that outlives a failure.
@@ -95,6 +94,11 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// Bytes as text that a file's name may have.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the process that made a scratch directory is gone.

@@ -1,4 +1,4 @@
-//! The guests' initramfs: busybox, our `/init`, `lscpu`, and one kernel's modules.
+//! The guests' initramfs: busybox, our `/init`, `lscpu`, our programs, and one kernel's modules.
 
 use std::fs;
 use std::io::Write;
@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use crate::archive::Archive;
-use crate::cache::Cache;
+use crate::build::GuestProgram;
+use crate::cache::{self, Cache};
 use crate::chroot::Root;
+use crate::driver;
 use crate::small::Small;
 use crate::stock::Stock;
 
@@ -27,11 +30,46 @@ struct Kernel<'a> {
     contained: &'a [&'a str],
     /// Which of them its init loads.
     loaded: &'a [&'a str],
+    /// The directory with the guest driver's modules, which lie in the guest and which only who
+    /// wants them loads.
+    driver: &'a Path,
+}
+
+/// What the guests have of this workspace.
+pub(crate) struct Ours {
+    /// The guest driver for the stock kernel.
+    pub(crate) stock_driver: PathBuf,
+    /// The guest driver for the small kernel.
+    pub(crate) small_driver: PathBuf,
+    /// The programs, in the guest's `/bin`.
+    pub(crate) programs: Vec<GuestProgram>,
+}
+
+impl Ours {
+    /// Names all of it: other contents are another text.
+    fn recipe(&self) -> String {
+        let mut text = format!(
+            "{}; {}",
+            self.stock_driver.display(),
+            self.small_driver.display()
+        );
+        for program in &self.programs {
+            let digest = Sha256::digest(&program.contents);
+            text += &format!("; {} {}", program.name, cache::hex(&digest));
+        }
+        text
+    }
 }
 
 /// The directory with both kernels and their initramfs, made if it is not there:
 /// `debian/{vmlinux,vmlinuz,initramfs.cpio}` and `small/{vmlinux,bzImage,initramfs.cpio}`.
-pub(crate) fn guests(cache: &Cache, root: &Root, stock: &Stock, small: &Small) -> Result<PathBuf> {
+pub(crate) fn guests(
+    cache: &Cache,
+    root: &Root,
+    stock: &Stock,
+    small: &Small,
+    ours: &Ours,
+) -> Result<PathBuf> {
     let kernels = [
         Kernel {
             name: "debian",
@@ -39,6 +77,7 @@ pub(crate) fn guests(cache: &Cache, root: &Root, stock: &Stock, small: &Small) -
             modules: stock.modules(),
             contained: &["ptp_vmclock"],
             loaded: &[],
+            driver: &ours.stock_driver,
         },
         Kernel {
             name: "small",
@@ -46,14 +85,16 @@ pub(crate) fn guests(cache: &Cache, root: &Root, stock: &Stock, small: &Small) -
             modules: small.modules(),
             contained: &["vmgenid", "ptp_vmclock"],
             loaded: &["vmgenid"],
+            driver: &ours.small_driver,
         },
     ];
     let busybox = busybox()?;
     let recipe = format!(
-        "{}; {}; {INIT}; {:?}; 2",
+        "{}; {}; {INIT}; {:?}; {}; 3",
         stock.dir().display(),
         small.dir().display(),
-        busybox.version
+        busybox.version,
+        ours.recipe()
     );
     let dir = cache.place("guests", &recipe);
     if !dir.exists() {
@@ -62,7 +103,7 @@ pub(crate) fn guests(cache: &Cache, root: &Root, stock: &Stock, small: &Small) -
             .make(&dir, |inside| {
                 kernels
                     .iter()
-                    .try_for_each(|kernel| write_kernel(inside, kernel, &busybox, &lscpu))
+                    .try_for_each(|kernel| write_kernel(inside, kernel, &busybox, &lscpu, ours))
             })
             .context("could not make the guests' files")?;
     }
@@ -74,6 +115,7 @@ fn write_kernel(
     kernel: &Kernel,
     busybox: &Busybox,
     lscpu: &[(String, PathBuf)],
+    ours: &Ours,
 ) -> Result<()> {
     let dir = inside.join(kernel.name);
     fs::create_dir(&dir).with_context(|| format!("could not make {}", dir.display()))?;
@@ -90,6 +132,9 @@ fn write_kernel(
     for (path, from) in lscpu {
         archive.copy(path, from)?;
     }
+    for program in &ours.programs {
+        archive.file(&format!("/bin/{}", program.name), &program.contents, 0o755)?;
+    }
     let mut order = String::new();
     for module in kernel.contained {
         let file = format!("{module}.ko");
@@ -97,6 +142,10 @@ fn write_kernel(
         if kernel.loaded.contains(module) {
             order += &format!("{file}\n");
         }
+    }
+    for module in driver::MODULES {
+        let file = format!("{module}.ko");
+        archive.copy(&format!("/modules/{file}"), &kernel.driver.join(&file))?;
     }
     archive.file("/modules/order", order.as_bytes(), 0o644)?;
     let path = dir.join("initramfs.cpio");
@@ -193,6 +242,27 @@ fn libraries(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ours(contents: &str) -> Ours {
+        Ours {
+            stock_driver: PathBuf::from("/d"),
+            small_driver: PathBuf::from("/s"),
+            programs: vec![GuestProgram {
+                name: "sysgenctl",
+                contents: contents.into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn another_program_or_driver_is_another_recipe() {
+        let recipe = ours("a").recipe();
+        assert_eq!(recipe, ours("a").recipe());
+        assert_ne!(recipe, ours("b").recipe());
+        let mut other = ours("a");
+        other.small_driver = PathBuf::from("/t");
+        assert_ne!(recipe, other.recipe());
+    }
 
     #[test]
     fn libraries_are_read_from_both_forms_of_line() {

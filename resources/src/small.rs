@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::build;
 use crate::cache::Cache;
 use crate::chroot::Root;
+use crate::driver::Target;
 use crate::modules;
 use crate::progress::Progress;
 use crate::stock::write_modules;
@@ -39,6 +41,7 @@ const STEPS: u64 = 1900;
 #[derive(Debug, Clone)]
 pub(crate) struct Small {
     dir: PathBuf,
+    source: PathBuf,
 }
 
 impl Small {
@@ -61,6 +64,21 @@ impl Small {
     pub(crate) fn modules(&self) -> PathBuf {
         self.dir.join("modules")
     }
+
+    /// The source, which is that of the stock kernel too.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// The kernel as something that modules can be built for.
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target {
+            name: "small",
+            source: &self.source,
+            tree: self.dir.join("build"),
+            variables: MAKE_VARIABLES.to_owned(),
+        }
+    }
 }
 
 /// The small kernel, built if it is not there.
@@ -74,10 +92,12 @@ pub(crate) fn small(cache: &Cache, root: &Root, progress: &Progress) -> Result<S
     let dir = cache.place("small", &recipe);
     if !dir.exists() {
         cache
-            .make(&dir, |inside| build(inside, &source, cache, root, progress))
+            .make(&dir, |inside| {
+                build_kernel(inside, &source, cache, root, progress)
+            })
             .context("could not build the small kernel")?;
     }
-    Ok(Small { dir })
+    Ok(Small { dir, source })
 }
 
 /// The unpacked kernel source, with Debian's patches.
@@ -113,7 +133,7 @@ tar --extract --strip-components=1 --file .package/usr/src/SOURCE.tar.xz
 rm -r .package
 "#;
 
-fn build(
+fn build_kernel(
     inside: &Path,
     source: &Path,
     cache: &Cache,
@@ -126,10 +146,9 @@ fn build(
     fs::create_dir(&tree).context("could not make the build directory")?;
     fs::write(tree.join("fragment.config"), CONFIG).context("could not write the fragment")?;
     let step = progress.counted_step("small kernel", STEPS, is_build_step);
-    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
     let script = BUILD
         .replace("VARIABLES", MAKE_VARIABLES)
-        .replace("JOBS", &jobs.to_string());
+        .replace("JOBS", &build::jobs().to_string());
     let binds = [(source, SOURCE_DIR), (tree.as_path(), BUILD_DIR)];
     step.run(&mut root.command(&binds, &["sh", "-ec", &script]), &log)?;
     let config = fs::read_to_string(tree.join(".config")).context("could not read .config")?;
@@ -156,7 +175,8 @@ $make olddefconfig
 $make -j JOBS vmlinux bzImage modules
 "#;
 
-fn is_build_step(line: &str) -> bool {
+/// Whether a line of `make` says that a file is being compiled or linked.
+pub(crate) fn is_build_step(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let tool = words.next().unwrap_or_default();
     line.starts_with("  ") && matches!(tool, "CC" | "AS" | "AR" | "LD" | "RUSTC" | "HOSTCC")

@@ -27,6 +27,7 @@ const MODULES: &[&str] = &[
 #[derive(Debug, Clone)]
 pub(crate) struct Stock {
     dir: PathBuf,
+    version: String,
 }
 
 impl Stock {
@@ -45,6 +46,21 @@ impl Stock {
         self.dir.join("vmlinux")
     }
 
+    /// Its version, as `uname -r` says it.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The configuration that modules for it are built with.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.join("config")
+    }
+
+    /// The list of the symbols that it exports, `Module.symvers`.
+    pub(crate) fn symvers(&self) -> PathBuf {
+        self.dir.join("Module.symvers")
+    }
+
     /// The uncompressed modules.
     pub(crate) fn modules(&self) -> PathBuf {
         self.dir.join("modules")
@@ -54,7 +70,7 @@ impl Stock {
 /// The stock kernel, fetched if it is not there.
 pub(crate) fn stock(cache: &Cache, root: &Root, progress: &Progress) -> Result<Stock> {
     let recipe = format!(
-        "{}; linux {SERIES} cloud; {MODULES:?}; 1",
+        "{}; linux {SERIES} cloud; {MODULES:?}; 2",
         root.dir().display()
     );
     let dir = cache.place("stock", &recipe);
@@ -63,7 +79,11 @@ pub(crate) fn stock(cache: &Cache, root: &Root, progress: &Progress) -> Result<S
             .make(&dir, |inside| fetch(inside, cache, root, progress))
             .context("could not get the stock Debian kernel")?;
     }
-    Ok(Stock { dir })
+    let version = fs::read_to_string(dir.join("version"))
+        .context("could not read the stock kernel's version")?
+        .trim()
+        .to_owned();
+    Ok(Stock { dir, version })
 }
 
 fn fetch(inside: &Path, cache: &Cache, root: &Root, progress: &Progress) -> Result<()> {
@@ -86,6 +106,12 @@ fn fetch(inside: &Path, cache: &Cache, root: &Root, progress: &Progress) -> Resu
     step.say("unpacking");
     let tree = inside.join("tree/usr/lib/modules").join(&version);
     unpack(&tree, inside)?;
+    // From the same download, because an older kernel's packages are gone one day.
+    let headers = inside.join(format!("tree/usr/src/linux-headers-{version}"));
+    for (name, to) in [(".config", "config"), ("Module.symvers", "Module.symvers")] {
+        fs::copy(headers.join(name), inside.join(to))
+            .with_context(|| format!("the package linux-headers-{version} has no {name}"))?;
+    }
     fs::remove_dir_all(inside.join("tree")).context("could not remove the unpacked packages")?;
     step.done();
     Ok(())
@@ -95,7 +121,7 @@ fn fetch(inside: &Path, cache: &Cache, root: &Root, progress: &Progress) -> Resu
 const DOWNLOAD: &str = r#"
 mkdir /mnt/out/tree
 cd /mnt/out/tree
-packages="linux-binary-VERSION linux-modules-VERSION"
+packages="linux-binary-VERSION linux-modules-VERSION linux-headers-VERSION"
 apt-get download $packages || { apt-get update; apt-get download $packages; }
 for package in *.deb; do
     dpkg-deb --extract "$package" .

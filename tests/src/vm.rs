@@ -136,7 +136,16 @@ impl Vm {
 
     /// A VMM restored from `snapshot`, running.
     pub fn restore_as(snapshot: &Snapshot, generation: GenerationChoice) -> Self {
-        let mut vm = Self::empty();
+        Self::restore_in(&[], snapshot, generation)
+    }
+
+    /// The same with more in the VMM's environment.
+    pub fn restore_in(
+        environment: &[(&str, &str)],
+        snapshot: &Snapshot,
+        generation: GenerationChoice,
+    ) -> Self {
+        let mut vm = Self::spawn(&["api".to_owned()], environment);
         vm.client
             .load_snapshot(&SnapshotLoad {
                 snapshot_path: snapshot.state(),
@@ -172,9 +181,14 @@ impl Vm {
 
     /// Runs a shell command in the guest; returns its exit status and what it wrote.
     pub fn run(&mut self, command: &str) -> (i32, String) {
+        self.run_within(command, COMMAND_LIMIT)
+    }
+
+    /// The same for one that may take longer, or shorter.
+    pub fn run_within(&mut self, command: &str, limit: Duration) -> (i32, String) {
         assert!(!command.contains('\n'), "one line at a time: {command:?}");
         self.console.send(&format!("{command}\n"));
-        let output = self.console.wait_for("@@exit:", COMMAND_LIMIT);
+        let output = self.console.wait_for("@@exit:", limit);
         let status = self.console.wait_for("\n", COMMAND_LIMIT);
         (status.trim().parse().expect("an exit status"), output)
     }

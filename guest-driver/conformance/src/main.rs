@@ -11,6 +11,7 @@ mod outcome;
 mod privileges;
 mod process;
 mod raw;
+mod restores;
 mod waiting;
 
 use std::path::PathBuf;
@@ -119,6 +120,16 @@ enum Test {
     OpenClose(Effort),
     /// At 2^32-1 a request is refused. The counter stays there: run it last.
     Overflow,
+    /// For a machine that is restored meanwhile: prints who learns of the new generation, and how.
+    Notice,
+    /// For a machine that is restored meanwhile, without its interrupt: makes one call after the
+    /// first load that shows it.
+    AtOnce {
+        /// The call.
+        call: restores::Call,
+    },
+    /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
+    FirstLoad,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -212,6 +223,12 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
             Box::new(move |subject| concurrency::open_close(subject, effort.times)),
         )],
         Test::Overflow => one("overflow", files::overflow),
+        Test::Notice => one("notice", restores::notice),
+        Test::AtOnce { call } => vec![(
+            "at-once",
+            Box::new(move |subject| restores::at_once(subject, call)),
+        )],
+        Test::FirstLoad => one("first-load", restores::first_load),
     }
 }
 

@@ -117,6 +117,12 @@ impl Device {
     }
 }
 
+/// Maps the beginning of a file that is none of the device's.
+pub(crate) fn map_file(path: &str, protection: i32, len: usize) -> Answer<Mapping> {
+    let device = Device::open(path.as_ref(), libc::O_RDONLY, Numbering::Seed)?;
+    device.map(len, protection, libc::MAP_SHARED, 0)
+}
+
 /// Mapped memory of the device.
 pub(crate) struct Mapping {
     start: *mut libc::c_void,

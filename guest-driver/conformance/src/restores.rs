@@ -1,0 +1,171 @@
+//! Programs that a test runs while the machine under them is snapshotted and restored. They print what
+//! they see, a line each; the test on the host judges.
+
+use std::fs;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use crate::outcome::{Failure, Outcome, equal, success, wanted};
+use crate::process::Child;
+use crate::raw::Mapping;
+use crate::{Subject, raw};
+
+/// How often the interrupt of the generation ID's event has come.
+const EVENTS: &str = "/sys/firmware/acpi/interrupts/gpe05";
+/// VMClock's page, and where its generation counter is.
+const VMCLOCK: &str = "/dev/vmclock0";
+const VMCLOCK_GENERATION: usize = 0x68;
+
+/// Prints a line at once: the machine may be restored before a buffer is written.
+fn tell(line: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::new(format!("could not print: {error}")))
+}
+
+fn mapping(subject: Subject<'_>) -> Outcome<Mapping> {
+    let device = subject.open_with(libc::O_RDONLY)?;
+    success("mmap", device.map(4, libc::PROT_READ, libc::MAP_SHARED, 0))
+}
+
+/// A blocked read, an epoll loop, a mapping and a wait in a process of its own: each prints the
+/// generation that it learns of.
+pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
+    let blocked = subject.open_with(libc::O_RDWR)?;
+    let polled = subject.open()?;
+    let late = subject.open()?;
+    // The wait has somebody to wait for.
+    let before = subject.next(&late)?;
+    for watcher in [&blocked, &polled] {
+        wanted("acknowledgement", watcher.acknowledge(before), Ok(4))?;
+    }
+    let waiting = Child::spawn(|| {
+        let own = subject.open()?;
+        let answer = own.wait(0);
+        tell(&format!("wait {answer:?}"))
+    })?;
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let answer = blocked.generation();
+            tell(&format!("read {answer:?}"))
+        });
+        let polling = scope.spawn(|| {
+            let events = polled.poll(-1);
+            tell(&format!("poll {events:?} {:?}", polled.generation()))
+        });
+        let loading = scope.spawn(|| {
+            let page = mapping(subject)?;
+            tell(&format!("mapped {}", next_load(&page, before)))
+        });
+        thread::sleep(Duration::from_millis(500));
+        tell(&format!("ready {before}"))?;
+        for part in [reading, polling, loading] {
+            part.join()
+                .map_err(|_| Failure::new("a thread panicked"))??;
+        }
+        Ok::<_, Failure>(())
+    })?;
+    waiting.join()?;
+    tell(&format!("mapped at last {}", mapping(subject)?.load()))
+}
+
+fn next_load(page: &Mapping, old: u32) -> u32 {
+    loop {
+        let new = page.load();
+        if new != old {
+            return new;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Makes one call as soon as the mapping has changed, before the interrupt has come.
+pub(crate) fn at_once(subject: Subject<'_>, call: Call) -> Outcome {
+    let device = subject.open()?;
+    let page = mapping(subject)?;
+    let before = page.load();
+    let events = events()?;
+    tell(&format!("ready {before}"))?;
+    let loaded = next_load(&page, before);
+    let answer = match call {
+        Call::Read => device.generation(),
+        Call::Write => device.acknowledge(before).map(|len| len as u32),
+        Call::Poll => device.poll(0).map(|events| events as u32),
+        Call::Wait => device.wait(0).map(|_| 0),
+        Call::Track => device.track(true).map(|_| page.load()),
+    };
+    let after = page.load();
+    let came = self::events()? - events;
+    tell(&format!(
+        "loaded {loaded} answer {answer:?} after {after} events {came}"
+    ))?;
+    let new = success("read", device.generation())?;
+    equal("the generation", new, after)?;
+    wanted("acknowledgement", device.acknowledge(new), Ok(4))?;
+    tell("done")
+}
+
+/// A call of the device.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Call {
+    /// `read()`, non-blocking.
+    Read,
+    /// `write()` of the old generation.
+    Write,
+    /// `poll()`, without waiting.
+    Poll,
+    /// The wait for watchers.
+    Wait,
+    /// The tracking switch.
+    Track,
+}
+
+fn events() -> Outcome<u64> {
+    let text = fs::read_to_string(EVENTS)
+        .map_err(|error| Failure::new(format!("could not read {EVENTS}: {error}")))?;
+    text.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(|| Failure::new(format!("{EVENTS} has no number: {text:?}")))
+}
+
+/// Loads VMClock's generation and the mapped counter without pause. For each resume, which the first
+/// tells of, prints how many loads of the second still were the old value.
+pub(crate) fn first_load(subject: Subject<'_>) -> Outcome {
+    let page = mapping(subject)?;
+    let clock = raw::map_file(VMCLOCK, libc::PROT_READ, 4096)
+        .map_err(|errno| Failure::new(format!("could not map {VMCLOCK}: errno {errno}")))?;
+    let generation = || clock.word(VMCLOCK_GENERATION / 4);
+    let (mut resumes, mut counter) = (generation(), page.load());
+    tell(&format!("ready {counter}"))?;
+    loop {
+        // In this order: both move at one instant, so what is loaded before an old clock is old, and what
+        // is loaded after a new one has to be new.
+        let before = page.load();
+        let now = generation();
+        if now == resumes {
+            counter = before;
+            continue;
+        }
+        let first = page.load();
+        let start = ticks();
+        let (mut stale, mut loaded) = (0u64, first);
+        while loaded == counter {
+            stale += 1;
+            loaded = page.load();
+        }
+        let took = if stale == 0 { 0 } else { ticks() - start };
+        tell(&format!(
+            "resume {now} counter {counter} {loaded} stale {stale} ticks {took}"
+        ))?;
+        (resumes, counter) = (now, loaded);
+    }
+}
+
+/// The processor's time-stamp counter.
+fn ticks() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets programs use it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests, on the host, of what the kernel modules have that needs no kernel.
+//!
+//! The files are those that the modules compile. Their items are the modules' own, so that the tests
+//! are in this crate, and it offers nothing to others.
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+#[path = "../../sysgenid/sysgenid_core.rs"]
+#[allow(
+    dead_code,
+    reason = "the modules use it, and the tests do; nothing else does"
+)]
+mod sysgenid_core;
+#[path = "../../sysgenid/sysgenid_settle.rs"]
+#[allow(dead_code, reason = "as above")]
+mod sysgenid_settle;
+
+#[cfg(test)]
+mod model_test;

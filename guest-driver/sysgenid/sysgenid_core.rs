@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generation counter and its watchers: what has to be true of them, without a kernel.
+//!
+//! The file needs nothing but `core`: the module compiles it, and so does a crate of the host, where
+//! property tests and a model checker run it. The caller holds one lock around [`Generations`] and all
+//! of its [`Watcher`]s, and wakes whom a [`Wake`] names after each call.
+//!
+//! The counter's word may lie in a page that the hypervisor adds to between any two instructions, when
+//! it restores the machine from a snapshot. Nothing here ever stores to it but by compare-exchange.
+
+/// The word that holds the counter.
+pub(crate) trait Word {
+    /// Its value.
+    fn load(&self) -> u32;
+
+    /// Replaces `old` by `new` in one step, and orders all accesses around it. Returns whether the
+    /// value was `old`.
+    fn compare_exchange(&self, old: u32, new: u32) -> bool;
+}
+
+/// Who has to be woken after a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Wake {
+    /// Those who read or poll: there is a new generation.
+    pub(crate) readers: bool,
+    /// Those who wait for watchers: none is outdated any more, or the waiting one is itself.
+    pub(crate) waiters: bool,
+}
+
+impl Wake {
+    const NOBODY: Self = Self {
+        readers: false,
+        waiters: false,
+    };
+    const EVERYBODY: Self = Self {
+        readers: true,
+        waiters: true,
+    };
+}
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The hypervisor has moved the counter: its new generation has to be dealt with first.
+    Moved,
+    /// The counter is at its end, and a request never makes it go backwards.
+    AtEnd,
+    /// The value that was acknowledged is not the present one.
+    Stale,
+}
+
+/// What a waiting watcher has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// No tracked watcher is outdated.
+    Done,
+    /// The one that waits is outdated itself.
+    Outdated,
+    /// Some other is.
+    Sleep,
+}
+
+/// An open file.
+///
+/// It is up to date with the generation in which it was opened, and outdated from the next one until
+/// it has acknowledged that.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    epoch: u64,
+    acknowledged: u32,
+    tracked: bool,
+}
+
+impl Watcher {
+    /// The counter of the generation that it acknowledged last, or in which it was opened.
+    pub(crate) fn acknowledged(&self) -> u32 {
+        self.acknowledged
+    }
+
+    /// Whether others wait for it.
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.tracked
+    }
+}
+
+/// The generation that was told to the watchers, and how many of them have to acknowledge it.
+#[derive(Debug)]
+pub(crate) struct Generations {
+    /// The counter's value that was told.
+    told: u32,
+    /// The number of generations so far. The counter wraps and can be made to jump; this cannot be
+    /// mistaken for an older one.
+    epoch: u64,
+    watchers: u32,
+    tracked: u32,
+    outdated: u32,
+}
+
+impl Generations {
+    /// No watcher yet, and the counter as it is.
+    pub(crate) fn new(told: u32) -> Self {
+        Self {
+            told,
+            epoch: 0,
+            watchers: 0,
+            tracked: 0,
+            outdated: 0,
+        }
+    }
+
+    /// The counter's value that was told to the watchers.
+    pub(crate) fn told(&self) -> u32 {
+        self.told
+    }
+
+    /// Number of open files.
+    pub(crate) fn watchers(&self) -> u32 {
+        self.watchers
+    }
+
+    /// Number of tracked watchers that have not acknowledged the present generation.
+    pub(crate) fn outdated(&self) -> u32 {
+        self.outdated
+    }
+
+    /// A watcher that is up to date. None if there are too many.
+    pub(crate) fn open(&mut self, tracked: bool) -> Option<Watcher> {
+        self.watchers = self.watchers.checked_add(1)?;
+        self.tracked += u32::from(tracked);
+        Some(Watcher {
+            epoch: self.epoch,
+            acknowledged: self.told,
+            tracked,
+        })
+    }
+
+    /// A watcher goes, for good.
+    pub(crate) fn close(&mut self, watcher: &mut Watcher) -> Wake {
+        let wake = self.track(watcher, false);
+        self.watchers -= 1;
+        wake
+    }
+
+    /// Whether a watcher has not acknowledged the present generation.
+    pub(crate) fn is_outdated(&self, watcher: &Watcher) -> bool {
+        watcher.epoch != self.epoch
+    }
+
+    /// From now on others wait for the watcher, or don't.
+    pub(crate) fn track(&mut self, watcher: &mut Watcher, tracked: bool) -> Wake {
+        if watcher.tracked == tracked {
+            return Wake::NOBODY;
+        }
+        watcher.tracked = tracked;
+        let outdated = self.is_outdated(watcher);
+        if tracked {
+            self.tracked += 1;
+            self.outdated += u32::from(outdated);
+            return Wake::NOBODY;
+        }
+        self.tracked -= 1;
+        self.leave(outdated)
+    }
+
+    /// A watcher says that it has adapted to the generation that `counter` names.
+    pub(crate) fn acknowledge(
+        &mut self,
+        word: &impl Word,
+        watcher: &mut Watcher,
+        counter: u32,
+    ) -> Result<Wake, Refusal> {
+        if word.load() != self.told {
+            return Err(Refusal::Moved);
+        }
+        if counter != self.told {
+            return Err(Refusal::Stale);
+        }
+        let counted = watcher.tracked && self.is_outdated(watcher);
+        watcher.epoch = self.epoch;
+        watcher.acknowledged = counter;
+        Ok(self.leave(counted))
+    }
+
+    /// What a watcher has to do that waits for the others.
+    pub(crate) fn wait(&self, watcher: &Watcher) -> Waiting {
+        if self.is_outdated(watcher) {
+            Waiting::Outdated
+        } else if self.outdated == 0 {
+            Waiting::Done
+        } else {
+            Waiting::Sleep
+        }
+    }
+
+    /// Begins the generation that the hypervisor has told of. `seen` is the counter from before the
+    /// look at its ID: where the word has moved since, so may have the ID.
+    ///
+    /// The counter wraps: to be noticed outweighs to be ordered.
+    pub(crate) fn begin(&mut self, word: &impl Word, seen: u32) -> Result<Wake, Refusal> {
+        self.advance(word, seen, seen.wrapping_add(1))
+    }
+
+    /// Begins a generation because a program asks for it: the counter is `min` or, where that would not
+    /// move it forwards, the present one plus one.
+    pub(crate) fn force(&mut self, word: &impl Word, min: u32) -> Result<Wake, Refusal> {
+        match self.told.checked_add(1) {
+            Some(next) => self.advance(word, self.told, next.max(min)),
+            // The hypervisor may have wrapped it meanwhile.
+            None if word.load() != self.told => Err(Refusal::Moved),
+            None => Err(Refusal::AtEnd),
+        }
+    }
+
+    /// Goes on with the counter in another word, which must not be behind the present one.
+    pub(crate) fn adopt(&mut self, word: &impl Word) -> Wake {
+        loop {
+            let present = word.load();
+            let next = present.max(self.told);
+            if word.compare_exchange(present, next) {
+                if next == self.told {
+                    return Wake::NOBODY;
+                }
+                return self.tell(next);
+            }
+        }
+    }
+
+    fn advance(&mut self, word: &impl Word, from: u32, to: u32) -> Result<Wake, Refusal> {
+        if !word.compare_exchange(from, to) {
+            return Err(Refusal::Moved);
+        }
+        Ok(self.tell(to))
+    }
+
+    fn tell(&mut self, counter: u32) -> Wake {
+        self.told = counter;
+        self.epoch += 1;
+        self.outdated = self.tracked;
+        Wake::EVERYBODY
+    }
+
+    /// One less is outdated, if it was `counted`.
+    fn leave(&mut self, counted: bool) -> Wake {
+        if !counted {
+            return Wake::NOBODY;
+        }
+        self.outdated -= 1;
+        Wake {
+            readers: false,
+            waiters: self.outdated == 0,
+        }
+    }
+}

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The counter's page, the lock around the watchers, and who is woken: what `sysgenid_core.rs` leaves
+//! to a kernel.
+
+use crate::{
+    sysgenid_backend::Backend,
+    sysgenid_core::{Generations, Refusal, Wake, Waiting, Watcher, Word},
+};
+use core::ptr;
+use kernel::{
+    bindings,
+    new_mutex, new_poll_condvar,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Full, Relaxed, Release},
+            Atomic,
+        },
+        lock::mutex::MutexGuard,
+        poll::PollCondVar,
+        CondVarTimeoutResult, Mutex,
+    },
+    time::Jiffies,
+};
+
+/// A page of our own for the counter, where no hypervisor has one.
+#[repr(C, align(4096))]
+struct OwnPage {
+    counter: u32,
+    rest: [u8; bindings::PAGE_SIZE - 4],
+}
+
+/// The word that holds the counter.
+#[derive(Clone, Copy)]
+struct Counter(*mut u32);
+
+impl Counter {
+    fn atomic(&self) -> &Atomic<u32> {
+        // SAFETY: The word is that of the own page, which lives as long as the device, or that of a
+        // backend, which lives until it has been unregistered; both are aligned, and only accessed
+        // atomically.
+        unsafe { Atomic::from_ptr(self.0) }
+    }
+}
+
+impl Word for Counter {
+    fn load(&self) -> u32 {
+        self.atomic().load(Relaxed)
+    }
+
+    fn compare_exchange(&self, old: u32, new: u32) -> bool {
+        self.atomic().cmpxchg(old, new, Full).is_ok()
+    }
+}
+
+/// What the lock is around.
+pub(crate) struct State {
+    generations: Generations,
+    counter: Counter,
+    backend: *const Backend,
+    /// The number of outdated watchers that the backend was told.
+    reported: u32,
+}
+
+// SAFETY: The pointers are to memory that outlives their being here, and that any thread may access.
+unsafe impl Send for State {}
+
+impl State {
+    /// The watchers.
+    pub(crate) fn generations(&self) -> &Generations {
+        &self.generations
+    }
+}
+
+/// The device, of which there is one.
+#[pin_data]
+pub(crate) struct Device {
+    #[pin]
+    state: Mutex<State>,
+    /// Those who read and poll.
+    #[pin]
+    readers: PollCondVar,
+    /// Those who wait for watchers.
+    #[pin]
+    waiters: PollCondVar,
+    own_page: VBox<OwnPage>,
+    /// That of `/dev/sysgenid`, for uevents; null until there is one.
+    kobject: Atomic<*mut bindings::kobject>,
+}
+
+// SAFETY: What is shared is behind the lock; the page is only accessed atomically.
+unsafe impl Send for Device {}
+// SAFETY: As above.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// A device whose counter is 0, in a page of its own.
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        let own_page = VBox::new(
+            OwnPage {
+                counter: 0,
+                rest: [0; bindings::PAGE_SIZE - 4],
+            },
+            GFP_KERNEL | __GFP_ZERO,
+        );
+        pin_init::pin_init_scope(move || {
+            let own_page = own_page?;
+            let counter = Counter((&raw const own_page.counter).cast_mut());
+            Ok(try_pin_init!(Self {
+                state <- new_mutex!(State {
+                    generations: Generations::new(0),
+                    counter,
+                    backend: ptr::null(),
+                    reported: 0,
+                }),
+                readers <- new_poll_condvar!(),
+                waiters <- new_poll_condvar!(),
+                own_page,
+                kobject: Atomic::new(ptr::null_mut()),
+            }))
+        })
+    }
+
+    /// The lock, with the hypervisor's latest generation dealt with: no caller sees an older one.
+    ///
+    /// The word may move again at any time after; whoever compares with it sees that.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        loop {
+            let settled = self.settle();
+            let state = self.state.lock();
+            // A backend that goes deals with nothing any more, and takes its counter with it.
+            if !settled || state.counter.load() == state.generations.told() {
+                return state;
+            }
+        }
+    }
+
+    /// Has the backend look for a new generation. Returns whether there is one that can.
+    fn settle(&self) -> bool {
+        let backend = self.state.lock().hold_backend();
+        let Some(backend) = backend else {
+            return false;
+        };
+        // SAFETY: The backend is held: it stays as long as we call it.
+        unsafe { ((*backend).settle)((*backend).context) };
+        release_backend(backend);
+        true
+    }
+
+    /// A new watcher.
+    pub(crate) fn open(&self, tracked: bool) -> Result<Watcher> {
+        self.lock().generations.open(tracked).ok_or(EMFILE)
+    }
+
+    /// A watcher goes.
+    pub(crate) fn close(&self, watcher: &mut Watcher) {
+        let mut state = self.state.lock();
+        let wake = state.generations.close(watcher);
+        self.finish(state, wake, false);
+    }
+
+    /// A watcher acknowledges, or is refused.
+    pub(crate) fn acknowledge(&self, watcher: &Mutex<Watcher>, counter: u32) -> Result {
+        loop {
+            let mut state = self.lock();
+            let word = state.counter;
+            let result = state
+                .generations
+                .acknowledge(&word, &mut watcher.lock(), counter);
+            match result {
+                Ok(wake) => {
+                    self.finish(state, wake, false);
+                    return Ok(());
+                }
+                Err(Refusal::Moved) => {}
+                Err(_) => return Err(EINVAL),
+            }
+        }
+    }
+
+    /// Others wait for a watcher, or don't.
+    pub(crate) fn track(&self, watcher: &Mutex<Watcher>, tracked: bool) {
+        let mut state = self.lock();
+        let wake = state.generations.track(&mut watcher.lock(), tracked);
+        self.finish(state, wake, false);
+    }
+
+    /// Whether a watcher is outdated, and the counter.
+    pub(crate) fn look(&self, watcher: &Mutex<Watcher>) -> (bool, u32) {
+        let state = self.lock();
+        let outdated = state.generations.is_outdated(&watcher.lock());
+        (outdated, state.generations.told())
+    }
+
+    /// Sleeps until a watcher is outdated; returns the counter.
+    pub(crate) fn read(&self, watcher: &Mutex<Watcher>) -> Result<u32> {
+        let mut state = self.lock();
+        loop {
+            if state.generations.is_outdated(&watcher.lock()) {
+                return Ok(state.generations.told());
+            }
+            if self.readers.wait_interruptible(&mut state) {
+                return Err(ERESTARTSYS);
+            }
+            drop(state);
+            state = self.lock();
+        }
+    }
+
+    /// Sleeps until no watcher is outdated, for `limit` or, without one, as long as it takes.
+    pub(crate) fn wait(&self, watcher: &Mutex<Watcher>, limit: Option<Jiffies>) -> Result {
+        let mut left = limit.unwrap_or(Jiffies::MAX);
+        let mut state = self.lock();
+        loop {
+            match state.generations.wait(&watcher.lock()) {
+                Waiting::Done => return Ok(()),
+                Waiting::Outdated => return Err(EINTR),
+                Waiting::Sleep if left == 0 => return Err(ETIME),
+                Waiting::Sleep => {}
+            }
+            let result = self.waiters.wait_interruptible_timeout(&mut state, left);
+            left = match result {
+                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+                CondVarTimeoutResult::Woken { jiffies } if limit.is_some() => jiffies,
+                CondVarTimeoutResult::Woken { .. } => left,
+                CondVarTimeoutResult::Timeout if limit.is_some() => 0,
+                CondVarTimeoutResult::Timeout => left,
+            };
+            drop(state);
+            state = self.lock();
+        }
+    }
+
+    /// Where readers and pollers wait.
+    pub(crate) fn readers(&self) -> &PollCondVar {
+        &self.readers
+    }
+
+    /// Begins a generation on request.
+    pub(crate) fn force(&self, min: u32) -> Result {
+        loop {
+            let mut state = self.lock();
+            let word = state.counter;
+            match state.generations.force(&word, min) {
+                Ok(wake) => {
+                    self.finish(state, wake, false);
+                    return Ok(());
+                }
+                Err(Refusal::Moved) => {}
+                Err(_) => return Err(EOVERFLOW),
+            }
+        }
+    }
+
+    /// Begins a generation for a backend that only knows that there is one; the counter wraps.
+    pub(crate) fn bump(&self, min: u32) {
+        if self.force(min).is_err() {
+            while !self.begin(self.counters().0) {}
+        }
+    }
+
+    /// Begins a generation of the hypervisor's, if the counter still is `seen`.
+    pub(crate) fn begin(&self, seen: u32) -> bool {
+        let mut state = self.state.lock();
+        let word = state.counter;
+        match state.generations.begin(&word, seen) {
+            Ok(wake) => {
+                pr_info!("generation {}\n", state.generations.told());
+                self.finish(state, wake, true);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The counter as it is now, and as it was told.
+    pub(crate) fn counters(&self) -> (u32, u32) {
+        let state = self.state.lock();
+        (state.counter.load(), state.generations.told())
+    }
+
+    /// The present state for those who show it, settled.
+    pub(crate) fn show<R>(&self, show: impl FnOnce(&Generations) -> R) -> R {
+        show(self.lock().generations())
+    }
+
+    /// Takes a backend, and its counter if it has one.
+    pub(crate) fn register(&self, backend: *const Backend) -> Result {
+        let mut state = self.state.lock();
+        if !state.backend.is_null() {
+            return Err(EBUSY);
+        }
+        // SAFETY: The caller gives us a backend that lives until it is unregistered.
+        let word = unsafe { (*backend).word };
+        let mut wake = Wake::default();
+        if !word.is_null() {
+            let counter = Counter(word);
+            wake = state.generations.adopt(&counter);
+            state.counter = counter;
+        }
+        state.backend = backend;
+        // Whatever an earlier one was told, this one is told the number.
+        state.reported = u32::MAX;
+        self.finish(state, wake, false);
+        Ok(())
+    }
+
+    /// Lets a backend go. The counter goes on in the own page, which was kept in step.
+    pub(crate) fn unregister(&self, backend: *const Backend) {
+        let mut state = self.state.lock();
+        if state.backend == backend {
+            state.backend = ptr::null();
+            state.counter = self.own_counter();
+        }
+    }
+
+    /// The frame of the page that holds the counter, and the backend that it belongs to, held.
+    pub(crate) fn page(&self) -> (usize, Option<*const Backend>) {
+        let state = self.lock();
+        // SAFETY: A backend that is registered is alive.
+        if !state.backend.is_null() && !unsafe { (*state.backend).word }.is_null() {
+            if let Some(backend) = state.hold_backend() {
+                // SAFETY: As above.
+                return (unsafe { (*backend).pfn }, Some(backend));
+            }
+        }
+        let own = (&raw const *self.own_page).cast();
+        // SAFETY: The page was allocated by vmalloc.
+        (unsafe { bindings::vmalloc_to_pfn(own) }, None)
+    }
+
+    fn own_counter(&self) -> Counter {
+        Counter((&raw const self.own_page.counter).cast_mut())
+    }
+
+    /// What has to follow each change: the own page, the host, those who sleep, user space.
+    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake, began: bool) {
+        let told = state.generations.told();
+        self.own_counter().atomic().store(told, Relaxed);
+        state.report(began);
+        drop(state);
+        if wake.readers {
+            self.readers.notify_all();
+        }
+        if wake.waiters {
+            self.waiters.notify_all();
+        }
+        if wake.readers {
+            self.send_uevent(told);
+        }
+    }
+
+    /// Sends uevents from there from now on.
+    pub(crate) fn set_kobject(&self, kobject: *mut bindings::kobject) {
+        self.kobject.store(kobject, Release);
+    }
+
+    fn send_uevent(&self, counter: u32) {
+        let kobject = self.kobject.load(Acquire);
+        if kobject.is_null() {
+            return;
+        }
+        let Ok(line) = CString::try_from_fmt(fmt!("SYSGENID={counter}")) else {
+            pr_warn!("no memory for the uevent of generation {counter}\n");
+            return;
+        };
+        let mut environment = [line.as_char_ptr().cast_mut(), ptr::null_mut()];
+        // SAFETY: Watchers and backends, by whom alone this is called once there is a kobject, hold the
+        // module, and so the misc device that has it. The environment is not written to.
+        unsafe {
+            bindings::kobject_uevent_env(
+                kobject,
+                bindings::kobject_action_KOBJ_CHANGE,
+                environment.as_mut_ptr(),
+            )
+        };
+    }
+}
+
+impl State {
+    /// The backend, which stays until it is released.
+    fn hold_backend(&self) -> Option<*const Backend> {
+        if self.backend.is_null() {
+            return None;
+        }
+        // SAFETY: A backend that is registered is alive.
+        unsafe { bindings::try_module_get((*self.backend).owner) }.then_some(self.backend)
+    }
+
+    /// Tells the backend what it does not know yet.
+    fn report(&mut self, began: bool) {
+        let outdated = self.generations.outdated();
+        if self.backend.is_null() || !began && outdated == self.reported {
+            return;
+        }
+        self.reported = outdated;
+        let told = self.generations.told();
+        // SAFETY: A backend that is registered is alive.
+        unsafe {
+            ((*self.backend).report)((*self.backend).context, told, outdated, began);
+        }
+    }
+}
+
+/// The counterpart of [`State::hold_backend`].
+pub(crate) fn release_backend(backend: *const Backend) {
+    // SAFETY: The caller holds the backend.
+    unsafe { bindings::module_put((*backend).owner) };
+}

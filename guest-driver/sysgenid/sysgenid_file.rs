@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/sysgenid`: an open file is a watcher.
+
+use crate::{
+    sysgenid_abi::{Abi, Command},
+    sysgenid_backend::Backend,
+    sysgenid_core::Watcher,
+    sysgenid_device::{release_backend, Device},
+};
+use kernel::{
+    bindings,
+    fs::{file::flags::O_NONBLOCK, File, Kiocb},
+    iov::{IovIterDest, IovIterSource},
+    miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
+    mm::virt::VmaNew,
+    new_mutex, page,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::{poll::PollTable, Mutex, SetOnce},
+    time::Jiffies,
+    types::{ForeignOwnable, Opaque},
+};
+
+/// Length of the counter in bytes.
+const COUNTER_LEN: usize = 4;
+
+/// An open file.
+#[pin_data(PinnedDrop)]
+pub(crate) struct WatcherFile {
+    device: &'static Device,
+    abi: Abi,
+    #[pin]
+    watcher: Mutex<Watcher>,
+    /// The backend whose page a program has mapped. It is held until the file goes, and so the
+    /// mapping, which keeps the file.
+    mapped: SetOnce<HeldBackend>,
+}
+
+/// A backend that is released with this.
+struct HeldBackend(*const Backend);
+
+// SAFETY: A backend may be released by any thread.
+unsafe impl Send for HeldBackend {}
+// SAFETY: Nothing is done with a shared one.
+unsafe impl Sync for HeldBackend {}
+
+impl Drop for HeldBackend {
+    fn drop(&mut self) {
+        release_backend(self.0);
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for WatcherFile {
+    fn drop(self: Pin<&mut Self>) {
+        self.device.close(&mut self.watcher.lock());
+    }
+}
+
+#[vtable]
+impl MiscDevice for WatcherFile {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        let registration = Registration::of(misc);
+        let (device, abi) = (registration.device, registration.abi);
+        let watcher = device.open(abi.tracks_at_open(is_writable(file)))?;
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                device,
+                abi,
+                watcher <- new_mutex!(watcher),
+                mapped: SetOnce::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn read_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize> {
+        if iov.is_empty() {
+            return Ok(0);
+        }
+        if iov.len() < COUNTER_LEN {
+            return Err(EINVAL);
+        }
+        let me = kiocb.file();
+        let counter = if is_nonblocking(&kiocb) {
+            match me.device.look(&me.watcher) {
+                (true, counter) => counter,
+                (false, _) => return Err(EAGAIN),
+            }
+        } else {
+            me.device.read(&me.watcher)?
+        };
+        match iov.copy_to_iter(&counter.to_ne_bytes()) {
+            COUNTER_LEN => Ok(COUNTER_LEN),
+            _ => Err(EFAULT),
+        }
+    }
+
+    fn write_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterSource<'_>) -> Result<usize> {
+        let me = kiocb.file();
+        if iov.len() != COUNTER_LEN {
+            return Err(me.abi.wrong_length());
+        }
+        let mut counter = [0; COUNTER_LEN];
+        if iov.copy_from_iter(&mut counter) != COUNTER_LEN {
+            return Err(EFAULT);
+        }
+        me.device
+            .acknowledge(&me.watcher, u32::from_ne_bytes(counter))?;
+        Ok(COUNTER_LEN)
+    }
+
+    fn ioctl(me: Pin<&Self>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        match me.abi.command(cmd).ok_or(EINVAL)? {
+            Command::WaitWatchers => {
+                let limit = (arg != 0).then(|| milliseconds_to_jiffies(arg));
+                me.device.wait(&me.watcher, limit)?;
+            }
+            Command::Force => {
+                if !may_force() {
+                    return Err(EACCES);
+                }
+                me.device.force(arg.try_into().map_err(|_| EINVAL)?)?;
+            }
+            Command::SetTracking => {
+                let tracked = arg != 0;
+                if tracked && !me.abi.can_track(is_writable(file)) {
+                    return Err(EBADF);
+                }
+                me.device.track(&me.watcher, tracked);
+            }
+        }
+        Ok(0)
+    }
+
+    fn mmap(me: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+        // SAFETY: The area is being set up, so that its offset does not change.
+        let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
+        if offset != 0 || vma.end() - vma.start() > page::PAGE_SIZE {
+            return Err(EINVAL);
+        }
+        if vma.writable() {
+            return Err(EPERM);
+        }
+        vma.try_clear_maywrite()?;
+        let (frame, backend) = me.device.page();
+        if let Some(backend) = backend {
+            // Once is enough: the first one is held as long as the file lives. A second one is
+            // released at once, by the value's drop.
+            me.mapped.populate(HeldBackend(backend));
+        }
+        // SAFETY: The area is being set up. The frame's page outlives the mapping: the own page lives
+        // as long as the module, which every open file holds; the backend's as long as that.
+        kernel::error::to_result(unsafe {
+            let area = vma.as_ptr();
+            bindings::remap_pfn_range(
+                area,
+                vma.start(),
+                frame,
+                page::PAGE_SIZE,
+                (*area).vm_page_prot,
+            )
+        })
+    }
+
+    fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
+        let (outdated, generation) = me.device.look(&me.watcher);
+        let (watchers, others) = me.device.show(|all| (all.watchers(), all.outdated()));
+        let watcher = me.watcher.lock();
+        seq_print!(m, "generation:\t{}\n", generation);
+        seq_print!(m, "acknowledged:\t{}\n", watcher.acknowledged());
+        seq_print!(m, "tracked:\t{}\n", u8::from(watcher.is_tracked()));
+        seq_print!(m, "outdated:\t{}\n", u8::from(outdated));
+        seq_print!(m, "watchers:\t{}\n", watchers);
+        seq_print!(m, "outdated_watchers:\t{}\n", others);
+    }
+}
+
+/// `poll()`, which [`MiscDevice`] does not have.
+///
+/// # Safety
+///
+/// Called by the kernel alone, for a file of [`WatcherFile`].
+unsafe extern "C" fn poll(
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table_struct,
+) -> bindings::__poll_t {
+    // SAFETY: `MiscDevice` has put the pointer there, and takes it away when the file goes.
+    let me = unsafe { <Pin<KBox<WatcherFile>> as ForeignOwnable>::borrow((*file).private_data) };
+    // SAFETY: The kernel calls us with a file and a table that live for the call.
+    let (file, table) = unsafe { (File::from_raw_file(file), PollTable::from_raw(table)) };
+    // In this order: a generation that begins after the look wakes us.
+    table.register_wait(file, me.device.readers());
+    match me.device.look(&me.watcher) {
+        (true, _) => bindings::POLLIN | bindings::POLLRDNORM,
+        (false, _) => 0,
+    }
+}
+
+fn is_writable(file: &File) -> bool {
+    // SAFETY: The mode of an open file does not change.
+    let mode = unsafe { (*file.as_ptr()).f_mode };
+    // FMODE_WRITE
+    mode & 0x2 != 0
+}
+
+fn is_nonblocking(kiocb: &Kiocb<'_, Pin<KBox<WatcherFile>>>) -> bool {
+    // SAFETY: The call has the file open.
+    let file = unsafe { File::from_raw_file((*kiocb.as_raw()).ki_filp) };
+    file.flags() & O_NONBLOCK != 0
+}
+
+/// Whether the caller may begin a generation: it may in the initial user namespace, because its
+/// consequences are not those of a container alone.
+fn may_force() -> bool {
+    let initial = &raw mut bindings::init_user_ns;
+    // SAFETY: The initial user namespace lives for ever.
+    [bindings::CAP_CHECKPOINT_RESTORE, bindings::CAP_SYS_ADMIN]
+        .iter()
+        .any(|capability| unsafe { bindings::ns_capable(initial, *capability as i32) })
+}
+
+/// Not less than so many milliseconds, and at most the longest time there is.
+fn milliseconds_to_jiffies(milliseconds: usize) -> Jiffies {
+    const HZ: usize = bindings::CONFIG_HZ as usize;
+    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
+    // One more, because the present jiffy has begun already.
+    let rest = (rest * HZ).div_ceil(1000) + 1;
+    seconds.saturating_mul(HZ).saturating_add(rest)
+}
+
+/// The registered misc device, with what a `MiscDeviceRegistration` has not: `poll` and a mode.
+///
+/// The registration comes first: the kernel hands out a pointer to it.
+#[pin_data(PinnedDrop)]
+#[repr(C)]
+pub(crate) struct Registration {
+    #[pin]
+    misc: Opaque<bindings::miscdevice>,
+    fops: bindings::file_operations,
+    device: &'static Device,
+    abi: Abi,
+}
+
+// SAFETY: A misc device may be deregistered by any thread.
+unsafe impl Send for Registration {}
+// SAFETY: What is shared is not changed.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Makes the device known as `/dev/sysgenid`, which everybody may open.
+    pub(crate) fn new(device: &'static Device, abi: Abi) -> impl PinInit<Self, Error> {
+        let raw = MiscDeviceOptions { name: c"sysgenid" }.into_raw::<WatcherFile>();
+        // SAFETY: The operations are a constant.
+        let mut fops = unsafe { *raw.fops };
+        fops.poll = Some(poll);
+        try_pin_init!(&this in Self {
+            fops,
+            device,
+            abi,
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+                // SAFETY: The slot may be written. The operations are beside it, and pinned as it is;
+                // no open file outlives them, because it holds the module.
+                unsafe {
+                    slot.write(raw);
+                    (*slot).mode = 0o666;
+                    (*slot).fops = &raw const (*this.as_ptr()).fops;
+                }
+                // SAFETY: The misc device has been filled, and is deregistered before it goes.
+                kernel::error::to_result(unsafe { bindings::misc_register(slot) })?;
+                // SAFETY: It has been registered.
+                device.set_kobject(unsafe { &raw mut (*(*slot).this_device).kobj });
+                Ok::<(), Error>(())
+            }),
+        })
+    }
+
+    /// The registration that the kernel gave to `open`.
+    fn of(misc: &MiscDeviceRegistration<WatcherFile>) -> &Self {
+        // SAFETY: The kernel's pointer is to the misc device that it was given, which is the first
+        // field of a registration.
+        unsafe { &*misc.as_raw().cast() }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Registration {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: It has been registered.
+        unsafe { bindings::misc_deregister(self.misc.get()) };
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System generation ID: a counter that moves whenever this machine's life stops being unique, and
+//! `/dev/sysgenid`, by which programs learn of it.
+//!
+//! The logic is in `sysgenid_core.rs`, the interface in `include/uapi/linux/sysgenid.h`.
+
+use core::ptr;
+use kernel::{
+    debugfs,
+    ffi::c_int,
+    fmt,
+    prelude::*,
+    sync::atomic::{
+        ordering::{Acquire, Release},
+        Atomic,
+    },
+};
+
+use crate::{
+    sysgenid_abi::Abi, sysgenid_backend::Backend, sysgenid_core::Generations,
+    sysgenid_device::Device, sysgenid_file::Registration,
+};
+
+mod sysgenid_abi;
+mod sysgenid_backend;
+mod sysgenid_core;
+mod sysgenid_device;
+mod sysgenid_file;
+
+module! {
+    type: SysGenId,
+    name: "sysgenid",
+    authors: ["The vmgenie developers"],
+    description: "System generation ID",
+    license: "GPL",
+    params: {
+        abi: i32 {
+            default: 5,
+            description: "Numbering of the interface: 5 (default), or 8 for that of deployed programs",
+        },
+    },
+}
+
+/// The device, for the exported functions: set while the module is there.
+static DEVICE: Atomic<*mut Device> = Atomic::new(ptr::null_mut());
+
+/// The module. What is named first is dropped first.
+struct SysGenId {
+    _registration: Pin<KBox<Registration>>,
+    _files: [Pin<KBox<debugfs::File<Shown>>>; 3],
+    _directory: debugfs::Dir,
+    _device: OwnedDevice,
+}
+
+impl kernel::Module for SysGenId {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let abi = Abi::from_parameter(module_parameters::abi.value())?;
+        let owned = OwnedDevice::new()?;
+        let device = owned.0;
+        let directory = debugfs::Dir::new(c"sysgenid");
+        let file = |name: &CStr, what: What| {
+            KBox::pin_init(
+                directory.read_only_file(name, Shown { device, what }),
+                GFP_KERNEL,
+            )
+        };
+        let files = [
+            file(c"generation", |all| all.told())?,
+            file(c"watchers", |all| all.watchers())?,
+            file(c"outdated_watchers", |all| all.outdated())?,
+        ];
+        Ok(Self {
+            _registration: KBox::pin_init(Registration::new(device, abi), GFP_KERNEL)?,
+            _files: files,
+            _directory: directory,
+            _device: owned,
+        })
+    }
+}
+
+/// The device, as long as the module is there. It is referred to as if it were for ever by those who
+/// hold the module or go before this.
+struct OwnedDevice(&'static Device);
+
+impl OwnedDevice {
+    fn new() -> Result<Self> {
+        let device = KBox::pin_init(Device::new(), GFP_KERNEL)?;
+        // SAFETY: The device stays pinned: it is only dropped where it is.
+        let device = KBox::into_raw(unsafe { Pin::into_inner_unchecked(device) });
+        DEVICE.store(device, Release);
+        // SAFETY: It is freed by our drop alone.
+        Ok(Self(unsafe { &*device }))
+    }
+}
+
+impl Drop for OwnedDevice {
+    fn drop(&mut self) {
+        DEVICE.store(ptr::null_mut(), Release);
+        // SAFETY: The device came from `KBox::into_raw`, and nobody refers to it any more.
+        drop(unsafe { KBox::from_raw(ptr::from_ref(self.0).cast_mut()) });
+    }
+}
+
+/// A number in debugfs.
+struct Shown {
+    device: &'static Device,
+    what: What,
+}
+
+type What = fn(&Generations) -> u32;
+
+impl debugfs::Writer for Shown {
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.device.show(self.what))
+    }
+}
+
+/// The device of a caller that holds the module.
+fn device() -> &'static Device {
+    let device = DEVICE.load(Acquire);
+    // SAFETY: The callers are modules that need ours by its symbols, so that it has been initialised
+    // and stays.
+    unsafe { &*device }
+}
+
+/// Begins a generation: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_bump_generation(min_gen: u32) {
+    device().bump(min_gen);
+}
+
+/// Makes a backend known: `include/linux/sysgenid.h`.
+///
+/// # Safety
+///
+/// The backend is valid, and stays until it has been unregistered.
+#[no_mangle]
+pub(crate) unsafe extern "C" fn sysgenid_register_backend(backend: *const Backend) -> c_int {
+    match device().register(backend) {
+        Ok(()) => 0,
+        Err(error) => error.to_errno(),
+    }
+}
+
+/// Lets a backend go: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_unregister_backend(backend: *const Backend) {
+    device().unregister(backend);
+}
+
+/// The counter as it is now: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_counter() -> u32 {
+    device().counters().0
+}
+
+/// The counter as the watchers were told: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_told() -> u32 {
+    device().counters().1
+}
+
+/// Begins a generation if the counter still is `seen`: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_begin_generation(seen: u32) -> bool {
+    device().begin(seen)
+}

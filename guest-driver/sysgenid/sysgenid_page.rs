@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SGEN, the device of vmgenie's that keeps the counter: a page that the hypervisor adds one to while
+//! no vCPU runs, and ports by which it is told how far the guest has come.
+
+use crate::sysgenid_acpi::{AcpiDevice, Mapping};
+use core::arch::asm;
+use kernel::{page, prelude::*};
+
+/// Its `_HID`.
+const SGEN: &[&CStr] = &[c"VMGE0001"];
+
+/// Registers, as offsets of ports. All take 32 bits.
+const REACHED: u16 = 0x0;
+const RESEEDED: u16 = 0x4;
+const OUTDATED: u16 = 0x8;
+const VERSION: u16 = 0xc;
+/// Number of ports.
+const PORTS: u64 = 0x10;
+
+/// The version of the device's interface that this driver is for.
+const INTERFACE: u32 = 1;
+
+/// The device, which is told that there is a driver until this is dropped.
+pub(crate) struct CounterPage {
+    start: u64,
+    mapping: Mapping,
+    ports: u16,
+    _device: AcpiDevice,
+}
+
+impl CounterPage {
+    /// The device, if there is one that we know how to use.
+    pub(crate) fn find() -> Option<Self> {
+        let device = AcpiDevice::find(SGEN)?;
+        Self::new(device)
+            .inspect_err(|error| {
+                pr_warn!("the hypervisor's counter page is not used: {error:?}\n");
+            })
+            .ok()
+    }
+
+    fn new(device: AcpiDevice) -> Result<Self> {
+        let (start, length) = device.memory().ok_or(ENODEV)?;
+        let (ports, count) = device.ports().ok_or(ENODEV)?;
+        if start % page::PAGE_SIZE as u64 != 0 || length < page::PAGE_SIZE as u64 || count < PORTS {
+            return Err(EINVAL);
+        }
+        let this = Self {
+            start,
+            mapping: Mapping::new(start, page::PAGE_SIZE)?,
+            ports: ports.try_into().map_err(|_| EINVAL)?,
+            _device: device,
+        };
+        match this.read(VERSION) {
+            INTERFACE => Ok(this),
+            other => {
+                pr_warn!("interface version {other} of the counter page is not known\n");
+                Err(EPROTO)
+            }
+        }
+    }
+
+    /// The counter.
+    pub(crate) fn word(&self) -> *mut u32 {
+        self.mapping.as_ptr().cast()
+    }
+
+    /// The page's frame.
+    pub(crate) fn frame(&self) -> usize {
+        (self.start >> page::PAGE_SHIFT) as usize
+    }
+
+    /// Tells the hypervisor that there is a driver, and that the kernel's random number generator was
+    /// reseeded for `counter`.
+    pub(crate) fn hello(&self, counter: u32) {
+        self.write(RESEEDED, counter);
+        self.write(REACHED, counter);
+        self.write(VERSION, INTERFACE);
+    }
+
+    /// Tells the hypervisor of a generation that has begun, or of the number of outdated watchers alone.
+    pub(crate) fn report(&self, counter: u32, outdated: u32, began: bool) {
+        if began {
+            self.write(RESEEDED, counter);
+        }
+        self.write(OUTDATED, outdated);
+        if began {
+            self.write(REACHED, counter);
+        }
+    }
+
+    fn write(&self, register: u16, value: u32) {
+        // SAFETY: The ports are those of the device's.
+        unsafe {
+            asm!(
+                "out dx, eax",
+                in("dx") self.ports + register,
+                in("eax") value,
+                options(nostack, preserves_flags)
+            )
+        };
+    }
+
+    fn read(&self, register: u16) -> u32 {
+        let value;
+        // SAFETY: The ports are those of the device's.
+        unsafe {
+            asm!(
+                "in eax, dx",
+                in("dx") self.ports + register,
+                out("eax") value,
+                options(nostack, preserves_flags)
+            )
+        };
+        value
+    }
+}
+
+impl Drop for CounterPage {
+    fn drop(&mut self) {
+        self.write(VERSION, 0);
+    }
+}

@@ -1,0 +1,99 @@
+//! Loading and unloading the modules.
+
+use vmgenie_tests::vm::Boot;
+use vmgenie_tests::{Guest, Vm};
+
+use crate::{boot, generation, no_complaints, start, told};
+
+fn log(vm: &mut Vm) -> String {
+    vm.shell("dmesg | grep sysgenid || true")
+}
+
+#[test]
+fn it_rides_along_where_the_kernel_has_a_driver_of_its_own_and_else_drives_the_device() {
+    for guest in [Guest::Small, Guest::Debian] {
+        let mut vm = boot(guest);
+        let text = log(&mut vm);
+        assert!(
+            text.contains("riding along with the kernel's vmgenid driver"),
+            "{text}"
+        );
+        no_complaints(&mut vm);
+    }
+    let mut vm = Boot::new(Guest::Small).ready();
+    vm.shell("rmmod vmgenid || true; insmod /modules/sysgenid.ko");
+    vm.shell("insmod /modules/sysgenid_vmgenid.ko");
+    // The kernel's driver cannot be told from one that never was there, once it has been unloaded.
+    let text = log(&mut vm);
+    assert!(text.contains("driving the VMGENID device"), "{text}");
+    no_complaints(&mut vm);
+}
+
+#[test]
+fn without_a_backend_the_counter_moves_by_request_alone() {
+    let mut vm = Boot::new(Guest::Small).ready();
+    vm.shell("insmod /modules/sysgenid.ko");
+    assert_eq!(vm.shell("sysgenid-test read-write"), "ok read-write\n");
+    let before = generation(&mut vm);
+    vm.shell("sysgenctl trigger");
+    assert_eq!(generation(&mut vm), before + 1);
+    // A backend that comes later goes on from there.
+    vm.shell("insmod /modules/sysgenid_vmgenid.ko");
+    assert_eq!(generation(&mut vm), before + 1);
+    assert_eq!(vm.client.generation().unwrap().counter, before + 1);
+    vm.client.new_generation().unwrap();
+    assert_eq!(generation(&mut vm), before + 3);
+    no_complaints(&mut vm);
+}
+
+#[test]
+fn a_wrong_numbering_is_refused_with_a_reason() {
+    let mut vm = Boot::new(Guest::Small).ready();
+    let (status, _) = vm.run("insmod /modules/sysgenid.ko abi=7");
+    assert_ne!(status, 0);
+    let text = log(&mut vm);
+    assert!(
+        text.contains("abi=7 is none of 5 (the default) and 8"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_modules_stay_while_they_are_used_and_go_when_they_are_not() {
+    let mut vm = boot(Guest::Small);
+    for use_of_it in [
+        "sysgenid-test stress --seconds 5",
+        "sysgenid-test at-once read",
+    ] {
+        vm.shell(&format!(
+            "{use_of_it} > /dev/null & echo $! > /tmp/pid; sleep 1"
+        ));
+        let (status, text) = vm.run("rmmod sysgenid");
+        assert_ne!(status, 0, "unloaded in use: {text}");
+        if use_of_it.ends_with("read") {
+            // Its page is mapped.
+            let (status, text) = vm.run("rmmod sysgenid_vmgenid");
+            assert_ne!(status, 0, "unloaded while its page was mapped: {text}");
+        }
+        vm.shell("kill $(cat /tmp/pid); wait; true");
+    }
+    for _ in 0..20 {
+        vm.shell("rmmod sysgenid_vmgenid && rmmod sysgenid");
+        vm.shell("insmod /modules/sysgenid.ko && insmod /modules/sysgenid_vmgenid.ko");
+    }
+    vm.client.new_generation().unwrap();
+    assert_eq!(generation(&mut vm) % 2, 0);
+    no_complaints(&mut vm);
+}
+
+#[test]
+fn unloading_under_load_is_refused_or_clean() {
+    let mut vm = boot(Guest::Small);
+    start(
+        &mut vm,
+        "(echo ready; sysgenid-test stress --seconds 10 --threads 8; echo over)",
+    );
+    vm.shell("i=0; while [ $i -lt 200 ]; do rmmod sysgenid_vmgenid 2>/dev/null && insmod /modules/sysgenid_vmgenid.ko; i=$((i+1)); done");
+    assert!(told(&mut vm, "over").contains("ok stress"));
+    no_complaints(&mut vm);
+}
