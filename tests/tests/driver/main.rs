@@ -7,6 +7,7 @@
     reason = "a test fails by a panic"
 )]
 
+mod aws_lc;
 mod conformance;
 mod modules;
 mod restores;
