@@ -7,6 +7,7 @@
     reason = "a test fails by a panic"
 )]
 
+mod agent;
 mod aws_lc;
 mod conformance;
 mod modules;
