@@ -28,7 +28,7 @@ pub(crate) fn print(facts: &Facts, failures: &[String], json: bool) {
 fn conclusion(facts: &Facts) -> String {
     format!(
         "Shown: a guest with kernel {} was booted once and is {} machines now. Each clone woke up with an ID of its own, which its \
-         kernel noticed once and took into its random number generator; the original went on with its ID and noticed nothing.",
+         kernel noticed once and took into its random number generator, and its programs adapted; the original went on with its ID and noticed nothing.",
         facts.kernel,
         facts.machines().count()
     )
@@ -41,13 +41,16 @@ fn as_table(facts: &Facts) -> Table {
         "ID on the host",
         "ID that the guest read",
         "the guest's kernel log",
+        "counter",
+        "drawn by AWS-LC",
         "restored\nin ms",
-        "noticed\nwithin ms",
+        "RNG reseeded\nafter ms",
+        "adapted\nafter ms",
     ]);
     for machine in facts.machines() {
         table.add_row(row(machine));
     }
-    for column in [4, 5] {
+    for column in [4, 6, 7, 8] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -58,7 +61,8 @@ fn as_table(facts: &Facts) -> Table {
     table
 }
 
-fn row(machine: &Machine) -> [String; 6] {
+fn row(machine: &Machine) -> [String; 9] {
+    let millis_or_none = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), millis);
     let times = machine.times;
     [
         machine.name.clone(),
@@ -70,10 +74,11 @@ fn row(machine: &Machine) -> [String; 6] {
             true => "(nothing)".to_owned(),
             false => machine.log.join("\n"),
         },
-        times.map_or_else(|| "-".to_owned(), |times| millis(times.restore)),
-        times
-            .and_then(|times| times.noticed)
-            .map_or_else(|| "-".to_owned(), millis),
+        machine.counter.to_string(),
+        format!("{}...", machine.drawn.get(..12).unwrap_or_default()),
+        millis_or_none(times.map(|times| times.restore)),
+        millis_or_none(times.and_then(|times| times.reseeded)),
+        millis_or_none(times.and_then(|times| times.adapted)),
     ]
 }
 
@@ -101,6 +106,10 @@ fn machine_json(machine: &Machine) -> Value {
         "changes_noticed": machine.new_ids.len(),
         "kernel_log": machine.log,
         "restore_ms": times.map(|times| json_millis(times.restore)),
+        "counter": machine.counter,
+        "drawn_by_aws_lc": machine.drawn,
+        "reseeded_ms": times.and_then(|times| times.reseeded).map(json_millis),
+        "adapted_ms": times.and_then(|times| times.adapted).map(json_millis),
         "noticed_ms": times.and_then(|times| times.noticed).map(json_millis),
     })
 }

@@ -31,6 +31,18 @@ const BOOT_IDS: &str = "grep ' boot: ' /sys/kernel/tracing/trace | grep 'len=16$
 /// The lines in the kernel log that tell of a new generation.
 const LOG: &str = "dmesg | grep 'crng reseeded due to virtual machine fork' || true";
 
+/// Loads the driver, and starts a program that adapts to each generation and one that draws random numbers with
+/// AWS-LC, once before the snapshot and once when it is told to.
+const PROGRAMS: [&str; 4] = [
+    "insmod /modules/sysgenid.ko",
+    "insmod /modules/sysgenid_vmgenid.ko",
+    "sysgenctl watch > /dev/null 2>&1 &",
+    "sysgenid-aws-lc draw --after /tmp/restored > /tmp/drawn &",
+];
+/// That it has drawn so many times.
+const DRAWN: &str = "i=0; while [ $(grep -c bytes /tmp/drawn) -lt N ] && [ $i -lt 600 ]; \
+    do sleep 0.1; i=$((i+1)); done; tail -n 1 /tmp/drawn";
+
 /// Boots, snapshots, clones, and gathers what can be known.
 pub(crate) fn show(steps: &Steps, guest: Guest, description: &str) -> Result<Facts> {
     let begun = Instant::now();
@@ -47,6 +59,13 @@ pub(crate) fn show(steps: &Steps, guest: Guest, description: &str) -> Result<Fac
     steps.note(&format!(
         "the guest is up: uname -r says {kernel}, its generation ID is {first_id}"
     ));
+
+    steps.step("loading the guest driver, and starting programs", || {
+        for command in PROGRAMS {
+            original.shell(command);
+        }
+        original.shell(&DRAWN.replace('N', "1"));
+    });
 
     let begun = Instant::now();
     let snapshot = steps.step("taking a snapshot of it", || snapshot_of(&mut original))?;
@@ -123,6 +142,8 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
         .context("could not restore the snapshot")?;
     let restore = begun.elapsed();
     let resumed = Instant::now();
+    let waited = vm.client.wait_for_generation(NOTICE);
+    let driver = waited.context("could not wait for the guest")?.driver;
     let noticed = loop {
         let seen = Noticed::of(vm);
         if seen.reseeds > 0 && !seen.ids.is_empty() {
@@ -134,7 +155,12 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
         }
         thread::sleep(Duration::from_millis(20));
     };
-    Ok(Times { restore, noticed })
+    Ok(Times {
+        restore,
+        noticed,
+        reseeded: driver.reseeded_us.map(Duration::from_micros),
+        adapted: driver.adapted_us.map(Duration::from_micros),
+    })
 }
 
 /// Asks the host and the guest.
@@ -145,7 +171,20 @@ fn ask(
     times: Option<Times>,
 ) -> Result<Machine> {
     let new_ids: Result<_> = Noticed::of(vm).ids.iter().map(|hex| id(hex)).collect();
+    vm.shell("touch /tmp/restored");
+    let drawn = vm.shell(&DRAWN.replace('N', "2"));
+    let counter = vm
+        .client
+        .generation()
+        .context("could not ask for the counter")?;
     Ok(Machine {
+        counter: counter.counter,
+        drawn: drawn
+            .trim()
+            .rsplit(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         name,
         host_id: host_id(vm)?,
         boot_id,

@@ -34,6 +34,10 @@ pub(crate) struct Machine {
     pub(crate) new_ids: Vec<GenerationId>,
     /// The lines in which its guest's kernel says that it noticed.
     pub(crate) log: Vec<String>,
+    /// The generation counter, as the host has it.
+    pub(crate) counter: u32,
+    /// 16 bytes that AWS-LC drew in the end, in a program that was initialised before the snapshot.
+    pub(crate) drawn: String,
     /// A clone's times.
     pub(crate) times: Option<Times>,
 }
@@ -45,6 +49,11 @@ pub(crate) struct Times {
     pub(crate) restore: Duration,
     /// From then, when the guest runs, until it was seen to have noticed; `None` if it never was.
     pub(crate) noticed: Option<Duration>,
+    /// From the new generation's beginning until the guest's driver told that the kernel's random number
+    /// generator was reseeded; `None` if it did not.
+    pub(crate) reseeded: Option<Duration>,
+    /// The same for all tracked watchers: the guest has adapted.
+    pub(crate) adapted: Option<Duration>,
 }
 
 impl Facts {
@@ -69,6 +78,36 @@ pub(crate) fn failures(facts: &Facts) -> Vec<String> {
     let mut failures = repeated_ids(facts);
     failures.extend(of_the_original(facts));
     failures.extend(facts.clones.iter().flat_map(of_a_clone));
+    failures.extend(of_programs(facts));
+    failures
+}
+
+/// What programs have of it: the counter, and random numbers of their own.
+fn of_programs(facts: &Facts) -> Vec<String> {
+    let mut failures = Vec::new();
+    let first = facts.original.counter;
+    for clone in &facts.clones {
+        let (name, counter) = (&clone.name, clone.counter);
+        if counter != first.wrapping_add(2) {
+            failures.push(format!(
+                "the counter of {name} is {counter}: it should have moved from {first} by 2"
+            ));
+        }
+        if clone.times.is_none_or(|times| times.adapted.is_none()) {
+            failures.push(format!("the guest of {name} has not adapted"));
+        }
+    }
+    let machines: Vec<_> = facts.machines().collect();
+    for (index, one) in machines.iter().enumerate() {
+        for other in &machines[index + 1..] {
+            if one.drawn == other.drawn {
+                failures.push(format!(
+                    "AWS-LC drew {} in {} and in {}",
+                    one.drawn, one.name, other.name
+                ));
+            }
+        }
+    }
     failures
 }
 

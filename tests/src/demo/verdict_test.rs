@@ -11,9 +11,13 @@ fn clone(number: u8) -> Machine {
         boot_id: None,
         new_ids: vec![id(number)],
         log: vec!["[ 1.0] crng reseeded due to virtual machine fork".to_owned()],
+        counter: 2,
+        drawn: format!("{number:032x}"),
         times: Some(Times {
             restore: Duration::from_millis(2),
             noticed: Some(Duration::from_millis(90)),
+            reseeded: Some(Duration::from_millis(3)),
+            adapted: Some(Duration::from_millis(4)),
         }),
     }
 }
@@ -30,6 +34,8 @@ fn good() -> Facts {
             boot_id: Some(id(100)),
             new_ids: Vec::new(),
             log: Vec::new(),
+            counter: 0,
+            drawn: format!("{:032x}", 100),
             times: None,
         },
         clones: vec![clone(1), clone(2), clone(3)],
@@ -112,4 +118,25 @@ fn an_original_that_booted_with_another_id_is_named() {
     let mut facts = good();
     facts.original.boot_id = Some(id(7));
     assert!(only(&facts).starts_with("the original's guest booted with the ID 07070707-"));
+}
+
+#[test]
+fn a_counter_that_moved_by_anything_but_two_is_named() {
+    let mut facts = good();
+    facts.clones[1].counter = 1;
+    assert!(only(&facts).starts_with("the counter of clone 2 is 1:"));
+}
+
+#[test]
+fn a_clone_that_has_not_adapted_is_named() {
+    let mut facts = good();
+    facts.clones[0].times.as_mut().unwrap().adapted = None;
+    assert_eq!(only(&facts), "the guest of clone 1 has not adapted");
+}
+
+#[test]
+fn bytes_that_were_drawn_twice_are_named() {
+    let mut facts = good();
+    facts.clones[2].drawn = facts.original.drawn.clone();
+    assert!(only(&facts).ends_with("in original and in clone 3"));
 }

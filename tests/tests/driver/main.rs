@@ -7,6 +7,8 @@
     reason = "a test fails by a panic"
 )]
 
+mod agent;
+mod aws_lc;
 mod conformance;
 mod modules;
 mod restores;

@@ -1,0 +1,58 @@
+//! `sysgenctl agent` in clones.
+
+use std::time::{Duration, Instant};
+
+use vmgenie::api::wire::Missing;
+use vmgenie_tests::{Guest, Vm};
+
+use crate::{LIMIT, boot, no_complaints};
+
+const RAN: &str = "cat /tmp/ran 2>/dev/null || true";
+
+/// Writes a hook that does `command`.
+fn hook(vm: &mut Vm, name: &str, command: &str) {
+    let script = format!("#!/bin/sh\\n{command}\\n");
+    vm.shell(&format!(
+        "mkdir -p /hooks && printf '{script}' > /hooks/{name} && chmod 755 /hooks/{name}"
+    ));
+}
+
+#[test]
+fn hooks_run_once_in_each_generation_and_one_that_hangs_is_cut_off() {
+    let mut vm = boot(Guest::Small);
+    hook(
+        &mut vm,
+        "10-first",
+        "echo first $SYSGENID_OLD $SYSGENID_NEW >> /tmp/ran",
+    );
+    hook(&mut vm, "20-hangs", "echo hangs >> /tmp/ran; sleep 1000");
+    hook(&mut vm, "30-last", "echo last >> /tmp/ran");
+    vm.shell("sysgenctl agent --hooks /hooks --limit 3s > /tmp/agent 2>&1 &");
+    let deadline = Instant::now() + LIMIT;
+    while vm.shell("cat /sys/kernel/debug/sysgenid/watchers").trim() != "1" {
+        assert!(Instant::now() < deadline, "{}", vm.shell("cat /tmp/agent"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(vm.shell(RAN), "");
+    let snapshot = vm.snapshot();
+    for _ in 0..2 {
+        let mut clone = Vm::restore(&snapshot);
+        // While the hook hangs the guest has not adapted, and the host is told why.
+        let waited = clone
+            .client
+            .wait_for_generation(Duration::from_secs(1))
+            .unwrap();
+        assert_eq!(waited.missing, [Missing::Watchers]);
+        assert!(clone.client.wait_for_generation(LIMIT).unwrap().adapted);
+        assert_eq!(clone.shell(RAN), "first 0 2\nhangs\nlast\n");
+        clone.client.new_generation().unwrap();
+        assert!(clone.client.wait_for_generation(LIMIT).unwrap().adapted);
+        assert_eq!(
+            clone.shell(RAN),
+            "first 0 2\nhangs\nlast\nfirst 2 4\nhangs\nlast\n"
+        );
+        no_complaints(&mut clone);
+    }
+    vm.client.resume().unwrap();
+    assert_eq!(vm.shell(RAN), "", "the original is no clone");
+}
