@@ -21,4 +21,10 @@ mod sysgenid_core;
 mod sysgenid_settle;
 
 #[cfg(test)]
+mod device_test;
+#[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod settle_test;
+#[cfg(test)]
+mod test_device;

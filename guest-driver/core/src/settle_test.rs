@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypervisor's generations become the counter's, wherever restores come in between.
+
+use shuttle::thread;
+
+use crate::test_device::{Device, Failure, Hypervisor, check};
+
+fn settles(hypervisor: Hypervisor) {
+    let device = Device::started(hypervisor);
+    let watcher = device.open(true);
+    let run = |what: fn(&Device)| {
+        let device = device.clone();
+        thread::spawn(move || what(&device))
+    };
+    let settler = |device: &Device| {
+        device.settle();
+        device.settle();
+    };
+    let threads = [
+        run(settler),
+        run(settler),
+        run(|device| {
+            device.hypervisor.restore();
+            device.hypervisor.restore();
+        }),
+        run(|device| assert!(matches!(device.force(0), Ok(()) | Err(Failure::AtEnd)))),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    // The notification of the last restore.
+    device.settle();
+    device.check_settled();
+    assert!(device.look(&watcher).0, "not told");
+}
+
+#[test]
+fn the_watchers_are_told_of_the_last_restore_after_the_reseeding_in_it() {
+    check(|| settles(Hypervisor::with_counter(0)));
+    check(|| settles(Hypervisor::with_id_only(0)));
+}
+
+#[test]
+fn a_counter_that_wraps_is_settled_as_any() {
+    check(|| settles(Hypervisor::with_counter(u32::MAX - 1)));
+    check(|| settles(Hypervisor::with_id_only(u32::MAX - 1)));
+}
+
+#[test]
+fn the_hypervisor_is_greeted_with_the_counter_of_the_generation_that_was_reseeded_in() {
+    check(|| {
+        let device = Device::new(Hypervisor::with_counter(0));
+        let restorer = {
+            let device = device.clone();
+            thread::spawn(move || device.hypervisor.restore())
+        };
+        // Only restores move the counter here: it is their number.
+        let counter = device.start();
+        assert_eq!(counter, device.rng_restores());
+        restorer.join().unwrap();
+        device.settle();
+        assert_eq!(device.rng_restores(), device.hypervisor.restores());
+    });
+}
