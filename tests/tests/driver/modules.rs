@@ -3,14 +3,14 @@
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{boot, generation, no_complaints, start, told};
+use crate::{LIMIT, boot, boot_with, generation, no_complaints, start, told};
 
 fn log(vm: &mut Vm) -> String {
     vm.shell("dmesg | grep sysgenid || true")
 }
 
 #[test]
-fn it_rides_along_where_the_kernel_has_a_driver_of_its_own_and_else_drives_the_device() {
+fn it_rides_along_where_the_kernel_has_a_driver_of_its_own() {
     for guest in [Guest::Small, Guest::Debian] {
         let mut vm = boot(guest);
         let text = log(&mut vm);
@@ -20,13 +20,44 @@ fn it_rides_along_where_the_kernel_has_a_driver_of_its_own_and_else_drives_the_d
         );
         no_complaints(&mut vm);
     }
-    let mut vm = Boot::new(Guest::Small).ready();
-    vm.shell("rmmod vmgenid || true; insmod /modules/sysgenid.ko");
-    vm.shell("insmod /modules/sysgenid_vmgenid.ko");
-    // The kernel's driver cannot be told from one that never was there, once it has been unloaded.
+}
+
+/// A guest in which the kernel's own driver is absent. Unloading it would not do: it leaves its handler.
+fn alone() -> Vm {
+    boot_with(
+        Boot::new(Guest::Small).cmdline("module_blacklist=vmgenid"),
+        "",
+    )
+}
+
+#[test]
+fn where_the_kernels_driver_is_absent_it_drives_the_device_and_reseeds() {
+    let mut vm = alone();
     let text = log(&mut vm);
     assert!(text.contains("driving the VMGENID device"), "{text}");
-    no_complaints(&mut vm);
+    start(&mut vm, "sysgenid-test notice");
+    let snapshot = vm.snapshot();
+    drop(vm);
+    let mut clone = Vm::restore(&snapshot);
+    let text = told(&mut clone, "ok notice");
+    assert!(text.contains("read Ok(3)\n"), "{text}");
+    assert!(
+        clone
+            .client
+            .wait_for_generation(LIMIT)
+            .unwrap()
+            .driver
+            .reseeded
+    );
+    let reseeds = clone.shell("dmesg | grep -c 'crng reseeded due to virtual machine fork'");
+    // Once when the driver was loaded, and once in the new generation.
+    assert_eq!(reseeds.trim(), "2");
+    // Unloaded and loaded again it hears of the next one, and of no change that it has missed.
+    clone.shell("rmmod sysgenid_vmgenid && insmod /modules/sysgenid_vmgenid.ko");
+    let before = generation(&mut clone);
+    clone.client.new_generation().unwrap();
+    assert_eq!(generation(&mut clone), before + 2);
+    no_complaints(&mut clone);
 }
 
 #[test]
