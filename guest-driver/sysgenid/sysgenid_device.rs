@@ -155,9 +155,10 @@ impl Device {
     }
 
     /// A watcher goes.
-    pub(crate) fn close(&self, watcher: &mut Watcher) {
+    pub(crate) fn close(&self, watcher: &Mutex<Watcher>) {
         let mut state = self.state.lock();
-        let wake = state.generations.close(watcher);
+        // Nobody else has it any more; its lock is taken inside the other one here as everywhere.
+        let wake = state.generations.close(&mut watcher.lock());
         self.finish(state, wake, false);
     }
 

@@ -55,7 +55,7 @@ impl Drop for HeldBackend {
 #[pinned_drop]
 impl PinnedDrop for WatcherFile {
     fn drop(self: Pin<&mut Self>) {
-        self.device.close(&mut self.watcher.lock());
+        self.device.close(&self.watcher);
     }
 }
 

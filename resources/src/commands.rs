@@ -10,6 +10,7 @@ use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
 use crate::host::{self, Request, SharedFile};
 use crate::setup;
+use crate::small::Flavor;
 use crate::testing::{self, Part};
 
 /// Makes what a VM needs, and runs programs on a KVM that can boot Linux.
@@ -95,6 +96,10 @@ struct Test {
     /// End a test on a KVM after so many seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     limit: u64,
+    /// Boot the small guests with a kernel that looks for mistakes of drivers (KASAN, lockdep, sleeping in
+    /// atomic context), and run the tests of the guest driver, or those of --filter. The kernel is built first.
+    #[arg(long)]
+    debug_kernel: bool,
 }
 
 #[derive(Debug, Args)]
@@ -113,18 +118,30 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
             Ok(0)
         }
         Subcommands::KvmHost(options) => kvm_host(options),
-        Subcommands::Test(options) => testing::run(testing::Options {
-            filter: options.filter,
-            only: options.only,
-            jobs: options.jobs,
-            limit_secs: options.limit,
-        }),
+        Subcommands::Test(options) => test(options),
         Subcommands::Demo(passed) => program("demo", passed.arguments, detect::detect()?),
         Subcommands::Bench(passed) => {
             let kvm = bench_kvm(&passed.arguments)?;
             program("bench", passed.arguments, kvm)
         }
     }
+}
+
+fn test(options: Test) -> Result<i32> {
+    let driver = || "driver::".to_owned();
+    testing::run(testing::Options {
+        filter: match options.debug_kernel {
+            true => Some(options.filter.unwrap_or_else(driver)),
+            false => options.filter,
+        },
+        only: options.only,
+        jobs: options.jobs,
+        limit_secs: options.limit,
+        kernel: match options.debug_kernel {
+            true => Flavor::Debug,
+            false => Flavor::Plain,
+        },
+    })
 }
 
 fn kvm_host(options: KvmHost) -> Result<i32> {

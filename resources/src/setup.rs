@@ -11,7 +11,7 @@ use crate::emulator::{self, Emulator};
 use crate::image::{self, Image};
 use crate::initramfs::Ours;
 use crate::progress::Progress;
-use crate::small::Small;
+use crate::small::{Flavor, Small};
 use crate::stock::Stock;
 use crate::{build, chroot, initramfs, prepared, small, stock, tools};
 
@@ -29,6 +29,11 @@ pub(crate) struct Resources {
 
 /// Makes what is missing. Nearly free when nothing is.
 pub(crate) fn setup() -> Result<Resources> {
+    setup_with(Flavor::Plain)
+}
+
+/// The same with another small kernel.
+pub(crate) fn setup_with(flavor: Flavor) -> Result<Resources> {
     let cache = Cache::open()?;
     let progress = Progress::default();
     let _lock = cache.lock()?;
@@ -37,7 +42,7 @@ pub(crate) fn setup() -> Result<Resources> {
     let emulator = emulator::emulator(&cache, &progress)?;
     let root = chroot::root(&cache, &progress)?;
     let stock = stock::stock(&cache, &root, &progress)?;
-    let small = small::small(&cache, &root, &progress)?;
+    let small = small::small(&cache, &root, flavor, &progress)?;
     let ours = ours(&cache, &root, &stock, &small, &progress)?;
     let guests = initramfs::guests(&cache, &root, &stock, &small, &ours)?;
     let host = image::image(&cache, &stock, &guests)?;

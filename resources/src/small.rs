@@ -22,6 +22,43 @@ const SOURCE: &str = "linux-source-7.3";
 /// Our lines on top of `make tinyconfig`.
 const CONFIG: &str = include_str!("../small-kernel.config");
 
+/// What a kernel that looks for mistakes has on top of that.
+const DEBUG_CONFIG: &str = include_str!("../debug-kernel.config");
+
+/// Which small kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Flavor {
+    /// The one of every day.
+    #[default]
+    Plain,
+    /// One that looks for mistakes of drivers: KASAN, lockdep, sleeping in atomic context.
+    Debug,
+}
+
+impl Flavor {
+    fn config(self) -> String {
+        match self {
+            Self::Plain => CONFIG.to_owned(),
+            Self::Debug => format!("{CONFIG}{DEBUG_CONFIG}"),
+        }
+    }
+
+    /// The variables of `make`. KASAN does not go together with Rust where gcc compiles the rest.
+    fn variables(self) -> &'static str {
+        match self {
+            Self::Plain => MAKE_VARIABLES,
+            Self::Debug => "ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu- CC=clang-19",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "small",
+            Self::Debug => "small-debug",
+        }
+    }
+}
+
 /// Where source and build tree are mounted in the root; the build tree knows these paths.
 pub(crate) const SOURCE_DIR: &str = "/mnt/linux";
 /// See [`SOURCE_DIR`].
@@ -42,6 +79,7 @@ const STEPS: u64 = 1900;
 pub(crate) struct Small {
     dir: PathBuf,
     source: PathBuf,
+    flavor: Flavor,
 }
 
 impl Small {
@@ -73,31 +111,41 @@ impl Small {
     /// The kernel as something that modules can be built for.
     pub(crate) fn target(&self) -> Target<'_> {
         Target {
-            name: "small",
+            name: self.flavor.name(),
             source: &self.source,
             tree: self.dir.join("build"),
-            variables: MAKE_VARIABLES.to_owned(),
+            variables: self.flavor.variables().to_owned(),
         }
     }
 }
 
 /// The small kernel, built if it is not there.
-pub(crate) fn small(cache: &Cache, root: &Root, progress: &Progress) -> Result<Small> {
+pub(crate) fn small(
+    cache: &Cache,
+    root: &Root,
+    flavor: Flavor,
+    progress: &Progress,
+) -> Result<Small> {
     let source = source(cache, root, progress)?;
+    let (variables, config) = (flavor.variables(), flavor.config());
     let recipe = format!(
-        "{}; {}; {MAKE_VARIABLES}; {BUILD}; {MODULES:?}; {CONFIG}",
+        "{}; {}; {variables}; {BUILD}; {MODULES:?}; {config}",
         root.dir().display(),
         source.display()
     );
-    let dir = cache.place("small", &recipe);
+    let dir = cache.place(flavor.name(), &recipe);
     if !dir.exists() {
         cache
             .make(&dir, |inside| {
-                build_kernel(inside, &source, cache, root, progress)
+                build_kernel(inside, flavor, &source, cache, root, progress)
             })
             .context("could not build the small kernel")?;
     }
-    Ok(Small { dir, source })
+    Ok(Small {
+        dir,
+        source,
+        flavor,
+    })
 }
 
 /// The unpacked kernel source, with Debian's patches.
@@ -135,24 +183,26 @@ rm -r .package
 
 fn build_kernel(
     inside: &Path,
+    flavor: Flavor,
     source: &Path,
     cache: &Cache,
     root: &Root,
     progress: &Progress,
 ) -> Result<()> {
-    let log = cache.log("small-kernel")?;
+    let wanted = flavor.config();
+    let log = cache.log(&format!("{}-kernel", flavor.name()))?;
     let _ = fs::remove_file(&log);
     let tree = inside.join("build");
     fs::create_dir(&tree).context("could not make the build directory")?;
-    fs::write(tree.join("fragment.config"), CONFIG).context("could not write the fragment")?;
-    let step = progress.counted_step("small kernel", STEPS, is_build_step);
+    fs::write(tree.join("fragment.config"), &wanted).context("could not write the fragment")?;
+    let step = progress.counted_step(&format!("{} kernel", flavor.name()), STEPS, is_build_step);
     let script = BUILD
-        .replace("VARIABLES", MAKE_VARIABLES)
+        .replace("VARIABLES", flavor.variables())
         .replace("JOBS", &build::jobs().to_string());
     let binds = [(source, SOURCE_DIR), (tree.as_path(), BUILD_DIR)];
     step.run(&mut root.command(&binds, &["sh", "-ec", &script]), &log)?;
     let config = fs::read_to_string(tree.join(".config")).context("could not read .config")?;
-    let lost = lost_lines(CONFIG, &config);
+    let lost = lost_lines(&wanted, &config);
     ensure!(
         lost.is_empty(),
         "the kernel's configuration did not take these lines of ours: {lost:?}"

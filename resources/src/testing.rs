@@ -13,6 +13,7 @@ use crate::detect::{self, Kvm};
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
 use crate::setup::{self, Resources};
+use crate::small::Flavor;
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
 /// emulator at times finds none of the guest's kernel pages (its log has the page faults that the guest then cannot take): about one
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     /// The time limit of a test on a KVM, in seconds.
     pub(crate) limit_secs: u64,
+    /// The small kernel that guests boot.
+    pub(crate) kernel: Flavor,
 }
 
 /// The result of one line of the summary.
@@ -177,7 +180,7 @@ fn libtest_result(line: &str) -> Option<Count> {
 fn vm_part(options: &Options) -> Result<Report> {
     println!("=== tests on KVM");
     let kvm = detect::detect()?;
-    let resources = setup::setup()?;
+    let resources = setup::setup_with(options.kernel)?;
     let mut built = build::build(Profile::VmTest, Wanted::Tests)?;
     let binaries = std::mem::take(&mut built.tests);
     let batches: Vec<_> = match kvm {

@@ -53,10 +53,18 @@ impl Guest {
     pub fn memory(self) -> &'static str {
         match self {
             Self::Debian | Self::DebianBzImage => "256M",
+            Self::Small | Self::SmallBzImage if is_debug_kernel() => "768M",
             Self::Small | Self::SmallBzImage => "128M",
             Self::Tiny => "32M",
         }
     }
+}
+
+/// Whether the small kernel is the one that looks for mistakes (`cargo xtask test --debug-kernel`). It is
+/// twice as large as the other, and needs room for its marks.
+fn is_debug_kernel() -> bool {
+    const LARGEST: u64 = 32 << 20;
+    std::fs::metadata(Guest::Small.kernel()).is_ok_and(|file| file.len() > LARGEST)
 }
 
 /// Where the guests' kernels are.

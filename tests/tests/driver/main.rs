@@ -38,7 +38,8 @@ fn boot_with(boot: Boot, parameters: &str) -> Vm {
 /// The counter as the driver has it.
 fn generation(vm: &mut Vm) -> u32 {
     let text = vm.shell("cat /sys/kernel/debug/sysgenid/generation");
-    text.trim().parse().expect("a number")
+    let number = text.trim().parse();
+    number.unwrap_or_else(|error| panic!("{error} in {text:?}"))
 }
 
 /// Starts a program in the guest's background, and waits for its line `ready ...`, which is returned.
