@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check there is, in order, with one summary at the end.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -20,6 +21,10 @@ use crate::small::Flavor;
 /// busy guest in a hundred. A guest that answers no more, one in a thousand, is taken for the same, which is not proved. A test that
 /// was run again is named in the summary. On a KVM of the machine's own either is a failure.
 const EMULATED_ATTEMPTS: u32 = 3;
+
+/// How often an emulated host is booted for the same tests if it dies itself. With two busy guests it does
+/// about every two minutes, with a page fault of its kernel on its own stack; that is taken for the same fault.
+const HOST_ATTEMPTS: u32 = 6;
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -175,33 +180,32 @@ fn libtest_result(line: &str) -> Option<Count> {
     })
 }
 
-/// Builds the tests on a KVM and runs them. Where the host is emulated each binary has one of its own,
-/// so that a host that dies takes few tests with it.
+/// Builds the tests on a KVM and runs them. Where the host is emulated each module of each binary has one of
+/// its own, so that a host that dies takes few tests with it.
 fn vm_part(options: &Options) -> Result<Report> {
     println!("=== tests on KVM");
     let kvm = detect::detect()?;
     let resources = setup::setup_with(options.kernel)?;
     let mut built = build::build(Profile::VmTest, Wanted::Tests)?;
     let binaries = std::mem::take(&mut built.tests);
-    let batches: Vec<_> = match kvm {
-        Kvm::Native => vec![binaries],
+    let batches = match kvm {
+        Kvm::Native => vec![(binaries, options.filter.clone())],
         Kvm::Emulated => binaries
             .into_iter()
-            .filter(|binary| has_match(binary, options.filter.as_deref()))
-            .map(|binary| vec![binary])
+            .flat_map(|binary| batches(&binary, options.filter.as_deref()))
             .collect(),
     };
     let mut all = Report {
         status: 0,
         tests: Vec::new(),
     };
-    for binaries in batches {
+    for (binaries, filter) in batches {
         let request = Request {
             agent: built.agent.clone(),
             vmgenie: built.vmgenie.clone(),
             work: Work::Tests(TestPlan {
                 binaries,
-                filter: options.filter.clone(),
+                filter,
                 jobs: options.jobs,
                 limit_secs: options.limit_secs,
                 attempts: match kvm {
@@ -222,21 +226,54 @@ fn vm_part(options: &Options) -> Result<Report> {
     Ok(all)
 }
 
-/// Whether a host has to be booted for a binary. One that cannot be asked is taken along.
-fn has_match(binary: &TestBinary, filter: Option<&str>) -> bool {
-    let Some(filter) = filter else { return true };
-    match Command::new(&binary.path).arg("--list").output() {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"))
-            .any(|test| format!("{}::{test}", binary.name).contains(filter)),
-        _ => true,
+/// What is run of a binary, with the filter for it: a module at a time, or what a filter of the user's is
+/// in. One that cannot be asked for its tests is run as a whole.
+fn batches(binary: &TestBinary, filter: Option<&str>) -> Vec<(Vec<TestBinary>, Option<String>)> {
+    let one = |filter: Option<String>| (vec![binary.clone()], filter);
+    let tests = match Command::new(&binary.path).arg("--list").output() {
+        Ok(output) if output.status.success() => {
+            names(&binary.name, &String::from_utf8_lossy(&output.stdout))
+        }
+        _ => return vec![one(filter.map(str::to_owned))],
+    };
+    match filter {
+        Some(filter) if tests.iter().any(|name| name.contains(filter)) => {
+            vec![one(Some(filter.to_owned()))]
+        }
+        Some(_) => Vec::new(),
+        None => modules(&tests).into_iter().map(Some).map(one).collect(),
     }
 }
 
-/// Runs a batch; once more, and once again, if the emulated host itself dies.
+/// The `binary::name` of each test in libtest's list.
+fn names(binary: &str, list: &str) -> Vec<String> {
+    list.lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(|test| format!("{binary}::{test}"))
+        .collect()
+}
+
+/// Filters that take each test once: a module of the binary each or, where a test is in none, the binary.
+fn modules(tests: &[String]) -> BTreeSet<String> {
+    let module = |name: &String| {
+        let mut parts = name.splitn(3, "::");
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(binary), Some(module), Some(_)) => Some(format!("{binary}::{module}::")),
+            _ => None,
+        }
+    };
+    match tests.iter().map(module).collect::<Option<BTreeSet<_>>>() {
+        Some(modules) => modules,
+        None => tests
+            .iter()
+            .filter_map(|name| Some(format!("{}::", name.split_once("::")?.0)))
+            .collect(),
+    }
+}
+
+/// Runs a batch, and runs it again if the emulated host itself dies.
 fn run_patiently(kvm: Kvm, resources: &Resources, request: &Request) -> Result<Report> {
-    for _ in 1..EMULATED_ATTEMPTS {
+    for _ in 1..HOST_ATTEMPTS {
         match host::run(kvm, resources, request) {
             Err(error) if error.is::<HostDied>() => {
                 eprintln!("NOTE: {error:#}\nNOTE: these tests on KVM are run once more");
@@ -341,6 +378,17 @@ mod tests {
         let count = libtest_result(line).unwrap();
         assert_eq!((count.passed, count.failed, count.ignored), (3, 2, 1));
         assert_eq!(libtest_result("test a ... ok"), None);
+    }
+
+    #[test]
+    fn batches_take_each_test_once() {
+        let list = "agent::a: test\nagent::b: test\nwaiting::x::c: test\n\n3 tests, 0 benchmarks\n";
+        let tests = names("driver", list);
+        assert_eq!(tests[2], "driver::waiting::x::c");
+        let batches: Vec<_> = modules(&tests).into_iter().collect();
+        assert_eq!(batches, ["driver::agent::", "driver::waiting::"]);
+        let mixed = names("boot", "a: test\nmodule::b: test\n");
+        assert_eq!(modules(&mixed).into_iter().collect::<Vec<_>>(), ["boot::"]);
     }
 
     #[test]
