@@ -1,19 +1,18 @@
 //! `cargo xtask test`: every check there is, in order, with one summary at the end.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use vm_agent::{Outcome, Report, TestBinary, TestPlan, TestReport, Work};
+use vm_agent::{Outcome, Report, TestPlan, TestReport, Work};
 
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
-use crate::setup::{self, Resources};
+use crate::setup;
 use crate::small::Flavor;
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
@@ -22,9 +21,10 @@ use crate::small::Flavor;
 /// was run again is named in the summary. On a KVM of the machine's own either is a failure.
 const EMULATED_ATTEMPTS: u32 = 3;
 
-/// How often an emulated host is booted for the same tests if it dies itself. With two busy guests it does
-/// about every two minutes, with a page fault of its kernel on its own stack; that is taken for the same fault.
-const HOST_ATTEMPTS: u32 = 6;
+/// How many emulated hosts may die in a row without the end of a test in between. With two busy guests one
+/// dies about every two minutes, with a page fault of its kernel on its own stack; that is taken for the
+/// same fault. The next host goes on with the tests that had not ended.
+const HOST_ATTEMPTS: u32 = 4;
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -180,108 +180,69 @@ fn libtest_result(line: &str) -> Option<Count> {
     })
 }
 
-/// Builds the tests on a KVM and runs them. Where the host is emulated each module of each binary has one of
-/// its own, so that a host that dies takes few tests with it.
+/// Builds the tests on a KVM and runs them.
 fn vm_part(options: &Options) -> Result<Report> {
     println!("=== tests on KVM");
     let kvm = detect::detect()?;
     let resources = setup::setup_with(options.kernel)?;
-    let mut built = build::build(Profile::VmTest, Wanted::Tests)?;
-    let binaries = std::mem::take(&mut built.tests);
-    let batches = match kvm {
-        Kvm::Native => vec![(binaries, options.filter.clone())],
-        Kvm::Emulated => binaries
-            .into_iter()
-            .flat_map(|binary| batches(&binary, options.filter.as_deref()))
-            .collect(),
+    let built = build::build(Profile::VmTest, Wanted::Tests)?;
+    let plan = TestPlan {
+        binaries: built.tests,
+        filter: options.filter.clone(),
+        done: Vec::new(),
+        jobs: options.jobs,
+        limit_secs: options.limit_secs,
+        attempts: match kvm {
+            Kvm::Native => 1,
+            Kvm::Emulated => EMULATED_ATTEMPTS,
+        },
     };
-    let mut all = Report {
-        status: 0,
-        tests: Vec::new(),
-    };
-    for (binaries, filter) in batches {
+    let report = run_patiently(plan, |plan| {
         let request = Request {
             agent: built.agent.clone(),
             vmgenie: built.vmgenie.clone(),
-            work: Work::Tests(TestPlan {
-                binaries,
-                filter,
-                jobs: options.jobs,
-                limit_secs: options.limit_secs,
-                attempts: match kvm {
-                    Kvm::Native => 1,
-                    Kvm::Emulated => EMULATED_ATTEMPTS,
-                },
-            }),
+            work: Work::Tests(plan.clone()),
             files: Vec::new(),
             timeout_secs: None,
         };
-        let report = run_patiently(kvm, &resources, &request)?;
-        all.status = all.status.max(report.status);
-        all.tests.extend(report.tests);
-    }
-    if let (Some(filter), true) = (&options.filter, all.tests.is_empty()) {
+        host::run(kvm, &resources, &request)
+    })?;
+    if let (Some(filter), true) = (&options.filter, report.tests.is_empty()) {
         bail!("no test's name contains {filter:?}");
     }
-    Ok(all)
+    Ok(report)
 }
 
-/// What is run of a binary, with the filter for it: a module at a time, or what a filter of the user's is
-/// in. One that cannot be asked for its tests is run as a whole.
-fn batches(binary: &TestBinary, filter: Option<&str>) -> Vec<(Vec<TestBinary>, Option<String>)> {
-    let one = |filter: Option<String>| (vec![binary.clone()], filter);
-    let tests = match Command::new(&binary.path).arg("--list").output() {
-        Ok(output) if output.status.success() => {
-            names(&binary.name, &String::from_utf8_lossy(&output.stdout))
-        }
-        _ => return vec![one(filter.map(str::to_owned))],
-    };
-    match filter {
-        Some(filter) if tests.iter().any(|name| name.contains(filter)) => {
-            vec![one(Some(filter.to_owned()))]
-        }
-        Some(_) => Vec::new(),
-        None => modules(&tests).into_iter().map(Some).map(one).collect(),
-    }
-}
-
-/// The `binary::name` of each test in libtest's list.
-fn names(binary: &str, list: &str) -> Vec<String> {
-    list.lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-        .map(|test| format!("{binary}::{test}"))
-        .collect()
-}
-
-/// Filters that take each test once: a module of the binary each or, where a test is in none, the binary.
-fn modules(tests: &[String]) -> BTreeSet<String> {
-    let module = |name: &String| {
-        let mut parts = name.splitn(3, "::");
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(binary), Some(module), Some(_)) => Some(format!("{binary}::{module}::")),
-            _ => None,
-        }
-    };
-    match tests.iter().map(module).collect::<Option<BTreeSet<_>>>() {
-        Some(modules) => modules,
-        None => tests
-            .iter()
-            .filter_map(|name| Some(format!("{}::", name.split_once("::")?.0)))
-            .collect(),
-    }
-}
-
-/// Runs a batch, and runs it again if the emulated host itself dies.
-fn run_patiently(kvm: Kvm, resources: &Resources, request: &Request) -> Result<Report> {
-    for _ in 1..HOST_ATTEMPTS {
-        match host::run(kvm, resources, request) {
-            Err(error) if error.is::<HostDied>() => {
-                eprintln!("NOTE: {error:#}\nNOTE: these tests on KVM are run once more");
+/// Runs the tests, and those that had not ended again if the emulated host itself dies.
+fn run_patiently(
+    mut plan: TestPlan,
+    mut run: impl FnMut(&TestPlan) -> Result<Report>,
+) -> Result<Report> {
+    let mut ended = Vec::new();
+    let mut attempts = 0;
+    loop {
+        let died = match run(&plan).map_err(|error| error.downcast::<HostDied>()) {
+            Ok(last) => {
+                ended.extend(last.tests);
+                let status = i32::from(last.status != 0 || ended.iter().any(failed));
+                let tests = ended;
+                return Ok(Report { status, tests });
             }
-            result => return result,
+            Err(Err(error)) => return Err(error),
+            Err(Ok(died)) => died,
+        };
+        attempts = match died.tests.is_empty() {
+            true => attempts + 1,
+            false => 1,
+        };
+        if attempts == HOST_ATTEMPTS {
+            return Err(died.into());
         }
+        eprintln!("NOTE: {died}\nNOTE: the tests on KVM that had not ended are run once more");
+        plan.done
+            .extend(died.tests.iter().map(|test| test.name.clone()));
+        ended.extend(died.tests);
     }
-    host::run(kvm, resources, request)
 }
 
 fn failed(test: &TestReport) -> bool {
@@ -380,15 +341,58 @@ mod tests {
         assert_eq!(libtest_result("test a ... ok"), None);
     }
 
+    fn plan() -> TestPlan {
+        TestPlan {
+            binaries: Vec::new(),
+            filter: None,
+            done: Vec::new(),
+            jobs: 1,
+            limit_secs: 1,
+            attempts: 1,
+        }
+    }
+
+    fn ended(name: &str, outcome: Outcome) -> TestReport {
+        TestReport {
+            name: name.into(),
+            outcome,
+            attempts: 1,
+            seconds: 1.0,
+        }
+    }
+
     #[test]
-    fn batches_take_each_test_once() {
-        let list = "agent::a: test\nagent::b: test\nwaiting::x::c: test\n\n3 tests, 0 benchmarks\n";
-        let tests = names("driver", list);
-        assert_eq!(tests[2], "driver::waiting::x::c");
-        let batches: Vec<_> = modules(&tests).into_iter().collect();
-        assert_eq!(batches, ["driver::agent::", "driver::waiting::"]);
-        let mixed = names("boot", "a: test\nmodule::b: test\n");
-        assert_eq!(modules(&mixed).into_iter().collect::<Vec<_>>(), ["boot::"]);
+    fn what_ended_before_a_host_died_is_not_run_again_and_not_forgotten() {
+        let mut hosts = 0;
+        let report = run_patiently(plan(), |plan| {
+            hosts += 1;
+            match hosts {
+                1 => Err(HostDied::after(vec![ended("a", Outcome::Failed)]).into()),
+                2 => Err(HostDied::after(Vec::new()).into()),
+                _ => {
+                    assert_eq!(plan.done, ["a"]);
+                    Ok(Report {
+                        status: 0,
+                        tests: vec![ended("b", Outcome::Passed)],
+                    })
+                }
+            }
+        })
+        .unwrap();
+        assert_eq!(report.status, 1);
+        let names: Vec<_> = report.tests.iter().map(|test| &test.name).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_test_that_takes_every_host_with_it_ends_the_run() {
+        let mut hosts = 0;
+        let result = run_patiently(plan(), |_| {
+            hosts += 1;
+            Err(HostDied::after(Vec::new()).into())
+        });
+        assert!(result.unwrap_err().is::<HostDied>());
+        assert_eq!(hosts, HOST_ATTEMPTS);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Every test of some libtest binaries, each in a process of its own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use vm_agent::{Outcome, Report, TestBinary, TestPlan, TestReport};
+use vm_agent::{Entry, Outcome, TestBinary, TestPlan, TestReport};
 
 use crate::supervise::{self, die_with_parent};
+use crate::write_entry;
 
 /// What vmgenie says when its guest has ended in a triple fault.
 const TRIPLE_FAULT: &[u8] = b"the guest crashed: triple fault";
@@ -27,48 +28,58 @@ struct Test {
     ignored: bool,
 }
 
-/// Runs the plan's tests and prints the output of each in one piece when it has ended.
-pub(crate) fn run(plan: &TestPlan) -> Report {
+/// Runs the plan's tests, prints the output of each in one piece when it has ended, and enters it in the
+/// report. Returns the exit status.
+pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     let tests = match list_all(plan) {
         Ok(tests) => tests,
         Err(message) => {
             eprintln!("vm-agent: {message}");
-            return Report::of_status(1);
+            return 1;
         }
     };
     let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
+    let done = Mutex::new(Done::default());
     thread::scope(|scope| {
         for _ in 0..plan.jobs.max(1) {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(test) = tests.get(index) else { break };
-                    let (report, output) = run_one(test, plan, index);
-                    // A worker that panicked leaves the list as it was: a push is all or nothing.
+                    let (ended, output) = run_one(test, plan, index);
+                    // A worker that panicked leaves numbers that are true of the tests before.
                     let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
-                    print_one(&report, &output, done.len() + 1, tests.len());
-                    done.push(report);
+                    done.count += 1;
+                    print_one(&ended, &output, done.count, tests.len());
+                    done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
+                    if let Err(message) = write_entry(report, &Entry::Test(ended)) {
+                        eprintln!("vm-agent: {message}");
+                        done.bad = true;
+                    }
                 }
             });
         }
     });
-    let tests = done.into_inner().unwrap_or_else(|e| e.into_inner());
-    let bad = |t: &TestReport| matches!(t.outcome, Outcome::Failed | Outcome::TimedOut);
-    Report {
-        status: i32::from(tests.iter().any(bad)),
-        tests,
-    }
+    i32::from(done.into_inner().unwrap_or_else(|e| e.into_inner()).bad)
 }
 
-/// The tests of all binaries that match the filter.
+/// What the workers know together.
+#[derive(Debug, Default)]
+struct Done {
+    count: usize,
+    /// Whether a test has failed.
+    bad: bool,
+}
+
+/// The tests of all binaries that match the filter and were not run before.
 fn list_all(plan: &TestPlan) -> Result<Vec<Test>, String> {
     let mut tests = Vec::new();
     for binary in &plan.binaries {
         let ignored = list(binary, &["--ignored"])?;
         for test in list(binary, &[])? {
             let name = format!("{}::{test}", binary.name);
-            if plan.filter.as_ref().is_none_or(|text| name.contains(text)) {
+            let wanted = plan.filter.as_ref().is_none_or(|text| name.contains(text));
+            if wanted && !plan.done.contains(&name) {
                 tests.push(Test {
                     binary: binary.path.clone(),
                     ignored: ignored.contains(&test),
@@ -226,6 +237,7 @@ mod tests {
         TestPlan {
             binaries: Vec::new(),
             filter: None,
+            done: Vec::new(),
             jobs: 1,
             limit_secs: 5,
             attempts,

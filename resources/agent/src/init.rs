@@ -12,8 +12,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use vm_agent::{
-    EXIT_PORT, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, MODULES_DIR, PORT_REPORT, PORT_STDERR,
-    PORT_STDIN, PORT_STDOUT, Report,
+    EXIT_PORT, Entry, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, MODULES_DIR, PORT_REPORT,
+    PORT_STDERR, PORT_STDIN, PORT_STDOUT,
 };
 
 /// What is mounted, where, and with which options.
@@ -188,7 +188,7 @@ fn start_job([stdin, stdout, stderr]: [File; 3], report: &Path) -> io::Result<Ch
 }
 
 fn report_failure(port: &Path, status: i32) -> Result<(), String> {
-    let line = Report::of_status(1).to_line().map_err(|e| e.to_string())?;
+    let line = Entry::End(1).to_line().map_err(|e| e.to_string())?;
     fs::write(port, line).map_err(|e| format!("could not write the report: {e}"))?;
     Err(format!(
         "the job's process ended with wait status {status:#x}"

@@ -1,6 +1,6 @@
 //! What `cargo xtask` and the agent inside the KVM host say to each other.
 //!
-//! The job travels as one JSON file into the host, the report as one JSON line out of it. Both
+//! The job travels as one JSON file into the host, the report as JSON lines out of it, an [`Entry`] each. Both
 //! ends are built from the same tree in the same run, so neither carries a version.
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,8 @@ pub struct TestPlan {
     pub binaries: Vec<TestBinary>,
     /// Only tests whose `binary::name` contains this text.
     pub filter: Option<String>,
+    /// `binary::name` of tests that are not run, because they were before.
+    pub done: Vec<String>,
     /// How many tests run at once; at least 1.
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
@@ -82,8 +84,18 @@ pub struct TestBinary {
     pub path: String,
 }
 
-/// What became of a job.
+/// A line of the report on its way out of the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// A test has ended.
+    Test(TestReport),
+    /// The job has ended, with this exit status: of its command, or 0 or 1 for tests.
+    End(i32),
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// The exit status of the job: of its command, or 0 or 1 for tests.
     pub status: i32,
@@ -126,13 +138,26 @@ impl Report {
         }
     }
 
-    /// Reads the report that a host wrote; `None` when it is missing or cut short, which is what
-    /// the death of a host in the middle looks like.
-    pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text.lines().next()?).ok()
+    /// Reads the lines that a host wrote.
+    ///
+    /// # Errors
+    /// Where the end is missing or cut short, which is what the death of a host in the middle looks like: the
+    /// tests that had ended before.
+    pub fn parse(text: &str) -> Result<Self, Vec<TestReport>> {
+        let mut tests = Vec::new();
+        for line in text.lines() {
+            match serde_json::from_str(line) {
+                Ok(Entry::Test(test)) => tests.push(test),
+                Ok(Entry::End(status)) => return Ok(Self { status, tests }),
+                Err(_) => break,
+            }
+        }
+        Err(tests)
     }
+}
 
-    /// The one line that [`Report::parse`] reads.
+impl Entry {
+    /// The line that [`Report::parse`] reads.
     ///
     /// # Errors
     /// None in practice: the types hold nothing that JSON cannot.
@@ -157,25 +182,37 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
-    #[test]
-    fn a_report_survives_the_trip_over_the_port() {
-        let report = Report {
-            status: 77,
-            tests: vec![TestReport {
-                name: "host::a".into(),
-                outcome: Outcome::TimedOut,
-                attempts: 1,
-                seconds: 1.5,
-            }],
-        };
-        assert_eq!(Report::parse(&report.to_line().unwrap()), Some(report));
+    fn lines(entries: &[Entry]) -> String {
+        entries.iter().map(|e| e.to_line().unwrap()).collect()
+    }
+
+    fn test(name: &str) -> TestReport {
+        TestReport {
+            name: name.into(),
+            outcome: Outcome::TimedOut,
+            attempts: 1,
+            seconds: 1.5,
+        }
     }
 
     #[test]
-    fn a_report_cut_short_at_any_byte_is_no_report() {
-        let line = Report::of_status(0).to_line().unwrap();
-        for end in 0..line.len() - 1 {
-            assert_eq!(Report::parse(&line[..end]), None, "{:?}", &line[..end]);
+    fn a_report_survives_the_trip_over_the_port() {
+        let text = lines(&[Entry::Test(test("host::a")), Entry::End(77)]);
+        let report = Report {
+            status: 77,
+            tests: vec![test("host::a")],
+        };
+        assert_eq!(Report::parse(&text), Ok(report));
+    }
+
+    #[test]
+    fn of_a_report_cut_short_at_any_byte_the_ended_tests_are_left() {
+        let begin = lines(&[Entry::Test(test("a")), Entry::Test(test("b"))]);
+        let whole = begin.clone() + &lines(&[Entry::End(0)]);
+        for end in 0..whole.len() - 1 {
+            let tests = Report::parse(&whole[..end]).unwrap_err();
+            let ended = whole[..end].matches("}}").count();
+            assert_eq!(tests.len(), ended, "{:?}", &whole[..end]);
         }
     }
 

@@ -9,12 +9,12 @@ mod command;
 mod init;
 mod supervise;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use vm_agent::{Job, Report, STATUS_CANNOT_RUN, Work};
+use vm_agent::{Entry, Job, STATUS_CANNOT_RUN, Work};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -37,14 +37,19 @@ fn usage() -> ExitCode {
 
 /// Runs the job in the file `job` and writes its report to `report`.
 fn run_job(job: &str, report: &str) -> ExitCode {
-    let result = match read_job(job) {
-        Ok(job) => run_work(&job),
-        Err(message) => {
-            eprintln!("vm-agent: {message}");
-            Report::of_status(STATUS_CANNOT_RUN)
-        }
-    };
-    if let Err(message) = write_report(report, &result) {
+    let result = File::create(report)
+        .map_err(|e| format!("could not open the report {report}: {e}"))
+        .and_then(|report| {
+            let status = match read_job(job) {
+                Ok(job) => run_work(&job, &report),
+                Err(message) => {
+                    eprintln!("vm-agent: {message}");
+                    STATUS_CANNOT_RUN
+                }
+            };
+            write_entry(&report, &Entry::End(status))
+        });
+    if let Err(message) = result {
         eprintln!("vm-agent: {message}");
         return ExitCode::FAILURE;
     }
@@ -56,30 +61,26 @@ fn read_job(path: &str) -> Result<Job, String> {
     serde_json::from_slice(&text).map_err(|e| format!("could not understand the job {path}: {e}"))
 }
 
-fn run_work(job: &Job) -> Report {
+fn run_work(job: &Job, report: &File) -> i32 {
     for (name, value) in &job.env {
         // SAFETY: the agent has no second thread yet; it starts some only inside `work`.
         unsafe { std::env::set_var(name, value) };
     }
     match &job.work {
-        Work::Command { argv } => Report::of_status(command::run(argv)),
+        Work::Command { argv } => command::run(argv),
         Work::Terminal {
             argv,
             rows,
             columns,
-        } => Report::of_status(command::run_on_terminal(argv, *rows, *columns)),
-        Work::Tests(plan) => batch::run(plan),
+        } => command::run_on_terminal(argv, *rows, *columns),
+        Work::Tests(plan) => batch::run(plan, report),
     }
 }
 
-/// One write, so that a reader sees all of the report or none.
-fn write_report(path: &str, report: &Report) -> Result<(), String> {
-    let line = report.to_line().map_err(|e| e.to_string())?;
-    fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(line.as_bytes()))
-        .map_err(|e| format!("could not write the report to {path}: {e}"))
+/// One write, so that a reader sees all of the entry or none.
+fn write_entry(mut report: &File, entry: &Entry) -> Result<(), String> {
+    let line = entry.to_line().map_err(|e| e.to_string())?;
+    report
+        .write_all(line.as_bytes())
+        .map_err(|e| format!("could not write the report: {e}"))
 }

@@ -10,7 +10,7 @@ pub(crate) use terminal::size as terminal_size;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use vm_agent::{Report, Work};
+use vm_agent::{Report, TestReport, Work};
 
 use crate::detect::Kvm;
 use crate::setup::Resources;
@@ -41,11 +41,30 @@ pub(crate) struct SharedFile {
 
 /// The emulated host crashed, or ended in another way that none of its programs asked for.
 #[derive(Debug)]
-pub(crate) struct HostDied(String);
+pub(crate) struct HostDied {
+    /// The tests that had ended before.
+    pub(crate) tests: Vec<TestReport>,
+    console: String,
+}
+
+#[cfg(test)]
+impl HostDied {
+    /// A death for tests.
+    pub(crate) fn after(tests: Vec<TestReport>) -> Self {
+        Self {
+            tests,
+            console: String::new(),
+        }
+    }
+}
 
 impl std::fmt::Display for HostDied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the emulated host ended without a report{}", self.0)
+        write!(
+            f,
+            "the emulated host ended without a report{}",
+            self.console
+        )
     }
 }
 

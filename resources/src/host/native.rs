@@ -53,7 +53,9 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         std::thread::sleep(Duration::from_millis(10));
     }
     let text = fs::read_to_string(&report_path).unwrap_or_default();
-    Report::parse(&text).context("the agent ended without a report")
+    Report::parse(&text)
+        .ok()
+        .context("the agent ended without a report")
 }
 
 fn on_this_terminal(argv: &[String], job: &Job) -> Result<Report> {

@@ -82,7 +82,10 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         );
     }
     let text = fs::read_to_string(&report).unwrap_or_default();
-    Report::parse(&text).ok_or_else(|| HostDied(console_tail(&console)).into())
+    Report::parse(&text).map_err(|tests| {
+        let console = console_tail(&console);
+        HostDied { tests, console }.into()
+    })
 }
 
 fn command(
