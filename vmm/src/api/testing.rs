@@ -9,7 +9,7 @@ use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::config::{BootSource, Cmdline, DevicesConfig, MachineConfig};
 use crate::controller::command::{
     Command, CommandError, CommandResult, ControllerHandle, Envelope, Generation, Reply,
     SnapshotCreated, VmConfig, VmState,
@@ -67,6 +67,7 @@ pub(crate) fn agreeable(command: &Command) -> CommandResult {
                 initrd: None,
                 cmdline: Cmdline::default(),
             }),
+            devices: DevicesConfig::default(),
         }),
         Command::Generation => Reply::Generation(generation(0)),
         Command::NewGeneration => Reply::Generation(generation(1)),

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use super::Failure;
 use super::args::{ApiArgs, RunArgs};
-use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::config::{BootSource, Cmdline, DevicesConfig, MachineConfig};
 use crate::controller::{Outcome, RunOptions};
 use crate::{controller, terminal};
 
@@ -19,7 +19,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     become_vmm(RunOptions {
         api_socket: args.api_sock,
         on_reboot: args.on_reboot.into(),
-        machine: Some((machine, source)),
+        machine: Some((machine, source, DevicesConfig::default())),
         restore: None,
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,

@@ -10,7 +10,10 @@ use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{BootSource, MachineConfig};
+use crate::config::{
+    BootSource, DeviceId, DeviceOverrides, DevicesConfig, DriveConfig, EntropyConfig,
+    MachineConfig, NetConfig, VsockConfig,
+};
 
 /// One request to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,16 @@ pub enum Command {
     SetMachineConfig(MachineConfig),
     /// Sets kernel, initrd and command line; before the start only. Whether the files are there and readable is checked.
     SetBootSource(BootSource),
+    /// Adds or replaces a drive; before the start only.
+    SetDrive(DriveConfig),
+    /// Adds or replaces a network interface; before the start only.
+    SetNet(NetConfig),
+    /// Sets or replaces the vsock device; before the start only.
+    SetVsock(VsockConfig),
+    /// Sets or replaces the entropy device; before the start only.
+    SetEntropy(EntropyConfig),
+    /// Another file behind a drive of a machine; none if the file is opened anew.
+    UpdateDrive(DeviceId, Option<PathBuf>),
     /// Boots the machine; once.
     Start,
     /// Stops all vCPUs. A paused machine may be paused again.
@@ -61,6 +74,8 @@ pub struct LoadSnapshot {
     pub resume: bool,
     /// Whether the restored machine begins a new generation.
     pub generation: RestoreAs,
+    /// What the restored machine's devices have otherwise than the snapshotted one's.
+    pub overrides: DeviceOverrides,
 }
 
 /// What a restored machine is.
@@ -106,6 +121,8 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// What is booted; none before it was set and after a restore.
     pub boot_source: Option<BootSource>,
+    /// The virtio devices.
+    pub devices: DevicesConfig,
 }
 
 /// A generation.

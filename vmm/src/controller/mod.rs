@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 
 use crate::boot;
-use crate::config::{BootSource, MachineConfig};
+use crate::config::{BootSource, ConfigError, DevicesConfig, MachineConfig};
 use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
@@ -44,6 +44,9 @@ pub enum StartError {
     /// The machine.
     #[error("could not build the machine")]
     Build(#[from] BuildError),
+    /// The kernel command line has no room for the root drive.
+    #[error("could not tell the kernel of its root drive")]
+    Cmdline(#[from] ConfigError),
     /// Its generation.
     #[error("could not begin the machine's generation")]
     Generation(#[from] GenerationError),
@@ -65,6 +68,7 @@ pub(crate) struct Controller {
     spare: Option<VmFd>,
     config: MachineConfig,
     boot_source: Option<BootSource>,
+    devices: DevicesConfig,
     /// Something was configured, so that no snapshot may be loaded any more.
     configured: bool,
     machine: Option<Machine>,
@@ -85,6 +89,7 @@ impl Controller {
             spare,
             config: MachineConfig::default(),
             boot_source: None,
+            devices: DevicesConfig::default(),
             configured: false,
             machine: None,
             restored_from: None,
@@ -110,6 +115,26 @@ impl Controller {
             Command::Config => Ok(Reply::Config(self.vm_config())),
             Command::SetMachineConfig(config) => self.set_machine_config(config),
             Command::SetBootSource(source) => self.set_boot_source(source),
+            Command::SetDrive(drive) => {
+                self.set_device("drives", |devices| devices.put_drive(drive))
+            }
+            Command::SetNet(net) => {
+                self.set_device("network interfaces", |devices| devices.put_net(net))
+            }
+            Command::SetVsock(vsock) => self.set_device("the vsock device", |devices| {
+                devices.set_vsock(vsock);
+                Ok(())
+            }),
+            Command::SetEntropy(entropy) => self.set_device("the entropy device", |devices| {
+                devices.set_entropy(entropy);
+                Ok(())
+            }),
+            Command::UpdateDrive(id, path) => {
+                self.with_machine("update a drive of", |_, machine| {
+                    machine.update_drive(&id, path).map_err(refused)?;
+                    Ok(Reply::Done)
+                })
+            }
             Command::Start => self.start_by_command(),
             Command::Pause => self.with_machine("pause", |_, machine| {
                 machine.pause();
@@ -159,9 +184,14 @@ impl Controller {
 
     fn vm_config(&self) -> VmConfig {
         let machine = self.machine.as_ref().map_or(self.config, Machine::config);
+        let devices = self
+            .machine
+            .as_ref()
+            .map_or(&self.devices, Machine::devices_config);
         VmConfig {
             machine,
             boot_source: self.boot_source.clone(),
+            devices: devices.clone(),
         }
     }
 
@@ -203,6 +233,17 @@ impl Controller {
         Ok(Reply::Done)
     }
 
+    fn set_device(
+        &mut self,
+        what: &str,
+        set: impl FnOnce(&mut DevicesConfig) -> Result<(), ConfigError>,
+    ) -> CommandResult {
+        self.before_start(what)?;
+        set(&mut self.devices).map_err(refused)?;
+        self.configured = true;
+        Ok(Reply::Done)
+    }
+
     fn start_by_command(&mut self) -> CommandResult {
         self.before_start("the boot source")
             .map_err(|_| CommandError("the microVM has been started already".to_owned()))?;
@@ -236,11 +277,22 @@ impl Controller {
     }
 
     fn boot(&mut self, last: Option<LastLife>) -> Result<(), StartError> {
-        let source = self.boot_source.clone().ok_or(StartError::NoBootSource)?;
+        let mut source = self.boot_source.clone().ok_or(StartError::NoBootSource)?;
+        if let Some(root) = self.devices.root_drive() {
+            source.cmdline = source.cmdline.with_root(root)?;
+        }
         let vm = self.take_vm()?;
         let generation = last.as_ref().map(|last| &last.generation);
         let io = self.io()?;
-        let mut machine = Machine::boot(&self.host, vm, self.config, &source, generation, io)?;
+        let mut machine = Machine::boot(
+            &self.host,
+            vm,
+            self.config,
+            &self.devices,
+            &source,
+            generation,
+            io,
+        )?;
         if last.as_ref().is_none_or(|last| last.ran) {
             machine.resume(&self.host)?;
         }
@@ -277,6 +329,7 @@ impl Controller {
             loaded.reader,
             loaded.memory,
             request.generation,
+            &request.overrides,
             io,
         )
         .map_err(refused)?;

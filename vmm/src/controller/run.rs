@@ -14,7 +14,7 @@ use super::event_loop::{ConsoleInput, EventLoop};
 use super::signals::{EndSignals, ignore_file_size_signal};
 use super::{Controller, StartError};
 use crate::api::{self, ApiError, ApiInfo};
-use crate::config::{BootSource, MachineConfig, OnReboot};
+use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
 use crate::machine::HostError;
 use crate::machine::events::{EventSender, MachineEvent};
 use crate::terminal::{self, RawMode};
@@ -27,7 +27,7 @@ pub struct RunOptions {
     /// What a reboot of the guest does.
     pub on_reboot: OnReboot,
     /// Boot this at once.
-    pub machine: Option<(MachineConfig, BootSource)>,
+    pub machine: Option<(MachineConfig, BootSource, DevicesConfig)>,
     /// Restore this at once.
     pub restore: Option<LoadSnapshot>,
     /// Standard input is the guest's console.
@@ -136,11 +136,16 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
 }
 
 fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunError> {
-    if let Some((config, source)) = &options.machine {
-        for command in [
+    if let Some((config, source, devices)) = &options.machine {
+        let mut commands = vec![
             Command::SetMachineConfig(*config),
             Command::SetBootSource(source.clone()),
-        ] {
+        ];
+        commands.extend(devices.drives().iter().cloned().map(Command::SetDrive));
+        commands.extend(devices.nets().iter().cloned().map(Command::SetNet));
+        commands.extend(devices.vsock().cloned().map(Command::SetVsock));
+        commands.extend(devices.entropy().copied().map(Command::SetEntropy));
+        for command in commands {
             controller.execute(command).map_err(RunError::Command)?;
         }
         controller.start().map_err(RunError::Start)?;

@@ -18,6 +18,7 @@ mod vcpu;
 mod vcpu_state;
 mod vcpus;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
-use crate::config::{BootSource, MachineConfig};
+use crate::config::{BootSource, DeviceId, DevicesConfig, MachineConfig};
 use crate::controller::command::Generation;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
@@ -89,6 +90,17 @@ pub enum BuildError {
     /// The first registers.
     #[error("could not set the registers in which the guest starts")]
     BootState(#[from] BootStateError),
+    /// Virtio devices.
+    #[error("this version has no virtio devices yet")]
+    NoVirtio,
+}
+
+/// Why a drive could not be updated.
+#[derive(Debug, Error)]
+pub enum UpdateDriveError {
+    /// There is no such drive.
+    #[error("there is no drive {0} in this microVM")]
+    NoSuchDrive(DeviceId),
 }
 
 /// Where a machine's console and events go.
@@ -122,6 +134,7 @@ pub struct Machine {
     vm: Arc<VmFd>,
     memory: Memory,
     config: MachineConfig,
+    devices_config: DevicesConfig,
     pit: bool,
     /// An attempt to begin a new generation has failed: guest memory may hold half an ID, and no vCPU may run.
     generation_owed: bool,
@@ -133,10 +146,14 @@ impl Machine {
         host: &Host,
         vm: VmFd,
         config: MachineConfig,
+        virtio: &DevicesConfig,
         source: &BootSource,
         last: Option<&LastGeneration>,
         io: MachineIo,
     ) -> Result<Self, BuildError> {
+        if !virtio.is_empty() {
+            return Err(BuildError::NoVirtio);
+        }
         check_address_bits(host, config)?;
         let bytes = config.memory_bytes();
         let memory = Memory::anonymous(bytes)?;
@@ -169,6 +186,7 @@ impl Machine {
             vm,
             memory,
             config,
+            devices_config: virtio.clone(),
             pit,
             generation_owed: false,
         })
@@ -199,6 +217,23 @@ impl Machine {
     /// vCPUs and memory.
     pub fn config(&self) -> MachineConfig {
         self.config
+    }
+
+    /// The virtio devices.
+    pub fn devices_config(&self) -> &DevicesConfig {
+        &self.devices_config
+    }
+
+    /// Puts another file behind a drive, or opens the present one anew. The guest learns of another size.
+    ///
+    /// # Errors
+    /// There is no such drive.
+    pub fn update_drive(
+        &mut self,
+        id: &DeviceId,
+        _path: Option<PathBuf>,
+    ) -> Result<(), UpdateDriveError> {
+        Err(UpdateDriveError::NoSuchDrive(id.clone()))
     }
 
     /// The present generation.

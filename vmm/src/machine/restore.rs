@@ -18,7 +18,7 @@ use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
 use super::vcpus::VcpuSet;
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits, layout};
-use crate::config::{ConfigError, MachineConfig};
+use crate::config::{ConfigError, DeviceOverrides, DevicesConfig, MachineConfig};
 use crate::controller::command::RestoreAs;
 use crate::generation::{GenerationDevices, GenerationError};
 use crate::snapshot::{StateError, StateReader};
@@ -32,6 +32,9 @@ pub enum RestoreError {
     /// The state is out of range.
     #[error("the state file describes an impossible machine")]
     Config(#[from] ConfigError),
+    /// What was to be changed is not there, or cannot be so.
+    #[error("could not change the devices as the request says")]
+    Overrides(#[source] ConfigError),
     /// The state contradicts itself.
     #[error("the state file contradicts itself: {0}")]
     Contradiction(String),
@@ -163,6 +166,7 @@ impl Machine {
         reader: StateReader,
         memory: File,
         restore_as: RestoreAs,
+        overrides: &DeviceOverrides,
         io: MachineIo,
     ) -> Result<Self, RestoreError> {
         let saved = SavedMachine::read(reader)?;
@@ -171,6 +175,9 @@ impl Machine {
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
+        let devices_config = DevicesConfig::default()
+            .overridden(overrides)
+            .map_err(RestoreError::Overrides)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
@@ -196,6 +203,7 @@ impl Machine {
             vm,
             memory,
             config: saved.config,
+            devices_config,
             pit,
             generation_owed: false,
         };

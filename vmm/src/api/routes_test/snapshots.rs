@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::DeviceOverrides;
 use crate::controller::command::RestoreAs;
 
 #[test]
@@ -73,6 +74,7 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             memory,
             resume,
             generation,
+            overrides: DeviceOverrides::default(),
         })
     };
     assert_eq!(

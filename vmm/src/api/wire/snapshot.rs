@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{WireError, not_empty};
+use crate::config::DeviceOverrides;
 use crate::controller::command::{CreateSnapshot, LoadSnapshot, RestoreAs};
 
 /// PUT `/snapshot/create`.
@@ -148,6 +149,7 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             memory,
             resume: wire.resume_vm,
             generation,
+            overrides: DeviceOverrides::default(),
         })
     }
 }

@@ -1,9 +1,21 @@
 //! What a microVM is made of, after everything that arrived from outside has been checked.
 
+mod devices;
+mod names;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use devices::{
+    CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, EntropyConfig, IoEngine,
+    NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
+};
+pub use names::{
+    Cid, DeviceId, InterfaceName, MAX_CID, MAX_DEVICE_ID_LEN, MAX_INTERFACE_LEN, MIN_CID, MIN_MTU,
+    MacAddress, Mtu,
+};
 
 /// The smallest guest memory, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 32;
@@ -33,6 +45,55 @@ pub enum ConfigError {
         "the kernel command line holds a zero byte or a byte outside of printable ASCII at offset {0}"
     )]
     CmdlineByte(usize),
+    /// A device without a name.
+    #[error("The ID cannot be empty.")]
+    EmptyId,
+    /// A device's name is too long.
+    #[error("the ID has {0} bytes: it may have {MAX_DEVICE_ID_LEN} at most")]
+    IdTooLong(usize),
+    /// A device's name has a character that is not allowed.
+    #[error("API Resource IDs can only contain alphanumeric characters and underscores.")]
+    IdCharacter,
+    /// No interface of the host can have this name.
+    #[error(
+        "{0:?} is no name of a network interface: 1 to {MAX_INTERFACE_LEN} bytes without white space and / : %"
+    )]
+    InterfaceName(String),
+    /// A malformed MAC address.
+    #[error("{0:?} is no MAC address: write six pairs of hexadecimal digits, 06:00:ac:10:00:02")]
+    Mac(String),
+    /// The MTU is out of range.
+    #[error("an MTU of {0} was asked for: it may be {MIN_MTU} to 65535")]
+    Mtu(u64),
+    /// The CID is out of range.
+    #[error("the guest CID {0} was asked for: it may be {MIN_CID} to {MAX_CID}")]
+    Cid(u64),
+    /// A malformed partition UUID.
+    #[error("partuuid may have 1 to 64 letters, digits and the characters - / =")]
+    PartUuid,
+    /// Two root drives.
+    #[error("there is a root drive already: at most one drive has is_root_device")]
+    SecondRoot,
+    /// Two interfaces with one MAC address.
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(MacAddress),
+    /// Two interfaces on one tap.
+    #[error("the tap {0} is used by another network interface of this microVM")]
+    TapInUse(InterfaceName),
+    /// A drive that is not there.
+    #[error("there is no drive {0}")]
+    NoSuchDrive(DeviceId),
+    /// An interface that is not there.
+    #[error("there is no network interface {0}")]
+    NoSuchNet(DeviceId),
+    /// A vsock override without a vsock device.
+    #[error("there is no vsock device")]
+    NoVsock,
+    /// A list of devices that contradicts itself.
+    #[error(
+        "the list of devices contradicts itself: a name appears twice, or the root drive is not the first"
+    )]
+    Contradiction,
 }
 
 /// vCPUs and memory.
@@ -117,6 +178,22 @@ impl Cmdline {
         }
     }
 
+    /// This command line with what tells the kernel of the root drive at its end: `root=`, and `ro` or `rw`. The kernel takes the
+    /// last of several, so this one wins.
+    pub fn with_root(&self, drive: &DriveConfig) -> Result<Self, ConfigError> {
+        let root = match &drive.partuuid {
+            Some(uuid) => format!("PARTUUID={}", uuid.as_str()),
+            None => "/dev/vda".to_owned(),
+        };
+        let mode = if drive.read_only { "ro" } else { "rw" };
+        // What follows a `--` is for the first program, not for the kernel.
+        let (kernel, init) = match self.0.split_once(" -- ") {
+            Some((kernel, init)) => (kernel, format!(" -- {init}")),
+            None => (self.0.as_str(), String::new()),
+        };
+        Self::new(format!("{kernel} root={root} {mode}{init}").trim_start())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -160,5 +237,36 @@ mod tests {
         assert_eq!(Cmdline::new("a\0b"), Err(ConfigError::CmdlineByte(1)));
         assert!(Cmdline::new(&"x".repeat(MAX_CMDLINE_LEN)).is_ok());
         assert!(Cmdline::new(&"x".repeat(MAX_CMDLINE_LEN + 1)).is_err());
+    }
+
+    #[test]
+    fn a_root_drive_is_told_to_the_kernel_and_not_to_the_first_program() {
+        let mut drive = DriveConfig {
+            id: DeviceId::new("root").unwrap(),
+            path: PathBuf::new(),
+            read_only: true,
+            is_root: true,
+            cache: CacheMode::Unsafe,
+            io_engine: IoEngine::Sync,
+            partuuid: None,
+        };
+        let with_root = |cmdline: &str, drive: &DriveConfig| {
+            let made = Cmdline::new(cmdline).unwrap().with_root(drive).unwrap();
+            made.as_str().to_owned()
+        };
+        assert_eq!(with_root("quiet", &drive), "quiet root=/dev/vda ro");
+        assert_eq!(with_root("", &drive), "root=/dev/vda ro");
+        assert_eq!(
+            with_root("quiet -- single", &drive),
+            "quiet root=/dev/vda ro -- single"
+        );
+        drive.read_only = false;
+        drive.partuuid = Some(PartUuid::new("0eaa91a0-01").unwrap());
+        assert_eq!(
+            with_root("quiet", &drive),
+            "quiet root=PARTUUID=0eaa91a0-01 rw"
+        );
+        let full = Cmdline::new(&"x".repeat(MAX_CMDLINE_LEN)).unwrap();
+        assert!(full.with_root(&drive).is_err());
     }
 }
