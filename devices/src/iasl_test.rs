@@ -9,7 +9,9 @@ use std::{
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmgenie_acpi::{IoApic, MAX_CPUS, MachineDescription, Tables, build};
 
-use crate::{SerialPort, SysGen, VmClock, VmGenId, pm, testing::TestLine, vmclock, vmgenid};
+use crate::{
+    SerialPort, SysGen, VmClock, VmGenId, pm, testing::TestLine, virtio::MmioSlot, vmclock, vmgenid,
+};
 
 const GENERATION_ID: u64 = 0x9_d000;
 const COUNTER: u64 = 0x9_e000;
@@ -21,12 +23,17 @@ fn tables(cpus: u8, base: u64) -> Tables {
     let sysgen = SysGen::new(&memory, COUNTER, 0).unwrap();
     let vmclock = VmClock::new(&memory, CLOCK).unwrap();
     let serial = SerialPort::new(TestLine::default(), std::io::sink());
+    let virtio = [0, 0xfff].map(|index| MmioSlot {
+        index,
+        gpa: 0xd000_0000 + u32::from(index) * MmioSlot::LEN,
+        gsi: 16,
+    });
     let machine = MachineDescription {
         cpus,
         sci_gsi: pm::SCI_GSI as u8,
         pm: pm::ports(),
         s5_sleep_type: pm::S5_SLEEP_TYPE,
-        devices: vec![&serial, &vmgenid, &sysgen, &vmclock],
+        devices: vec![&serial, &vmgenid, &sysgen, &vmclock, &virtio[0], &virtio[1]],
         gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
         io_apic: IoApic {
             id: 0,

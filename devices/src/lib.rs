@@ -14,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub mod pm;
 pub mod serial;
 pub mod sgen;
+pub mod virtio;
 pub mod vmclock;
 pub mod vmgenid;
 
