@@ -14,6 +14,7 @@ mod acpi;
 pub mod entropy;
 mod irq;
 mod mmio;
+pub mod net;
 mod queue;
 mod state;
 #[cfg(test)]

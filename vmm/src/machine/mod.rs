@@ -1,5 +1,6 @@
 //! The machine: memory, vCPUs, interrupt controllers, devices. One owner, the controller; no API type in here.
 
+pub mod backends;
 mod boot_state;
 pub mod console;
 mod cpuid;

@@ -1,0 +1,461 @@
+//! The network device (virtio 1.2, section 5.1): one pair of queues, checksums and segmentation left to the other side,
+//! received frames over several buffers.
+//!
+//! Frames go between guest memory and the backend without a copy. A frame that cannot be sent or received is lost,
+//! as on any network; nothing of a frame is kept when a snapshot is taken.
+//!
+//! | configuration space | |
+//! |---|---|
+//! | 0x0 | MAC address, 6 bytes |
+//! | 0x6 | u16: bit 0 link is up, bit 1 announce yourself |
+//! | 0x8 | u16: pairs of queues, not offered, 0 |
+//! | 0xa | u16: MTU, if there is one |
+//!
+//! **Clones.** A restored device may have another MAC address than the one that was saved, and is told to announce itself, because
+//! its network may never have heard of it. Drivers read the address when they bind to the device and not again: until then (unbind and bind)
+//! a guest keeps its old one, unless it sets another by itself.
+
+mod backend;
+mod control;
+mod ring;
+mod rx;
+#[cfg(test)]
+mod rx_test;
+mod state;
+#[cfg(test)]
+mod testing;
+mod tx;
+#[cfg(test)]
+mod tx_test;
+
+use std::os::fd::BorrowedFd;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE,
+    VIRTIO_NET_S_LINK_UP,
+};
+use virtio_queue::{Queue, QueueT};
+
+pub use backend::{FrameBackend, HEADER_LEN, MAX_FRAME_LEN, Offloads};
+pub use state::{NetRestoreError, NetState};
+
+use super::{ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Turn, VirtioDevice};
+use ring::QueueError;
+use rx::{Buffers, Receive};
+use tx::Transmit;
+
+/// The smallest MTU in bytes (virtio 1.2, 5.1.4.1).
+pub const MIN_MTU: u16 = 68;
+
+/// The queues' numbers.
+const RX: u16 = 0;
+const TX: u16 = 1;
+const CONTROL: u16 = 2;
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
+
+/// How many frames or chains one turn of a queue handles, so that a guest's flood leaves the event loop to others.
+const BUDGET: usize = 256;
+/// How much longer a frame may be than the MTU, in bytes: Ethernet's header, with a VLAN tag.
+const LINK_HEADER: usize = 18;
+/// The MTU of a network that nobody has said anything else of.
+const DEFAULT_MTU: u16 = 1500;
+
+/// What the guest is told of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetSettings {
+    /// The guest's MAC address, in the order in which it is sent.
+    pub mac: [u8; 6],
+    /// The largest packet, in bytes, at least [`MIN_MTU`]; none to leave it to the guest.
+    pub mtu: Option<u16>,
+}
+
+/// A MAC address of no manufacturer's, for a guest that nobody has given one: locally administered, of one station, the rest random.
+///
+/// # Errors
+/// The host has no random numbers.
+pub fn random_mac() -> Result<[u8; 6], getrandom::Error> {
+    let mut mac = [0; 6];
+    getrandom::fill(&mut mac)?;
+    mac[0] = mac[0] & !0b01 | 0b10;
+    Ok(mac)
+}
+
+/// What has gone through a device since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames that the guest has got.
+    pub rx_frames: u64,
+    /// Their bytes, without the header.
+    pub rx_bytes: u64,
+    /// Frames for the guest that were lost: too long for its buffers, or not to be read.
+    pub rx_dropped: u64,
+    /// Frames that the guest has sent.
+    pub tx_frames: u64,
+    /// Their bytes, without the header.
+    pub tx_bytes: u64,
+    /// Frames of the guest's that the network did not take.
+    pub tx_dropped: u64,
+    /// Chains of descriptors of which nothing could be used.
+    pub malformed: u64,
+}
+
+impl Counters {
+    fn sent(&mut self, bytes: usize) {
+        self.tx_frames += 1;
+        self.tx_bytes += bytes as u64;
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.rx_frames += 1;
+        self.rx_bytes += bytes as u64;
+    }
+}
+
+/// What a queue waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The driver's doorbell.
+    Driver,
+    /// The backend.
+    Backend,
+    /// Nothing: its budget is spent.
+    Again,
+}
+
+impl From<Next> for Turn {
+    fn from(next: Next) -> Self {
+        match next {
+            Next::Driver | Next::Backend => Self::Done,
+            Next::Again => Self::More,
+        }
+    }
+}
+
+/// The network device.
+#[derive(Debug)]
+pub struct Net<B> {
+    backend: B,
+    settings: NetSettings,
+    /// What driver and device have agreed on; 0 if the device is not active.
+    features: u64,
+    link: bool,
+    /// The driver has been told to announce itself, and has not done so yet.
+    announce: bool,
+    /// The configuration space is not what the driver has read. It is told when the machine is restored.
+    config_changed: bool,
+    buffers: Buffers,
+    /// The backend had no room for a frame, which waits in its queue.
+    tx_waits: bool,
+    counters: Counters,
+}
+
+impl<B: FrameBackend> Net<B> {
+    /// A device as after power-on, with its link up.
+    pub fn new(settings: NetSettings, backend: B) -> Self {
+        Self {
+            backend,
+            settings,
+            features: 0,
+            link: true,
+            announce: false,
+            config_changed: false,
+            buffers: Buffers::default(),
+            tx_waits: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// What the guest is told.
+    pub fn settings(&self) -> NetSettings {
+        self.settings
+    }
+
+    /// What has gone through so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether the link is up.
+    pub fn link(&self) -> bool {
+        self.link
+    }
+
+    /// Plugs the cable in or out. `active` is there if a driver uses the device; it is told.
+    ///
+    /// Frames that come without a link wait in the backend, as long as that has room.
+    pub fn set_link(&mut self, up: bool, active: Option<&mut Active<'_>>) -> Turn {
+        if up == self.link {
+            return Turn::Done;
+        }
+        self.link = up;
+        let Some(active) = active else {
+            return Turn::Done;
+        };
+        self.announce |= up && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
+        active.interrupt.config_changed();
+        self.backend_ready(active)
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        self.features & (1 << feature) != 0
+    }
+
+    /// What the guest lets the backend leave to it.
+    fn wanted_offloads(&self) -> Offloads {
+        let checksum = self.has(VIRTIO_NET_F_GUEST_CSUM);
+        Offloads {
+            checksum,
+            tso4: checksum && self.has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: checksum && self.has(VIRTIO_NET_F_GUEST_TSO6),
+            ufo: checksum && self.has(VIRTIO_NET_F_GUEST_UFO),
+        }
+    }
+
+    fn longest_frame(&self) -> usize {
+        if self.wanted_offloads().segments() {
+            return MAX_FRAME_LEN;
+        }
+        let mtu = self.settings.mtu.unwrap_or(DEFAULT_MTU);
+        HEADER_LEN + LINK_HEADER + usize::from(mtu.max(DEFAULT_MTU))
+    }
+
+    fn receive(&mut self, active: &mut Active<'_>) -> Turn {
+        if !self.link {
+            return Turn::Done;
+        }
+        let (mergeable, longest) = (self.has(VIRTIO_NET_F_MRG_RXBUF), self.longest_frame());
+        let Some(queue) = queue(active.queues, RX) else {
+            return Turn::Done;
+        };
+        let receive = Receive {
+            queue,
+            memory: active.memory,
+            backend: &mut self.backend,
+            buffers: &mut self.buffers,
+            counters: &mut self.counters,
+            mergeable,
+            longest,
+        };
+        finish(receive.run(BUDGET), active.interrupt)
+    }
+
+    fn transmit(&mut self, active: &mut Active<'_>, budget: usize) -> Turn {
+        let Some(queue) = queue(active.queues, TX) else {
+            return Turn::Done;
+        };
+        let transmit = Transmit {
+            queue,
+            memory: active.memory,
+            backend: &mut self.backend,
+            link: self.link,
+            counters: &mut self.counters,
+        };
+        let done = transmit.run(budget);
+        self.tx_waits = matches!(done, Ok((Next::Backend, _)));
+        finish(done, active.interrupt)
+    }
+
+    fn control(&mut self, active: &mut Active<'_>) -> Turn {
+        let Some(queue) = queue(active.queues, CONTROL) else {
+            return Turn::Done;
+        };
+        let done = control::process(queue, active.memory, BUDGET).map(|(commands, next, wants)| {
+            self.announce &= !commands.announced;
+            (next, wants)
+        });
+        finish(done, active.interrupt)
+    }
+
+    fn config(&self) -> [u8; 12] {
+        let mut status = 0;
+        if self.link {
+            status |= VIRTIO_NET_S_LINK_UP;
+        }
+        if self.announce {
+            status |= VIRTIO_NET_S_ANNOUNCE;
+        }
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&self.settings.mac);
+        config[6..8].copy_from_slice(&(status as u16).to_le_bytes());
+        config[10..].copy_from_slice(&self.settings.mtu.unwrap_or(0).to_le_bytes());
+        config
+    }
+}
+
+/// A queue that the driver has set up.
+fn queue(queues: &mut [Queue], index: u16) -> Option<&mut Queue> {
+    queues
+        .get_mut(usize::from(index))
+        .filter(|queue| queue.ready())
+}
+
+/// Interrupts the driver if it wants that, or tells it that it has broken a queue.
+fn finish(done: Result<(Next, bool), QueueError>, interrupt: &dyn Interrupt) -> Turn {
+    match done {
+        Ok((next, wants_interrupt)) => {
+            if wants_interrupt {
+                interrupt.used();
+            }
+            next.into()
+        }
+        Err(error) => {
+            tracing::debug!(%error, "network device");
+            interrupt.needs_reset();
+            Turn::Done
+        }
+    }
+}
+
+fn both(one: Turn, other: Turn) -> Turn {
+    match (one, other) {
+        (Turn::Done, Turn::Done) => Turn::Done,
+        _ => Turn::More,
+    }
+}
+
+/// The features of a device with these settings on a backend that can do `offloads`.
+fn offered(settings: NetSettings, offloads: Offloads) -> u64 {
+    let mut bits = vec![
+        VIRTIO_F_VERSION_1,
+        VIRTIO_NET_F_MAC,
+        VIRTIO_NET_F_MRG_RXBUF,
+        VIRTIO_NET_F_STATUS,
+        VIRTIO_NET_F_CTRL_VQ,
+        VIRTIO_NET_F_GUEST_ANNOUNCE,
+    ];
+    for (there, host, guest) in [
+        (
+            offloads.checksum,
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+        ),
+        (
+            offloads.tso4,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO4,
+        ),
+        (
+            offloads.tso6,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_GUEST_TSO6,
+        ),
+        (offloads.ufo, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_GUEST_UFO),
+    ] {
+        if there {
+            bits.extend([host, guest]);
+        }
+    }
+    if settings.mtu.is_some() {
+        bits.push(VIRTIO_NET_F_MTU);
+    }
+    let bits = bits.into_iter().fold(0, |all, bit| all | 1 << bit);
+    bits | F_EVENT_IDX | F_INDIRECT_DESC
+}
+
+/// Whether each feature has the ones that it depends on (virtio 1.2, 5.1.3.1).
+fn is_consistent(features: u64) -> bool {
+    let has = |bit: u32| features & (1 << bit) != 0;
+    let needs = |dependent: &[u32], needed: u32| {
+        has(needed) || dependent.iter().all(|&feature| !has(feature))
+    };
+    needs(
+        &[
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_UFO,
+        ],
+        VIRTIO_NET_F_GUEST_CSUM,
+    ) && needs(
+        &[
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_UFO,
+        ],
+        VIRTIO_NET_F_CSUM,
+    ) && needs(&[VIRTIO_NET_F_GUEST_ANNOUNCE], VIRTIO_NET_F_CTRL_VQ)
+}
+
+impl<B: FrameBackend> VirtioDevice for Net<B> {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        offered(self.settings, self.backend.offloads())
+    }
+
+    fn accepts(&self, features: u64) -> bool {
+        is_consistent(features)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| config.get(offset..))
+            .unwrap_or_default();
+        let len = rest.len().min(data.len());
+        data[..len].copy_from_slice(&rest[..len]);
+    }
+
+    fn activate(&mut self, active: &mut Active<'_>) -> Result<(), ActivateError> {
+        self.features = active.features;
+        let offloads = self.wanted_offloads();
+        self.backend
+            .set_offloads(offloads)
+            .map_err(|error| ActivateError(format!("the network cannot do {offloads:?}: {error}")))
+    }
+
+    fn reset(&mut self) {
+        self.buffers.forget();
+        self.tx_waits = false;
+        self.features = 0;
+        self.announce = false;
+    }
+
+    fn queue_ready(&mut self, queue: u16, active: &mut Active<'_>) -> Turn {
+        match queue {
+            RX => self.receive(active),
+            TX => self.transmit(active, BUDGET),
+            CONTROL => self.control(active),
+            _ => Turn::Done,
+        }
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.fd()
+    }
+
+    fn backend_ready(&mut self, active: &mut Active<'_>) -> Turn {
+        let received = self.receive(active);
+        match self.tx_waits {
+            true => both(received, self.transmit(active, BUDGET)),
+            false => received,
+        }
+    }
+
+    /// Frames are sent and received within a call; what is taken beforehand goes back to the queue.
+    fn drain(&mut self, active: &mut Active<'_>) {
+        if let Some(queue) = queue(active.queues, RX) {
+            self.buffers.give_back(queue);
+        }
+    }
+
+    fn restored(&mut self, active: &mut Active<'_>) {
+        if std::mem::take(&mut self.config_changed) {
+            active.interrupt.config_changed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! What is behind the virtio devices on the host.
+
+pub mod tap;
