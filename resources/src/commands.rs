@@ -9,7 +9,7 @@ use vm_agent::Work;
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
 use crate::host::{self, Request, SharedFile};
-use crate::setup;
+use crate::setup::{self, Guests};
 use crate::small::Flavor;
 use crate::testing::{self, Part};
 
@@ -119,10 +119,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
         }
         Subcommands::KvmHost(options) => kvm_host(options),
         Subcommands::Test(options) => test(options),
-        Subcommands::Demo(passed) => program("demo", passed.arguments, detect::detect()?),
+        Subcommands::Demo(passed) => {
+            let guests = demo_guests(&passed.arguments);
+            program("demo", passed.arguments, detect::detect()?, guests)
+        }
         Subcommands::Bench(passed) => {
             let kvm = bench_kvm(&passed.arguments)?;
-            program("bench", passed.arguments, kvm)
+            let guests = Guests::All(Flavor::Plain);
+            program("bench", passed.arguments, kvm, guests)
         }
     }
 }
@@ -207,9 +211,17 @@ fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
     detect::detect()
 }
 
+/// The demo shows the stock kernel unless it is told otherwise; then nobody waits for a kernel build.
+fn demo_guests(arguments: &[String]) -> Guests {
+    match arguments.iter().any(|argument| argument.contains("small")) {
+        true => Guests::All(Flavor::Plain),
+        false => Guests::Stock,
+    }
+}
+
 /// Runs a program of the tests package, as it would be shipped.
-fn program(name: &str, arguments: Vec<String>, kvm: Kvm) -> Result<i32> {
-    let resources = setup::setup()?;
+fn program(name: &str, arguments: Vec<String>, kvm: Kvm, guests: Guests) -> Result<i32> {
+    let resources = setup::setup_for(guests)?;
     let built = build::build(Profile::Release, Wanted::Program(name))?;
     let program = built.program.context("cargo built no program")?;
     let mut argv = vec![program.to_string_lossy().into_owned()];
@@ -264,6 +276,22 @@ mod tests {
             panic!("another command");
         };
         assert_eq!(passed.arguments, ["restore", "--json"]);
+    }
+
+    #[test]
+    fn the_demo_waits_for_the_small_kernel_only_where_it_is_asked_for() {
+        let guests = |words: &[&str]| {
+            demo_guests(
+                &words
+                    .iter()
+                    .map(|word| word.to_string())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(guests(&["--json"]), Guests::Stock);
+        assert_eq!(guests(&["--guest", "debian"]), Guests::Stock);
+        assert_eq!(guests(&["--guest", "small"]), Guests::All(Flavor::Plain));
+        assert_eq!(guests(&["--guest=small"]), Guests::All(Flavor::Plain));
     }
 
     #[test]

@@ -39,8 +39,8 @@ struct Kernel<'a> {
 pub(crate) struct Ours {
     /// The guest driver for the stock kernel.
     pub(crate) stock_driver: PathBuf,
-    /// The guest driver for the small kernel.
-    pub(crate) small_driver: PathBuf,
+    /// The guest driver for the small kernel, if there are guests with that.
+    pub(crate) small_driver: Option<PathBuf>,
     /// The programs, in the guest's `/bin`.
     pub(crate) programs: Vec<GuestProgram>,
 }
@@ -48,11 +48,7 @@ pub(crate) struct Ours {
 impl Ours {
     /// Names all of it: other contents are another text.
     fn recipe(&self) -> String {
-        let mut text = format!(
-            "{}; {}",
-            self.stock_driver.display(),
-            self.small_driver.display()
-        );
+        let mut text = format!("{:?}; {:?}", self.stock_driver, self.small_driver);
         for program in &self.programs {
             let digest = Sha256::digest(&program.contents);
             text += &format!("; {} {}", program.name, cache::hex(&digest));
@@ -61,38 +57,39 @@ impl Ours {
     }
 }
 
-/// The directory with both kernels and their initramfs, made if it is not there:
-/// `debian/{vmlinux,vmlinuz,initramfs.cpio}` and `small/{vmlinux,bzImage,initramfs.cpio}`.
+/// The directory with the kernels and their initramfs, made if it is not there:
+/// `debian/{vmlinux,vmlinuz,initramfs.cpio}` and, if there is a small kernel,
+/// `small/{vmlinux,bzImage,initramfs.cpio}`.
 pub(crate) fn guests(
     cache: &Cache,
     root: &Root,
     stock: &Stock,
-    small: &Small,
+    small: Option<&Small>,
     ours: &Ours,
 ) -> Result<PathBuf> {
-    let kernels = [
-        Kernel {
-            name: "debian",
-            files: [("vmlinux", stock.vmlinux()), ("vmlinuz", stock.vmlinuz())],
-            modules: stock.modules(),
-            contained: &["ptp_vmclock"],
-            loaded: &[],
-            driver: &ours.stock_driver,
-        },
-        Kernel {
+    let mut kernels = vec![Kernel {
+        name: "debian",
+        files: [("vmlinux", stock.vmlinux()), ("vmlinuz", stock.vmlinuz())],
+        modules: stock.modules(),
+        contained: &["ptp_vmclock"],
+        loaded: &[],
+        driver: &ours.stock_driver,
+    }];
+    if let (Some(small), Some(driver)) = (small, &ours.small_driver) {
+        kernels.push(Kernel {
             name: "small",
             files: [("vmlinux", small.vmlinux()), ("bzImage", small.bzimage())],
             modules: small.modules(),
             contained: &["vmgenid", "ptp_vmclock"],
             loaded: &["vmgenid"],
-            driver: &ours.small_driver,
-        },
-    ];
+            driver,
+        });
+    }
     let busybox = busybox()?;
     let recipe = format!(
-        "{}; {}; {INIT}; {:?}; {}; 3",
+        "{}; {:?}; {INIT}; {:?}; {}; 3",
         stock.dir().display(),
-        small.dir().display(),
+        small.map(Small::dir),
         busybox.version,
         ours.recipe()
     );
@@ -246,7 +243,7 @@ mod tests {
     fn ours(contents: &str) -> Ours {
         Ours {
             stock_driver: PathBuf::from("/d"),
-            small_driver: PathBuf::from("/s"),
+            small_driver: Some(PathBuf::from("/s")),
             programs: vec![GuestProgram {
                 name: "sysgenctl",
                 contents: contents.into(),
@@ -260,7 +257,7 @@ mod tests {
         assert_eq!(recipe, ours("a").recipe());
         assert_ne!(recipe, ours("b").recipe());
         let mut other = ours("a");
-        other.small_driver = PathBuf::from("/t");
+        other.small_driver = Some(PathBuf::from("/t"));
         assert_ne!(recipe, other.recipe());
     }
 

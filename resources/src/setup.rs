@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: everything that a VM needs, made once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -11,9 +11,18 @@ use crate::emulator::{self, Emulator};
 use crate::image::{self, Image};
 use crate::initramfs::Ours;
 use crate::progress::Progress;
-use crate::small::{Flavor, Small};
-use crate::stock::Stock;
-use crate::{build, chroot, initramfs, prepared, small, stock, tools};
+use crate::small::{self, Flavor, Small};
+use crate::stock::{self, Stock};
+use crate::{build, chroot, initramfs, prepared, tools};
+
+/// Which guests are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guests {
+    /// Those of both kernels, the small one of this flavor. It takes minutes to compile.
+    All(Flavor),
+    /// Those of the stock kernel alone, of which only a build tree for modules is made.
+    Stock,
+}
 
 /// What the other commands use.
 pub(crate) struct Resources {
@@ -27,13 +36,13 @@ pub(crate) struct Resources {
     pub(crate) emulator: Emulator,
 }
 
-/// Makes what is missing. Nearly free when nothing is.
+/// Makes what is missing for all guests. Nearly free when nothing is.
 pub(crate) fn setup() -> Result<Resources> {
-    setup_with(Flavor::Plain)
+    setup_for(Guests::All(Flavor::Plain))
 }
 
-/// The same with another small kernel.
-pub(crate) fn setup_with(flavor: Flavor) -> Result<Resources> {
+/// The same for some guests.
+pub(crate) fn setup_for(wanted: Guests) -> Result<Resources> {
     let cache = Cache::open()?;
     let progress = Progress::default();
     let _lock = cache.lock()?;
@@ -42,9 +51,13 @@ pub(crate) fn setup_with(flavor: Flavor) -> Result<Resources> {
     let emulator = emulator::emulator(&cache, &progress)?;
     let root = chroot::root(&cache, &progress)?;
     let stock = stock::stock(&cache, &root, &progress)?;
-    let small = small::small(&cache, &root, flavor, &progress)?;
-    let ours = ours(&cache, &root, &stock, &small, &progress)?;
-    let guests = initramfs::guests(&cache, &root, &stock, &small, &ours)?;
+    let source = small::source(&cache, &root, &progress)?;
+    let small = match wanted {
+        Guests::All(flavor) => Some(small::small(&cache, &root, &source, flavor, &progress)?),
+        Guests::Stock => None,
+    };
+    let ours = ours(&cache, &root, &source, &stock, small.as_ref(), &progress)?;
+    let guests = initramfs::guests(&cache, &root, &stock, small.as_ref(), &ours)?;
     let host = image::image(&cache, &stock, &guests)?;
     Ok(Resources {
         cache,
@@ -54,18 +67,21 @@ pub(crate) fn setup_with(flavor: Flavor) -> Result<Resources> {
     })
 }
 
-/// Makes what the guests have of this workspace, for both kernels.
+/// Makes what the guests have of this workspace.
 fn ours(
     cache: &Cache,
     root: &Root,
+    source: &Path,
     stock: &Stock,
-    small: &Small,
+    small: Option<&Small>,
     progress: &Progress,
 ) -> Result<Ours> {
     let programs = build::guest_programs()?;
     let sources = Sources::of_workspace()?;
-    let small_driver = driver(cache, root, &sources, &small.target(), progress)?;
-    let prepared = prepared::prepared(cache, root, stock, small.source(), progress)?;
+    let small_driver = small
+        .map(|small| driver(cache, root, &sources, &small.target(source), progress))
+        .transpose()?;
+    let prepared = prepared::prepared(cache, root, stock, source, progress)?;
     let stock_driver = driver(cache, root, &sources, &prepared, progress)?;
     Ok(Ours {
         stock_driver,

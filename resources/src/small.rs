@@ -78,7 +78,6 @@ const STEPS: u64 = 1900;
 #[derive(Debug, Clone)]
 pub(crate) struct Small {
     dir: PathBuf,
-    source: PathBuf,
     flavor: Flavor,
 }
 
@@ -103,16 +102,11 @@ impl Small {
         self.dir.join("modules")
     }
 
-    /// The source, which is that of the stock kernel too.
-    pub(crate) fn source(&self) -> &Path {
-        &self.source
-    }
-
-    /// The kernel as something that modules can be built for.
-    pub(crate) fn target(&self) -> Target<'_> {
+    /// The kernel as something that modules can be built for, with the source that it was built from.
+    pub(crate) fn target<'a>(&self, source: &'a Path) -> Target<'a> {
         Target {
             name: self.flavor.name(),
-            source: &self.source,
+            source,
             tree: self.dir.join("build"),
             variables: self.flavor.variables().to_owned(),
         }
@@ -123,10 +117,10 @@ impl Small {
 pub(crate) fn small(
     cache: &Cache,
     root: &Root,
+    source: &Path,
     flavor: Flavor,
     progress: &Progress,
 ) -> Result<Small> {
-    let source = source(cache, root, progress)?;
     let (variables, config) = (flavor.variables(), flavor.config());
     let recipe = format!(
         "{}; {}; {variables}; {BUILD}; {MODULES:?}; {config}",
@@ -137,19 +131,15 @@ pub(crate) fn small(
     if !dir.exists() {
         cache
             .make(&dir, |inside| {
-                build_kernel(inside, flavor, &source, cache, root, progress)
+                build_kernel(inside, flavor, source, cache, root, progress)
             })
             .context("could not build the small kernel")?;
     }
-    Ok(Small {
-        dir,
-        source,
-        flavor,
-    })
+    Ok(Small { dir, flavor })
 }
 
-/// The unpacked kernel source, with Debian's patches.
-fn source(cache: &Cache, root: &Root, progress: &Progress) -> Result<PathBuf> {
+/// The unpacked kernel source, with Debian's patches: the stock kernel's too.
+pub(crate) fn source(cache: &Cache, root: &Root, progress: &Progress) -> Result<PathBuf> {
     let recipe = format!("{}; {SOURCE}; {UNPACK}", root.dir().display());
     let dir = cache.place("linux-source", &recipe);
     if !dir.exists() {

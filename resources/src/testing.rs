@@ -12,7 +12,7 @@ use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
-use crate::setup;
+use crate::setup::{self, Guests};
 use crate::small::Flavor;
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
@@ -184,7 +184,7 @@ fn libtest_result(line: &str) -> Option<Count> {
 fn vm_part(options: &Options) -> Result<Report> {
     println!("=== tests on KVM");
     let kvm = detect::detect()?;
-    let resources = setup::setup_with(options.kernel)?;
+    let resources = setup::setup_for(Guests::All(options.kernel))?;
     let built = build::build(Profile::VmTest, Wanted::Tests)?;
     let plan = TestPlan {
         binaries: built.tests,
