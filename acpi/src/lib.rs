@@ -11,6 +11,7 @@ mod dsdt;
 mod fadt;
 mod madt;
 
+pub use acpi_tables::Aml;
 pub use build::{BuildError, Tables, build};
 pub use description::{GpeNotify, IoApic, MAX_CPUS, MachineDescription, PmPorts};
 

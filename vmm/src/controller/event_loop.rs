@@ -26,6 +26,7 @@ const MACHINE: u32 = 1;
 const SIGNALS: u32 = 2;
 const INPUT: u32 = 3;
 const PM_TIMER: u32 = 4;
+const VIRTIO: u32 = 5;
 
 /// How often the console's reader is tried again once it did not keep up.
 const CONSOLE_RETRY_MS: i32 = 20;
@@ -265,6 +266,7 @@ impl MutEventSubscriber for EventLoop {
             (self.machine_events.as_raw_fd(), MACHINE),
             (self.signals.as_raw_fd(), SIGNALS),
             (self.pm_timer.as_raw_fd(), PM_TIMER),
+            (self.controller.virtio_events().as_raw_fd(), VIRTIO),
         ];
         for (fd, number) in sources {
             if let Err(error) = ops.add(Events::with_data_raw(fd, number, EventSet::IN)) {
@@ -285,6 +287,7 @@ impl MutEventSubscriber for EventLoop {
             SIGNALS if self.signals.take() => self.end(Ok(Outcome::Quit)),
             INPUT => self.read_input(ops),
             PM_TIMER => self.pm_timer_due(),
+            VIRTIO => self.controller.virtio_work(),
             _ => {}
         }
     }

@@ -20,6 +20,7 @@ use crate::config::{BootSource, ConfigError, DevicesConfig, MachineConfig};
 use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
+use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
 use crate::snapshot::{self, Staging, open_snapshot};
 use command::{
@@ -77,11 +78,13 @@ pub(crate) struct Controller {
     events: EventSender,
     /// Shared with the machine's device; whoever waits for reports learns of the end when both are gone.
     reports: Arc<watch::Sender<DriverReport>>,
+    /// The doorbells and backends of the machine's virtio devices.
+    virtio: Arc<VirtioEvents>,
 }
 
 impl Controller {
     /// A controller without a machine.
-    pub(crate) fn new(events: EventSender) -> Result<Self, HostError> {
+    pub(crate) fn new(events: EventSender, virtio: VirtioEvents) -> Result<Self, HostError> {
         let host = Host::open()?;
         let spare = Some(host.empty_vm()?);
         Ok(Self {
@@ -95,12 +98,27 @@ impl Controller {
             restored_from: None,
             events,
             reports: Arc::new(watch::Sender::new(DriverReport::default())),
+            virtio: Arc::new(virtio),
         })
     }
 
     /// The machine, once there is one.
     pub(crate) fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
+    }
+
+    /// Readable when virtio devices have something to do.
+    pub(crate) fn virtio_events(&self) -> &VirtioEvents {
+        &self.virtio
+    }
+
+    /// Virtio devices have something to do.
+    pub(crate) fn virtio_work(&mut self) {
+        match &mut self.machine {
+            Some(machine) => machine.virtio_work(),
+            // The last words of a machine that has gone.
+            None => self.virtio.discard(),
+        }
     }
 
     /// What the guest's driver reports, for as long as there is this controller.
@@ -309,6 +327,7 @@ impl Controller {
             console: ConsoleOutput::stdout()?,
             events: self.events.try_clone()?,
             reports: Arc::clone(&self.reports),
+            virtio: Arc::clone(&self.virtio),
         })
     }
 

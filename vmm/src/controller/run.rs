@@ -17,6 +17,7 @@ use crate::api::{self, ApiError, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
 use crate::machine::HostError;
 use crate::machine::events::{EventSender, MachineEvent};
+use crate::machine::virtio::VirtioEvents;
 use crate::terminal::{self, RawMode};
 
 /// What one process shall do.
@@ -93,7 +94,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     let signals = EndSignals::block()?;
     ignore_file_size_signal();
     let (events, machine_events) = EventSender::new()?;
-    let mut controller = Controller::new(events)?;
+    let mut controller = Controller::new(events, VirtioEvents::new()?)?;
     let command_wake = EventFd::new(EFD_NONBLOCK)?;
     let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?, controller.reports());
     let _api = match &options.api_socket {

@@ -9,7 +9,7 @@ use vm_device::DevicePio;
 use vm_device::bus::{self, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, PioManager};
 use vm_memory::Bytes;
-use vmgenie_acpi::{IoApic, MachineDescription};
+use vmgenie_acpi::{Aml, IoApic, MachineDescription};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
 use vmgenie_devices::sgen::{self, OnReport};
@@ -23,6 +23,7 @@ use super::layout;
 use super::memory::GuestMemory;
 use super::state::{PmPart, SerialPart, SysGenPart, VmClockPart, VmGenIdPart};
 use super::vcpus::Standstill;
+use super::virtio::{SavedVirtio, VirtioDevices, VirtioError};
 
 /// Why the devices could not be set up.
 #[derive(Debug, Error)]
@@ -30,6 +31,9 @@ pub enum DeviceError {
     /// A range of ports is taken twice.
     #[error("could not put a device on the bus")]
     Bus(#[source] bus::Error),
+    /// The virtio devices.
+    #[error("could not set up the virtio devices")]
+    Virtio(#[from] VirtioError),
     /// The eventfd ran out.
     #[error("could not connect a device to the event loop")]
     Events(#[source] io::Error),
@@ -70,6 +74,7 @@ pub(super) struct Devices {
     pm: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort<ConsoleOutput>>>,
     pub(super) generation: GenerationDevices,
+    pub(super) virtio: VirtioDevices,
     pub(super) bus: Arc<IoManager>,
 }
 
@@ -80,6 +85,7 @@ pub(super) struct DeviceStates {
     pub(super) vmgenid: VmGenIdPart,
     pub(super) sysgen: SysGenPart,
     pub(super) vmclock: VmClockPart,
+    pub(super) virtio: SavedVirtio,
 }
 
 impl fmt::Debug for Devices {
@@ -89,15 +95,17 @@ impl fmt::Debug for Devices {
             .field("pm", &self.pm)
             .field("serial", &self.serial)
             .field("generation", &self.generation)
+            .field("virtio", &self.virtio)
             .finish_non_exhaustive()
     }
 }
 
 impl Devices {
-    /// Makes all devices as after power-on.
+    /// Makes all devices as after power-on, but for the virtio devices, which have their states already.
     pub(super) fn new(
         vm: &Arc<VmFd>,
         generation: GenerationDevices,
+        virtio: VirtioDevices,
         mut console: ConsoleOutput,
         events: &EventSender,
         on_report: OnReport,
@@ -144,10 +152,12 @@ impl Devices {
             sgen::PORT_LEN,
             Arc::clone(&generation.sysgen) as _,
         )?;
+        virtio.register(&mut bus)?;
         Ok(Self {
             pm,
             serial,
             generation,
+            virtio,
             bus: Arc::new(bus),
         })
     }
@@ -181,7 +191,7 @@ impl Devices {
         }
     }
 
-    /// Saves all devices.
+    /// Saves all devices. *vCPUs:* standing still.
     pub(super) fn save(&self) -> DeviceStates {
         DeviceStates {
             pm: PmPart(self.pm().save()),
@@ -189,6 +199,7 @@ impl Devices {
             vmgenid: VmGenIdPart(self.generation.vmgenid.save()),
             sysgen: SysGenPart(self.generation.sysgen().save()),
             vmclock: VmClockPart(self.generation.vmclock.save()),
+            virtio: self.virtio.save(),
         }
     }
 
@@ -203,6 +214,7 @@ impl Devices {
     pub(super) fn sync_lines(&self) -> Result<(), DeviceError> {
         self.pm().sync_line()?;
         self.serial().sync_line()?;
+        self.virtio.restored();
         Ok(())
     }
 
@@ -213,13 +225,15 @@ impl Devices {
             vmgenid, vmclock, ..
         } = &self.generation;
         let sysgen = self.generation.sysgen();
+        let mut devices: Vec<&dyn Aml> = vec![&*serial, vmgenid, &*sysgen, vmclock];
+        devices.extend(self.virtio.acpi());
         let tables = vmgenie_acpi::build(
             &MachineDescription {
                 cpus: vcpus,
                 sci_gsi: pm::SCI_GSI as u8,
                 pm: pm::ports(),
                 s5_sleep_type: pm::S5_SLEEP_TYPE,
-                devices: vec![&*serial, vmgenid, &*sysgen, vmclock],
+                devices,
                 gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
                 io_apic: IoApic {
                     id: 0,

@@ -7,7 +7,7 @@
 //! | `0x000e_0000` | reserved | ACPI tables, at most 128 KiB |
 //! | `0x0010_0000` | usable | kernel; initrd as high as it fits below the system area |
 //! | end of low memory - 64 KiB | reserved | system area: a page each for the generation ID, the generation counter and VMClock; room for what comes |
-//! | `0xc000_0000` | - | the gap: IOAPIC `0xfec0_0000`, local APIC `0xfee0_0000`, KVM's own pages |
+//! | `0xc000_0000` | - | the gap: virtio devices from `0xd000_0000` on, a page each; IOAPIC `0xfec0_0000`, local APIC `0xfee0_0000`, KVM's own pages |
 //! | `0x1_0000_0000` | usable | the rest of memory |
 
 use vm_memory::GuestAddress;
@@ -48,6 +48,13 @@ pub const SYSTEM_AREA_LEN: u64 = 0x1_0000;
 pub const GAP_START: u64 = 0xc000_0000;
 /// The end of the gap.
 pub const GAP_END: u64 = 0x1_0000_0000;
+/// The registers of the first virtio device; each has a page.
+pub const VIRTIO_MMIO: u32 = 0xd000_0000;
+/// The interrupts of the virtio devices, in the order of their slots: what the IOAPIC has without the PIT (0), the keyboard (1), the
+/// PICs' cascade (2), COM1 (4), the clock (8), the SCI (9) and the FPU (13). Never reordered: snapshots and their guests know them.
+pub const VIRTIO_GSIS: [u32; 17] = [
+    16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15, 3,
+];
 /// The IOAPIC's registers (KVM's default).
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APIC's registers (the architecture's default).
@@ -150,6 +157,20 @@ pub fn e820(memory_bytes: u64) -> Vec<E820Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_virtio_device_has_an_interrupt_that_nobody_else_has() {
+        use vmgenie_devices::{pm, serial};
+        let mut gsis = VIRTIO_GSIS.to_vec();
+        gsis.sort_unstable();
+        gsis.dedup();
+        assert_eq!(gsis.len(), VIRTIO_GSIS.len());
+        for taken in [0, 1, 2, serial::GSI, 8, pm::SCI_GSI, 13, 24] {
+            assert!(gsis.iter().all(|gsi| *gsi != taken && *gsi < 24), "{taken}");
+        }
+        assert!(u64::from(VIRTIO_MMIO) >= GAP_START);
+        assert!(VIRTIO_MMIO + 0x1000 * (VIRTIO_GSIS.len() as u32) <= IOAPIC);
+    }
 
     #[test]
     fn memory_up_to_3_gib_lies_below_the_gap() {

@@ -18,6 +18,7 @@ pub mod state;
 mod vcpu;
 mod vcpu_state;
 mod vcpus;
+pub mod virtio;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use save::SaveError;
 use vcpu::{Vcpu, VcpuError};
 pub use vcpus::Standstill;
 use vcpus::VcpuSet;
+use virtio::{VirtioDevices, VirtioError, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -92,8 +94,8 @@ pub enum BuildError {
     #[error("could not set the registers in which the guest starts")]
     BootState(#[from] BootStateError),
     /// Virtio devices.
-    #[error("this version has no virtio devices yet")]
-    NoVirtio,
+    #[error("could not set up the virtio devices")]
+    Virtio(#[from] VirtioError),
 }
 
 /// Why a drive could not be updated.
@@ -113,6 +115,8 @@ pub struct MachineIo {
     pub events: EventSender,
     /// Takes what the guest's driver reports of its generation.
     pub reports: Arc<watch::Sender<DriverReport>>,
+    /// Hears of the virtio devices' doorbells and backends.
+    pub virtio: Arc<VirtioEvents>,
 }
 
 impl MachineIo {
@@ -135,7 +139,6 @@ pub struct Machine {
     vm: Arc<VmFd>,
     memory: Memory,
     config: MachineConfig,
-    devices_config: DevicesConfig,
     pit: bool,
     /// An attempt to begin a new generation has failed: guest memory may hold half an ID, and no vCPU may run.
     generation_owed: bool,
@@ -152,9 +155,6 @@ impl Machine {
         last: Option<&LastGeneration>,
         io: MachineIo,
     ) -> Result<Self, BuildError> {
-        if !virtio.is_empty() {
-            return Err(BuildError::NoVirtio);
-        }
         check_address_bits(host, config)?;
         let bytes = config.memory_bytes();
         let memory = Memory::anonymous(bytes)?;
@@ -166,7 +166,8 @@ impl Machine {
         let images = boot::load(memory.map(), bytes, source)?;
         let generation = GenerationDevices::boot(memory.map(), bytes, last)?;
         let on_report = io.on_report();
-        let devices = Devices::new(&vm, generation, io.console, &io.events, on_report)?;
+        let virtio = VirtioDevices::boot(&vm, memory.map(), virtio, &io.virtio)?;
+        let devices = Devices::new(&vm, generation, virtio, io.console, &io.events, on_report)?;
         let rsdp = devices.write_acpi(memory.map(), config.vcpus())?;
         let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
         let vcpus = (0..config.vcpus())
@@ -187,7 +188,6 @@ impl Machine {
             vm,
             memory,
             config,
-            devices_config: virtio.clone(),
             pit,
             generation_owed: false,
         })
@@ -202,6 +202,7 @@ impl Machine {
             self.begin_generation()?;
         }
         self.vcpus.run(host);
+        self.devices.virtio.wake_if_pending();
         Ok(())
     }
 
@@ -222,7 +223,7 @@ impl Machine {
 
     /// The virtio devices.
     pub fn devices_config(&self) -> &DevicesConfig {
-        &self.devices_config
+        self.devices.virtio.config()
     }
 
     /// Puts another file behind a drive, or opens the present one anew. The guest learns of another size.
@@ -320,6 +321,16 @@ impl Machine {
         serial
             .output_mut()
             .is_some_and(ConsoleOutput::flush_waiting)
+    }
+
+    /// The virtio devices have events: takes them, and does what they ask for if the vCPUs run; else when they do.
+    ///
+    /// Needs the machine exclusively, so that nobody who copies its memory is disturbed.
+    pub fn virtio_work(&mut self) {
+        self.devices.virtio.take_events();
+        if self.is_running() {
+            self.devices.virtio.work();
+        }
     }
 
     /// The PM timer's interrupt is due: raises it, and says when the next one is.

@@ -17,8 +17,9 @@ use super::state::{MachineState, PlatformState, VcpuState};
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
 use super::vcpus::VcpuSet;
+use super::virtio::{SavedVirtio, VirtioDevices, VirtioError};
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits, layout};
-use crate::config::{ConfigError, DeviceOverrides, DevicesConfig, MachineConfig};
+use crate::config::{ConfigError, DeviceOverrides, MachineConfig};
 use crate::controller::command::RestoreAs;
 use crate::generation::{GenerationDevices, GenerationError};
 use crate::snapshot::{StateError, StateReader};
@@ -65,6 +66,9 @@ pub enum RestoreError {
     /// Devices.
     #[error("could not restore the devices")]
     Devices(#[from] DeviceError),
+    /// Virtio devices.
+    #[error("could not restore the virtio devices")]
+    Virtio(#[from] VirtioError),
     /// Generation ID, counter, VMClock.
     #[error("could not restore the devices that tell of generations")]
     GenerationDevices(#[source] GenerationError),
@@ -94,7 +98,9 @@ impl SavedMachine {
             vmgenid: reader.take()?,
             sysgen: reader.take()?,
             vmclock: reader.take()?,
+            virtio: SavedVirtio::read(&mut reader)?,
         };
+        devices.virtio.config.check()?;
         let memory_length = reader.header().memory_length;
         reader.finish()?;
         if vcpus.len() != usize::from(config.vcpus()) {
@@ -175,7 +181,8 @@ impl Machine {
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
-        let devices_config = DevicesConfig::default()
+        let virtio = saved.devices.virtio.config.clone();
+        let virtio = virtio
             .overridden(overrides)
             .map_err(RestoreError::Overrides)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
@@ -184,13 +191,23 @@ impl Machine {
         let pit = saved.platform.pit.is_some();
         platform::create(&vm, pit)?;
         platform::restore(&vm, &saved.platform)?;
+        // Before there are vCPUs: KVM need not wait for them with each doorbell.
+        let virtio =
+            VirtioDevices::restore(&vm, memory.map(), virtio, &saved.devices.virtio, &io.virtio)?;
         let vcpus = (0..)
             .zip(&saved.vcpus)
             .map(|(index, state)| restore_vcpu(host, &vm, index, state))
             .collect::<Result<Vec<_>, _>>()?;
         platform::restore_clock(&vm, &saved.platform)?;
         let on_report = io.on_report();
-        let devices = Devices::new(&vm, saved.generation, io.console, &io.events, on_report)?;
+        let devices = Devices::new(
+            &vm,
+            saved.generation,
+            virtio,
+            io.console,
+            &io.events,
+            on_report,
+        )?;
         devices.restore(&saved.devices)?;
         devices.sync_lines()?;
         if let edge @ Some(_) = devices.pm().next_timer_edge() {
@@ -203,7 +220,6 @@ impl Machine {
             vm,
             memory,
             config: saved.config,
-            devices_config,
             pit,
             generation_owed: false,
         };

@@ -52,6 +52,8 @@ impl Machine {
         if self.generation_owed {
             return Err(SaveError::GenerationOwed);
         }
+        // First: what ends now raises its interrupt before the interrupt controllers are saved, if KVM is quick.
+        self.devices.virtio.drain();
         let vcpus = standstill
             .vcpus()
             .map(|vcpu| {
@@ -77,6 +79,7 @@ impl Machine {
             .part(&devices.vmgenid)?
             .part(&devices.sysgen)?
             .part(&devices.vmclock)?;
+        devices.virtio.write(&mut writer)?;
         Ok(writer.finish()?)
     }
 
@@ -89,13 +92,15 @@ impl Machine {
         if self.is_running() {
             return Err(SaveError::Running);
         }
+        self.devices.virtio.drain();
         let mut offset = 0;
         let mut sources = Vec::new();
         for region in self.memory.map().iter() {
             let address = NonNull::new(region.as_ptr()).unwrap_or(NonNull::dangling());
             let len = region.size();
             // SAFETY: the region stays mapped as long as `self` is borrowed, and nobody writes to it: no vCPU runs and none can be
-            // started (see above), and no device has a thread of its own.
+            // started (see above); virtio devices have nothing in flight (see above) and take up nothing without an exclusive
+            // borrow (`virtio_work`); no device has a thread of its own.
             let mut source = unsafe { MemorySource::new(address, len, offset) }?;
             if let Some(base) = self.memory.backing() {
                 source = source.over(base, offset)?;

@@ -94,6 +94,7 @@ macro_rules! device_part {
         }
     };
 }
+pub(super) use device_part;
 
 device_part!(
     PmPart,

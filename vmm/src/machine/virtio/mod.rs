@@ -1,0 +1,235 @@
+//! The virtio devices of a machine: where they are, how their events reach them, how they are saved.
+//!
+//! All work on queues and backends is done in the event loop's thread, while the vCPUs run. What happens while they stand still is
+//! remembered and done when they run again, so that a machine that stands still stays as it is.
+
+mod device;
+mod events;
+mod slot;
+pub mod state;
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_device::bus::{self, MmioAddress, MmioRange};
+use vm_device::device_manager::{IoManager, MmioManager};
+use vmgenie_acpi::Aml;
+use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
+
+use super::layout::VIRTIO_GSIS;
+use super::memory::GuestMemory;
+use crate::config::DevicesConfig;
+
+use events::Happening;
+pub use events::VirtioEvents;
+use slot::{Pending, Slot, Slots};
+pub(super) use state::SavedVirtio;
+use state::TransportPart;
+
+/// Why the virtio devices could not be set up.
+#[derive(Debug, Error)]
+pub enum VirtioError {
+    /// More devices than interrupts.
+    #[error("a microVM has {} virtio devices at most", VIRTIO_GSIS.len())]
+    TooMany,
+    /// No model yet.
+    #[error("this version of vmgenie has no {0} yet")]
+    NotYet(&'static str),
+    /// KVM or the event loop.
+    #[error("could not {what} the virtio device in slot {slot}")]
+    Connect {
+        /// The number of the slot.
+        slot: usize,
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The range of a slot is taken.
+    #[error("could not put a virtio device on the bus")]
+    Bus(#[source] bus::Error),
+    /// The state file lacks something.
+    #[error("the snapshot has no state of {0}, which its machine has")]
+    Missing(&'static str),
+    /// The state file has too much.
+    #[error("the snapshot has states of more virtio devices than its machine has")]
+    TooManyStates,
+    /// A state.
+    #[error("could not restore the virtio device in slot {slot}")]
+    Restore {
+        /// The number of the slot.
+        slot: usize,
+        /// Why.
+        #[source]
+        source: TransportRestoreError,
+    },
+}
+
+/// The virtio devices of a machine.
+#[derive(Debug)]
+pub(super) struct VirtioDevices {
+    config: DevicesConfig,
+    slots: Vec<Slot>,
+    events: Arc<VirtioEvents>,
+}
+
+impl VirtioDevices {
+    /// The devices of a machine that boots. The VM has its interrupt controllers and no vCPUs yet: connecting doorbells is cheap
+    /// then.
+    pub(super) fn boot(
+        vm: &VmFd,
+        memory: &GuestMemory,
+        config: &DevicesConfig,
+        events: &Arc<VirtioEvents>,
+    ) -> Result<Self, VirtioError> {
+        check_number(config)?;
+        let mut slots = Slots::new(vm, memory, events, None);
+        Ok(Self {
+            slots: device::boot(config, &mut slots)?,
+            config: config.clone(),
+            events: Arc::clone(events),
+        })
+    }
+
+    /// The devices of a machine that is restored; `config` is what `saved` says, but for what the request wants otherwise. Neither
+    /// guest memory nor an interrupt is touched.
+    pub(super) fn restore(
+        vm: &VmFd,
+        memory: &GuestMemory,
+        config: DevicesConfig,
+        saved: &SavedVirtio,
+        events: &Arc<VirtioEvents>,
+    ) -> Result<Self, VirtioError> {
+        check_number(&config)?;
+        let transports = saved.transports();
+        if transports.len() > config.len() {
+            return Err(VirtioError::TooManyStates);
+        }
+        let mut slots = Slots::new(vm, memory, events, Some(&transports));
+        Ok(Self {
+            slots: device::restore(&config, saved, &mut slots)?,
+            config,
+            events: Arc::clone(events),
+        })
+    }
+
+    /// What the devices are.
+    pub(super) fn config(&self) -> &DevicesConfig {
+        &self.config
+    }
+
+    /// Puts the devices on the bus.
+    pub(super) fn register(&self, bus: &mut IoManager) -> Result<(), VirtioError> {
+        for slot in &self.slots {
+            let base = MmioAddress(slot.place.gpa.into());
+            let range = MmioRange::new(base, MmioSlot::LEN.into()).map_err(VirtioError::Bus)?;
+            bus.register_mmio(range, slot.device.on_bus())
+                .map_err(VirtioError::Bus)?;
+        }
+        Ok(())
+    }
+
+    /// The devices' descriptions for the guest.
+    pub(super) fn acpi(&self) -> impl Iterator<Item = &dyn Aml> {
+        self.slots.iter().map(|slot| &slot.place as &dyn Aml)
+    }
+
+    /// After a restore, when all other states are in place and interrupts reach the guest. *vCPUs:* standing still.
+    pub(super) fn restored(&self) {
+        for slot in &self.slots {
+            slot.device.transport().restored();
+        }
+        self.kick_all();
+    }
+
+    /// Ends or takes back what is in flight: until the vCPUs run again, nobody writes guest memory. *vCPUs:* standing still.
+    pub(super) fn drain(&self) {
+        for slot in &self.slots {
+            slot.device.transport().drain();
+        }
+    }
+
+    /// Saves all devices. *vCPUs:* standing still. *Afterwards:* drained; what was taken back is taken up when the vCPUs run again.
+    pub(super) fn save(&self) -> SavedVirtio {
+        self.drain();
+        let mut saved = SavedVirtio {
+            config: self.config.clone(),
+            ..SavedVirtio::default()
+        };
+        for slot in &self.slots {
+            let state = slot.device.transport().save();
+            saved.transports.push(TransportPart(state));
+            slot.device.save(&mut saved);
+        }
+        self.kick_all();
+        saved
+    }
+
+    /// Has the event loop look at everything as soon as the vCPUs run: doorbells that were rung before a snapshot ring nowhere
+    /// after a restore.
+    fn kick_all(&self) {
+        (0..self.slots.len()).for_each(|slot| self.events.kick(slot));
+    }
+
+    /// Takes note of what has happened. The event loop calls when [`VirtioEvents`] are readable, whether the vCPUs run or not.
+    pub(super) fn take_events(&mut self) {
+        let Self { slots, events, .. } = self;
+        let taken = events.take(|happening| match happening {
+            Happening::Doorbell { slot, queue } => {
+                if let Some(slot) = slots.get_mut(slot) {
+                    slot.pending.ring(queue);
+                }
+            }
+            Happening::Backend { slot } => {
+                if let Some(slot) = slots.get_mut(slot) {
+                    slot.pending.backend = true;
+                }
+            }
+            Happening::Everything { slot } => {
+                if let Some(slot) = slots.get_mut(slot) {
+                    slot.pending = Pending::ALL;
+                }
+            }
+        });
+        if let Err(error) = taken {
+            tracing::error!(%error, "the events of the virtio devices");
+        }
+    }
+
+    /// Does what is to be done, each thing once; what is left then is for the event loop's next turn. *vCPUs:* running.
+    pub(super) fn work(&mut self) {
+        for slot in &mut self.slots {
+            let pending = std::mem::take(&mut slot.pending);
+            if pending.is_empty() {
+                continue;
+            }
+            let transport = slot.device.transport();
+            if pending.backend && transport.backend_ready() == Turn::More {
+                slot.pending.backend = true;
+            }
+            for queue in 0..transport.queue_count() {
+                if pending.queues & 1 << queue != 0 && transport.doorbell(queue) == Turn::More {
+                    slot.pending.ring(queue);
+                }
+            }
+        }
+        self.wake_if_pending();
+    }
+
+    /// The vCPUs run again: what happened meanwhile is looked at in the event loop's next turn.
+    pub(super) fn wake_if_pending(&self) {
+        if self.slots.iter().any(|slot| !slot.pending.is_empty()) {
+            self.events.wake();
+        }
+    }
+}
+
+fn check_number(config: &DevicesConfig) -> Result<(), VirtioError> {
+    if config.len() > VIRTIO_GSIS.len() {
+        return Err(VirtioError::TooMany);
+    }
+    Ok(())
+}
