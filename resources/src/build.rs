@@ -19,6 +19,7 @@ pub(crate) const TESTS_PACKAGE: &str = "vmgenie-tests";
 
 /// The guests' programs: package and name.
 const GUEST_PROGRAMS: &[(&str, &str)] = &[
+    ("guest-load", "guest-load"),
     ("sysgenid-aws-lc", "sysgenid-aws-lc"),
     ("sysgenid-test", "sysgenid-test"),
     ("sysgenctl", "sysgenctl"),

@@ -18,6 +18,21 @@ use crate::stock::Stock;
 
 const INIT: &str = include_str!("../guest-init.sh");
 
+/// The stock kernel's modules that lie in its guests, in an order in which they can be loaded: the small kernel
+/// has the drivers of virtio devices built in.
+const STOCK_MODULES: &[&str] = &[
+    "ptp_vmclock",
+    "virtio_mmio",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "virtio_rng",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+];
+
 /// Where the Debian package puts the static busybox.
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 
@@ -71,7 +86,7 @@ pub(crate) fn guests(
         name: "debian",
         files: [("vmlinux", stock.vmlinux()), ("vmlinuz", stock.vmlinuz())],
         modules: stock.modules(),
-        contained: &["ptp_vmclock"],
+        contained: STOCK_MODULES,
         loaded: &[],
         driver: &ours.stock_driver,
     }];
@@ -87,7 +102,7 @@ pub(crate) fn guests(
     }
     let busybox = busybox()?;
     let recipe = format!(
-        "{}; {:?}; {INIT}; {:?}; {}; 3",
+        "{}; {:?}; {INIT}; {STOCK_MODULES:?}; {:?}; {}; 3",
         stock.dir().display(),
         small.map(Small::dir),
         busybox.version,

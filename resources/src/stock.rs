@@ -19,8 +19,12 @@ const MODULES: &[&str] = &[
     "kvm-amd",
     "kvm-intel",
     "ptp_vmclock",
+    "tun",
     "virtio_blk",
     "virtio_mmio",
+    "virtio_net",
+    "virtio_rng",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// The stock kernel's files.
