@@ -90,7 +90,7 @@ pub struct NetConfig {
     pub id: DeviceId,
     /// The tap on the host.
     pub host_dev_name: InterfaceName,
-    /// The MAC address that the guest shall use; without one the guest makes one up.
+    /// The MAC address that the guest is told; without one it is told a random one.
     pub guest_mac: Option<MacAddress>,
     /// The MTU that the guest is told.
     pub mtu: Option<Mtu>,

@@ -4,16 +4,21 @@ use std::sync::Arc;
 
 use vm_device::DeviceMmio;
 use vmgenie_devices::virtio::entropy::Entropy;
+use vmgenie_devices::virtio::net::Net;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
 use super::VirtioError;
 use super::slot::{Slot, Slots};
-use super::state::{EntropyPart, SavedVirtio};
-use crate::config::DevicesConfig;
+use super::state::{EntropyPart, NetPart, SavedVirtio};
+use crate::config::{DevicesConfig, NetConfig};
+use crate::machine::backends::net::{self, NetError};
+use crate::machine::backends::tap::Tap;
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]
 pub(super) enum Device {
+    /// A network interface.
+    Net(Arc<VirtioMmio<Net<Tap>>>),
     /// Random numbers.
     Entropy(Arc<VirtioMmio<Entropy>>),
 }
@@ -22,6 +27,7 @@ impl Device {
     /// What all devices can do.
     pub(super) fn transport(&self) -> &dyn Transport {
         match self {
+            Self::Net(device) => &**device,
             Self::Entropy(device) => &**device,
         }
     }
@@ -29,6 +35,7 @@ impl Device {
     /// The device for the bus.
     pub(super) fn on_bus(&self) -> Arc<dyn DeviceMmio + Send + Sync> {
         match self {
+            Self::Net(device) => Arc::clone(device) as _,
             Self::Entropy(device) => Arc::clone(device) as _,
         }
     }
@@ -36,6 +43,10 @@ impl Device {
     /// Adds the device's own state to `saved`.
     pub(super) fn save(&self, saved: &mut SavedVirtio) {
         match self {
+            Self::Net(device) => {
+                let state = device.with_device(|net, _| net.save());
+                saved.nets.push(NetPart(state));
+            }
             Self::Entropy(device) => {
                 let state = device.with_device(|entropy, _| entropy.save());
                 saved.entropy = Some(EntropyPart(state));
@@ -53,8 +64,9 @@ pub(super) fn boot(
     if !config.drives().is_empty() {
         return Err(VirtioError::NotYet("drives"));
     }
-    if !config.nets().is_empty() {
-        return Err(VirtioError::NotYet("network interfaces"));
+    for config in config.nets() {
+        let device = net::boot(config).map_err(|source| net_error(config, source))?;
+        devices.push(slots.put(device, Device::Net)?);
     }
     if config.vsock().is_some() {
         return Err(VirtioError::NotYet("vsock"));
@@ -75,8 +87,12 @@ pub(super) fn restore(
     if !config.drives().is_empty() {
         return Err(VirtioError::NotYet("drives"));
     }
-    if !config.nets().is_empty() {
-        return Err(VirtioError::NotYet("network interfaces"));
+    if saved.nets.len() != config.nets().len() {
+        return Err(VirtioError::Missing("a network interface"));
+    }
+    for (config, state) in config.nets().iter().zip(&saved.nets) {
+        let device = net::restore(config, &state.0).map_err(|source| net_error(config, source))?;
+        devices.push(slots.put(device, Device::Net)?);
     }
     if config.vsock().is_some() {
         return Err(VirtioError::NotYet("vsock"));
@@ -89,4 +105,11 @@ pub(super) fn restore(
         devices.push(slots.put(Entropy::default(), Device::Entropy)?);
     }
     Ok(devices)
+}
+
+fn net_error(config: &NetConfig, source: NetError) -> VirtioError {
+    VirtioError::Net {
+        id: config.id.to_string(),
+        source,
+    }
 }

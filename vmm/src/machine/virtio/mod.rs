@@ -18,6 +18,7 @@ use vm_device::device_manager::{IoManager, MmioManager};
 use vmgenie_acpi::Aml;
 use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
 
+use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
 use crate::config::DevicesConfig;
@@ -47,6 +48,15 @@ pub enum VirtioError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A network interface.
+    #[error("could not set up the network interface {id:?}")]
+    Net {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: NetError,
     },
     /// The range of a slot is taken.
     #[error("could not put a virtio device on the bus")]

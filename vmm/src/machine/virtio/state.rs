@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use vmgenie_devices::DeviceState;
 use vmgenie_devices::virtio::TransportState;
 use vmgenie_devices::virtio::entropy::EntropyState;
+use vmgenie_devices::virtio::net::NetState;
 
 use crate::config::DevicesConfig;
 use crate::machine::state::device_part;
@@ -26,6 +27,12 @@ device_part!(
     "The registers and queues of one virtio device; one part for each slot, in their order."
 );
 device_part!(
+    NetPart,
+    NetState,
+    "virtio-net",
+    "A network interface; one part for each, in the order of their slots."
+);
+device_part!(
     EntropyPart,
     EntropyState,
     "virtio-entropy",
@@ -39,6 +46,7 @@ pub(in crate::machine) struct SavedVirtio {
     pub(in crate::machine) config: DevicesConfig,
     /// One for each slot.
     pub(super) transports: Vec<TransportPart>,
+    pub(super) nets: Vec<NetPart>,
     pub(super) entropy: Option<EntropyPart>,
 }
 
@@ -53,7 +61,8 @@ impl SavedVirtio {
         }
         writer
             .part(&DevicesPart(self.config.clone()))?
-            .parts(&self.transports)?;
+            .parts(&self.transports)?
+            .parts(&self.nets)?;
         if let Some(entropy) = &self.entropy {
             writer.part(entropy)?;
         }
@@ -66,6 +75,7 @@ impl SavedVirtio {
         Ok(Self {
             config,
             transports: reader.take_all()?,
+            nets: reader.take_all()?,
             entropy: reader.take_optional()?,
         })
     }
