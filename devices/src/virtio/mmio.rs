@@ -36,9 +36,10 @@ const DRIVER_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 /// A device on its transport: what the machine's bus and event loop have of it.
 #[derive(Debug)]
 pub struct VirtioMmio<D> {
-    memory: GuestMemory,
-    irq: IrqState,
+    // Dropped first: a device that goes ends what the kernel still does to guest memory for it.
     inner: Mutex<Inner<D>>,
+    irq: IrqState,
+    memory: GuestMemory,
 }
 
 /// What the transport's lock guards.

@@ -10,7 +10,7 @@ use super::{cpuid, layout, vcpu};
 const KVM_API_VERSION: i32 = 12;
 
 /// What vmgenie cannot do without.
-const NEEDED: [(Cap, &str); 11] = [
+const NEEDED: [(Cap, &str); 13] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -22,6 +22,8 @@ const NEEDED: [(Cap, &str); 11] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
 ];
 
 /// Why this host cannot run a microVM.
