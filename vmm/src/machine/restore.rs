@@ -101,6 +101,9 @@ impl SavedMachine {
             virtio: SavedVirtio::read(&mut reader)?,
         };
         devices.virtio.config.check()?;
+        if let Some(contradiction) = devices.virtio.contradiction() {
+            return Err(RestoreError::Contradiction(contradiction));
+        }
         let memory_length = reader.header().memory_length;
         reader.finish()?;
         if vcpus.len() != usize::from(config.vcpus()) {

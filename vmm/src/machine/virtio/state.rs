@@ -69,7 +69,7 @@ impl SavedVirtio {
         Ok(())
     }
 
-    /// Takes the parts out of a state file. They may contradict each other still.
+    /// Takes the parts out of a state file. They may contradict each other still: see [`Self::contradiction`].
     pub(in crate::machine) fn read(reader: &mut StateReader) -> Result<Self, StateError> {
         let config = reader.take_optional::<DevicesPart>()?.unwrap_or_default().0;
         Ok(Self {
@@ -80,8 +80,103 @@ impl SavedVirtio {
         })
     }
 
+    /// What is wrong if there are not as many states of each kind as devices.
+    pub(in crate::machine) fn contradiction(&self) -> Option<String> {
+        let counts = [
+            ("transports", self.transports.len(), self.config.len()),
+            (
+                "network interfaces",
+                self.nets.len(),
+                self.config.nets().len(),
+            ),
+            (
+                "entropy devices",
+                usize::from(self.entropy.is_some()),
+                usize::from(self.config.entropy().is_some()),
+            ),
+        ];
+        let wrong = counts.iter().find(|(_, states, devices)| states != devices);
+        wrong.map(|(what, states, devices)| format!("states of {states} {what}, of {devices}"))
+    }
+
     /// The states of the transports.
     pub(super) fn transports(&self) -> Vec<TransportState> {
         self.transports.iter().map(|part| part.0.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EntropyConfig;
+    use crate::snapshot::SnapshotId;
+
+    fn written(saved: &SavedVirtio) -> Vec<u8> {
+        let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+        saved.write(&mut writer).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn read(bytes: Vec<u8>) -> SavedVirtio {
+        let mut reader = StateReader::from_bytes(bytes).unwrap();
+        let saved = SavedVirtio::read(&mut reader).unwrap();
+        reader.finish().unwrap();
+        saved
+    }
+
+    fn with_entropy() -> SavedVirtio {
+        let mut saved = SavedVirtio::default();
+        saved.config.set_entropy(EntropyConfig {});
+        saved.entropy = Some(EntropyPart(EntropyState {}));
+        saved.transports = vec![TransportPart(TransportState {
+            status: 0xf,
+            needs_reset: false,
+            driver_features: 1 << 32,
+            device_features_sel: 1,
+            driver_features_sel: 1,
+            queue_sel: 0,
+            interrupt_status: 1,
+            config_generation: 7,
+            queues: Vec::new(),
+        })];
+        saved
+    }
+
+    #[test]
+    fn a_machine_without_devices_adds_nothing_to_its_snapshot() {
+        let saved = SavedVirtio::default();
+        let empty = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+        assert_eq!(written(&saved).len(), empty.finish().unwrap().len());
+        let saved = read(written(&saved));
+        assert!(saved.config.is_empty());
+        assert_eq!(saved.contradiction(), None);
+    }
+
+    #[test]
+    fn what_was_saved_is_read() {
+        let saved = with_entropy();
+        let again = read(written(&saved));
+        assert_eq!(again.config, saved.config);
+        assert_eq!(again.transports(), saved.transports());
+        assert!(again.entropy.is_some());
+        assert_eq!(again.contradiction(), None);
+    }
+
+    #[test]
+    fn states_without_a_device_and_devices_without_a_state_are_contradictions() {
+        type Change = fn(&mut SavedVirtio);
+        let changes: [(&str, Change); 4] = [
+            ("no transport", |s| s.transports.clear()),
+            ("a transport too many", |s| {
+                s.transports.push(s.transports[0].clone())
+            }),
+            ("no entropy", |s| s.entropy = None),
+            ("no device", |s| s.config = DevicesConfig::default()),
+        ];
+        for (what, change) in changes {
+            let mut saved = with_entropy();
+            change(&mut saved);
+            assert!(saved.contradiction().is_some(), "{what}");
+        }
     }
 }
