@@ -11,6 +11,7 @@
 //! ends.
 
 mod acpi;
+pub mod block;
 pub mod entropy;
 mod irq;
 mod mmio;

@@ -1,4 +1,5 @@
-//! What is behind the virtio devices on the host.
+//! What is behind the virtio devices on the host: files, taps, sockets.
 
+pub mod drive;
 pub mod net;
 pub mod tap;

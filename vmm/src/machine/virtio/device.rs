@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use vm_device::DeviceMmio;
+use vmgenie_devices::virtio::block::Block;
 use vmgenie_devices::virtio::entropy::Entropy;
 use vmgenie_devices::virtio::net::Net;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
 use super::VirtioError;
 use super::slot::{Slot, Slots};
-use super::state::{EntropyPart, NetPart, SavedVirtio};
-use crate::config::{DevicesConfig, NetConfig};
+use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio};
+use crate::config::{DevicesConfig, DriveConfig, NetConfig};
+use crate::machine::backends::drive::{Drive, DriveError};
 use crate::machine::backends::net::{self, NetError};
 use crate::machine::backends::tap::Tap;
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]
 pub(super) enum Device {
+    /// A drive.
+    Block(Arc<VirtioMmio<Block<Drive>>>),
     /// A network interface.
     Net(Arc<VirtioMmio<Net<Tap>>>),
     /// Random numbers.
@@ -27,6 +31,7 @@ impl Device {
     /// What all devices can do.
     pub(super) fn transport(&self) -> &dyn Transport {
         match self {
+            Self::Block(device) => &**device,
             Self::Net(device) => &**device,
             Self::Entropy(device) => &**device,
         }
@@ -35,6 +40,7 @@ impl Device {
     /// The device for the bus.
     pub(super) fn on_bus(&self) -> Arc<dyn DeviceMmio + Send + Sync> {
         match self {
+            Self::Block(device) => Arc::clone(device) as _,
             Self::Net(device) => Arc::clone(device) as _,
             Self::Entropy(device) => Arc::clone(device) as _,
         }
@@ -43,6 +49,10 @@ impl Device {
     /// Adds the device's own state to `saved`.
     pub(super) fn save(&self, saved: &mut SavedVirtio) {
         match self {
+            Self::Block(device) => {
+                let state = device.with_device(|block, _| block.save());
+                saved.drives.push(BlockPart(state));
+            }
             Self::Net(device) => {
                 let state = device.with_device(|net, _| net.save());
                 saved.nets.push(NetPart(state));
@@ -61,8 +71,10 @@ pub(super) fn boot(
     slots: &mut Slots<'_>,
 ) -> Result<Vec<Slot>, VirtioError> {
     let mut devices = Vec::with_capacity(config.len());
-    if !config.drives().is_empty() {
-        return Err(VirtioError::NotYet("drives"));
+    for config in config.drives() {
+        let drive = Drive::open(config).map_err(|source| drive_error(config, source))?;
+        let device = Block::new(config.id.as_str(), drive);
+        devices.push(slots.put(device, Device::Block)?);
     }
     for config in config.nets() {
         let device = net::boot(config).map_err(|source| net_error(config, source))?;
@@ -84,8 +96,14 @@ pub(super) fn restore(
     slots: &mut Slots<'_>,
 ) -> Result<Vec<Slot>, VirtioError> {
     let mut devices = Vec::with_capacity(config.len());
-    if !config.drives().is_empty() {
-        return Err(VirtioError::NotYet("drives"));
+    if saved.drives.len() != config.drives().len() {
+        return Err(VirtioError::Missing("a drive"));
+    }
+    for (config, state) in config.drives().iter().zip(&saved.drives) {
+        let failed = |source| drive_error(config, source);
+        let drive = Drive::open(config).map_err(failed)?;
+        let device = Block::from_state(&state.0, drive).map_err(|error| failed(error.into()))?;
+        devices.push(slots.put(device, Device::Block)?);
     }
     if saved.nets.len() != config.nets().len() {
         return Err(VirtioError::Missing("a network interface"));
@@ -105,6 +123,13 @@ pub(super) fn restore(
         devices.push(slots.put(Entropy::default(), Device::Entropy)?);
     }
     Ok(devices)
+}
+
+fn drive_error(config: &DriveConfig, source: DriveError) -> VirtioError {
+    VirtioError::Drive {
+        id: config.id.to_string(),
+        source,
+    }
 }
 
 fn net_error(config: &NetConfig, source: NetError) -> VirtioError {

@@ -18,6 +18,7 @@ use vm_device::device_manager::{IoManager, MmioManager};
 use vmgenie_acpi::Aml;
 use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
 
+use super::backends::drive::DriveError;
 use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
@@ -48,6 +49,15 @@ pub enum VirtioError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A drive.
+    #[error("could not set up the drive {id:?}")]
+    Drive {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: DriveError,
     },
     /// A network interface.
     #[error("could not set up the network interface {id:?}")]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vmgenie_devices::DeviceState;
 use vmgenie_devices::virtio::TransportState;
+use vmgenie_devices::virtio::block::BlockState;
 use vmgenie_devices::virtio::entropy::EntropyState;
 use vmgenie_devices::virtio::net::NetState;
 
@@ -27,6 +28,12 @@ device_part!(
     "The registers and queues of one virtio device; one part for each slot, in their order."
 );
 device_part!(
+    BlockPart,
+    BlockState,
+    "virtio-block",
+    "A drive; one part for each, in the order of their slots."
+);
+device_part!(
     NetPart,
     NetState,
     "virtio-net",
@@ -46,6 +53,7 @@ pub(in crate::machine) struct SavedVirtio {
     pub(in crate::machine) config: DevicesConfig,
     /// One for each slot.
     pub(super) transports: Vec<TransportPart>,
+    pub(super) drives: Vec<BlockPart>,
     pub(super) nets: Vec<NetPart>,
     pub(super) entropy: Option<EntropyPart>,
 }
@@ -62,6 +70,7 @@ impl SavedVirtio {
         writer
             .part(&DevicesPart(self.config.clone()))?
             .parts(&self.transports)?
+            .parts(&self.drives)?
             .parts(&self.nets)?;
         if let Some(entropy) = &self.entropy {
             writer.part(entropy)?;
@@ -75,6 +84,7 @@ impl SavedVirtio {
         Ok(Self {
             config,
             transports: reader.take_all()?,
+            drives: reader.take_all()?,
             nets: reader.take_all()?,
             entropy: reader.take_optional()?,
         })

@@ -1,0 +1,489 @@
+//! A disk (virtio 1.2, section 5.2). Requests go to a [`BlockBackend`] as they come and are answered as they end, in any order.
+//!
+//! One queue. A request may have as many bytes as [`MAX_REQUEST`]; a driver that keeps to the limits in the configuration space cannot
+//! exceed that.
+
+mod backend;
+mod request;
+
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_blk as ids;
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{
+    ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
+    VirtioDevice, await_doorbell, give_back, next_chain, notify_used,
+};
+use crate::DeviceState;
+
+pub use backend::{BlockBackend, Buffers, Operation, SECTOR, Task};
+use request::{ID_BYTES, Request, Rules, S_IOERR, S_OK, S_UNSUPP, What};
+
+/// The device's number (section 5).
+pub const DEVICE_ID: u32 = 2;
+/// Descriptors in the queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// The most pieces of guest memory in one request: more than [`SEG_MAX`] and what surrounds them, less than the kernel takes (`IOV_MAX`).
+const MAX_SEGMENTS: usize = 512;
+/// Pieces of data in one request: a queue full, without header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Bytes in one piece of data.
+const SIZE_MAX: u32 = 64 << 10;
+/// The most bytes in one request, so that what is in flight has a bound: 16 MiB, as much as `SEG_MAX` and `SIZE_MAX` allow.
+pub const MAX_REQUEST: u32 = SEG_MAX * SIZE_MAX;
+/// The most sectors that one request may discard or zero: 1 GiB.
+const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// The block size that the guest should prefer, as a power of two of sectors: 4 KiB, the page of the host's cache.
+const PHYSICAL_BLOCK_EXP: u8 = 3;
+/// What the guest should align discards to, in sectors.
+const PHYSICAL_BLOCK_SECTORS: u32 = 1 << PHYSICAL_BLOCK_EXP;
+
+const F_SIZE_MAX: u64 = 1 << ids::VIRTIO_BLK_F_SIZE_MAX;
+const F_SEG_MAX: u64 = 1 << ids::VIRTIO_BLK_F_SEG_MAX;
+const F_RO: u64 = 1 << ids::VIRTIO_BLK_F_RO;
+const F_BLK_SIZE: u64 = 1 << ids::VIRTIO_BLK_F_BLK_SIZE;
+const F_FLUSH: u64 = 1 << ids::VIRTIO_BLK_F_FLUSH;
+const F_TOPOLOGY: u64 = 1 << ids::VIRTIO_BLK_F_TOPOLOGY;
+const F_DISCARD: u64 = 1 << ids::VIRTIO_BLK_F_DISCARD;
+const F_WRITE_ZEROES: u64 = 1 << ids::VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// What every disk offers.
+const F_ALWAYS: u64 =
+    F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_EVENT_IDX | F_INDIRECT_DESC;
+/// What a disk offers if its backend can do it.
+const F_SOMETIMES: u64 = F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+
+/// Bytes of the configuration space, up to the limits of writing zeros (section 5.2.4).
+const CONFIG_LEN: usize = 60;
+
+/// What a snapshot holds of a disk: what the driver was told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// The name.
+    pub id: String,
+    /// The features on offer, without those of the transport.
+    pub features: u64,
+    /// The size in sectors.
+    pub sectors: u64,
+}
+
+impl DeviceState for BlockState {
+    const VERSION: u16 = 1;
+}
+
+/// Why a disk's state or its new backend was refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BlockError {
+    /// No such features.
+    #[error("The disk {id:?} cannot have offered the features {features:#x}")]
+    Features {
+        /// The disk's name.
+        id: String,
+        /// The features.
+        features: u64,
+    },
+    /// The driver was told something else.
+    #[error(
+        "The guest knows the disk {id:?} as {}, and its file was opened {}",
+        access(!*.read_only), access(*.read_only)
+    )]
+    Access {
+        /// The disk's name.
+        id: String,
+        /// The new backend is read-only.
+        read_only: bool,
+    },
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "writable" }
+}
+
+/// A request in flight.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    head: u16,
+    status: GuestAddress,
+    written: u32,
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Block<B> {
+    id: String,
+    features: u64,
+    sectors: u64,
+    backend: B,
+    /// By token.
+    pending: Vec<Option<Pending>>,
+    /// Tokens that are not in use.
+    free: Vec<u16>,
+    /// Kept for requests in flight, whose buffers must stay mapped.
+    memory: Option<Arc<GuestMemory>>,
+    /// The driver has not been told yet that the size has changed.
+    resized: bool,
+}
+
+impl<B: BlockBackend> Block<B> {
+    /// A disk called `id`, of which a guest sees the first 20 bytes.
+    pub fn new(id: &str, backend: B) -> Self {
+        let mut features = F_ALWAYS;
+        if backend.flushes() {
+            features |= F_FLUSH;
+        }
+        if backend.read_only() {
+            features |= F_RO;
+        } else if backend.discards() {
+            features |= F_DISCARD | F_WRITE_ZEROES;
+        }
+        Self::with_features(id, features, backend)
+    }
+
+    fn with_features(id: &str, features: u64, backend: B) -> Self {
+        let depth = backend.depth().clamp(1, QUEUE_SIZE);
+        Self {
+            id: id.to_owned(),
+            features,
+            sectors: backend.sectors(),
+            backend,
+            pending: vec![None; depth.into()],
+            free: (0..depth).rev().collect(),
+            memory: None,
+            resized: false,
+        }
+    }
+
+    /// The disk's state. It has been drained.
+    pub fn save(&self) -> BlockState {
+        BlockState {
+            id: self.id.clone(),
+            features: self.features,
+            sectors: self.sectors,
+        }
+    }
+
+    /// The disk that was saved, on another backend. The driver is told if the size is another one.
+    ///
+    /// A backend that cannot do what was on offer answers that the request is not supported, which a driver can live with.
+    ///
+    /// # Errors
+    /// The state cannot have been saved, or the backend's access is not what the driver was told.
+    pub fn from_state(state: &BlockState, backend: B) -> Result<Self, BlockError> {
+        let features = state.features;
+        if features & F_ALWAYS != F_ALWAYS || features & !(F_ALWAYS | F_SOMETIMES) != 0 {
+            return Err(BlockError::Features {
+                id: state.id.clone(),
+                features,
+            });
+        }
+        check_access(&state.id, features, &backend)?;
+        let mut disk = Self::with_features(&state.id, features, backend);
+        disk.resized = disk.sectors != state.sectors;
+        Ok(disk)
+    }
+
+    /// Has the disk stored elsewhere from now on, and tells the driver of its size. Requests in flight are ended before that, on the
+    /// old backend, which is returned.
+    ///
+    /// # Errors
+    /// The backend's access is not what the driver was told.
+    pub fn replace(
+        &mut self,
+        backend: B,
+        active: Option<&mut Active<'_>>,
+    ) -> Result<B, BlockError> {
+        check_access(&self.id, self.features, &backend)?;
+        let depth = backend.depth().clamp(1, QUEUE_SIZE);
+        match active {
+            Some(active) => {
+                self.end_all(Some(&mut *active));
+                active.interrupt.config_changed();
+            }
+            None => self.end_all(None),
+        }
+        self.sectors = backend.sectors();
+        self.pending = vec![None; depth.into()];
+        self.free = (0..depth).rev().collect();
+        Ok(std::mem::replace(&mut self.backend, backend))
+    }
+
+    /// The disk's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The configuration space (section 5.2.4).
+    fn config(&self) -> [u8; CONFIG_LEN] {
+        let mut config = [0; CONFIG_LEN];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &self.sectors.to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(24, &[PHYSICAL_BLOCK_EXP]);
+        put(26, &(PHYSICAL_BLOCK_SECTORS as u16).to_le_bytes());
+        // One queue.
+        put(34, &1_u16.to_le_bytes());
+        if self.features & F_DISCARD != 0 {
+            // One range a request, at most so long, so aligned.
+            put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+            put(40, &1_u32.to_le_bytes());
+            put(44, &PHYSICAL_BLOCK_SECTORS.to_le_bytes());
+            // One range of zeros a request, which may be given back.
+            put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+            put(52, &1_u32.to_le_bytes());
+            put(56, &[1]);
+        }
+        config
+    }
+
+    /// Looks at queue and backend until there is nothing more to do now.
+    fn work(&mut self, active: &mut Active<'_>) -> Turn {
+        let turn = self.work_through(active).unwrap_or(Turn::Done);
+        // The driver is told of what was used before the queue broke, too.
+        let _ = notify_used(active, 0);
+        turn
+    }
+
+    fn work_through(&mut self, active: &mut Active<'_>) -> Result<Turn, QueueBroken> {
+        let mut budget = QUEUE_SIZE;
+        loop {
+            let taken = self.take_requests(active, &mut budget)?;
+            self.backend.kick();
+            let ended = self.answer_ended(active)?;
+            if budget == 0 {
+                return Ok(Turn::More);
+            }
+            if taken || ended {
+                continue;
+            }
+            // With all tokens in use the next end brings us back here.
+            let full = self.free.is_empty();
+            if full || !await_doorbell(&mut active.queues[0], active.memory, active.interrupt)? {
+                return Ok(Turn::Done);
+            }
+        }
+    }
+
+    /// Takes requests as long as there are some and tokens for them, `budget` of them at most. Were there any?
+    fn take_requests(
+        &mut self,
+        active: &mut Active<'_>,
+        budget: &mut u16,
+    ) -> Result<bool, QueueBroken> {
+        let memory = self
+            .memory
+            .get_or_insert_with(|| Arc::new(active.memory.clone()))
+            .clone();
+        let rules = Rules {
+            sectors: self.sectors,
+            features: active.features,
+            flushes: self.backend.flushes(),
+            read_only: self.features & F_RO != 0,
+        };
+        let mut any = false;
+        // Doorbells are of no use while we look. That a driver rings nevertheless does no harm, nor does an error, which the
+        // next access meets as well.
+        let _ = active.queues[0].disable_notification(active.memory);
+        while *budget > 0 && !self.free.is_empty() {
+            let Some(chain) = next_chain(&mut active.queues[0], active.memory, active.interrupt)?
+            else {
+                break;
+            };
+            any = true;
+            *budget -= 1;
+            let head = chain.head_index();
+            match Request::parse(chain, &memory, rules) {
+                Some(request) => self.begin(active, head, request)?,
+                // Nothing can be said but that the chain is done with.
+                None => end(active, head, 0)?,
+            }
+        }
+        Ok(any)
+    }
+
+    fn begin(
+        &mut self,
+        active: &mut Active<'_>,
+        head: u16,
+        request: Request,
+    ) -> Result<(), QueueBroken> {
+        let pending = Pending {
+            head,
+            status: request.status,
+            written: request.written,
+        };
+        match request.what {
+            Ok(What::Operation(operation)) => {
+                let Some(token) = self.free.pop() else {
+                    unreachable!("the caller has seen a free token");
+                };
+                self.pending[usize::from(token)] = Some(pending);
+                self.backend.start(Task { token, operation });
+                Ok(())
+            }
+            Ok(What::Id(segments)) => {
+                let mut id = [0; ID_BYTES];
+                for (to, from) in id.iter_mut().zip(self.id.bytes()) {
+                    *to = from;
+                }
+                let given = request::give(active.memory, &segments, &id);
+                answer(active, pending, given.err().unwrap_or(S_OK))
+            }
+            Err(status) => answer(active, pending, status),
+        }
+    }
+
+    /// Answers all requests that have ended. Were there any?
+    fn answer_ended(&mut self, active: &mut Active<'_>) -> Result<bool, QueueBroken> {
+        let mut any = false;
+        while let Some((pending, result)) = self.next_ended() {
+            any = true;
+            let status = match result {
+                Ok(()) => S_OK,
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => S_UNSUPP,
+                Err(error) => {
+                    tracing::warn!(disk = self.id, %error, "a request has failed");
+                    S_IOERR
+                }
+            };
+            answer(active, pending, status)?;
+        }
+        Ok(any)
+    }
+
+    fn next_ended(&mut self) -> Option<(Pending, std::io::Result<()>)> {
+        let (token, result) = self.backend.ended()?;
+        let pending = self
+            .pending
+            .get_mut(usize::from(token))
+            .and_then(Option::take)?;
+        self.free.push(token);
+        Some((pending, result))
+    }
+
+    /// Waits for all requests in flight, and answers them if there is somebody to answer to.
+    fn end_all(&mut self, mut active: Option<&mut Active<'_>>) {
+        self.backend.kick();
+        let any = self.free.len() < self.pending.len();
+        while self.free.len() < self.pending.len() {
+            match active.as_deref_mut() {
+                Some(now) => {
+                    if self.answer_ended(now).is_err() {
+                        // Nobody to answer to any more.
+                        active = None;
+                    }
+                }
+                None => while self.next_ended().is_some() {},
+            }
+            if self.free.len() < self.pending.len() {
+                self.backend.wait();
+            }
+        }
+        if let Some(active) = active.filter(|_| any) {
+            let _ = notify_used(active, 0);
+        }
+    }
+}
+
+fn check_access(id: &str, features: u64, backend: &impl BlockBackend) -> Result<(), BlockError> {
+    let read_only = backend.read_only();
+    if read_only == (features & F_RO != 0) {
+        return Ok(());
+    }
+    Err(BlockError::Access {
+        id: id.to_owned(),
+        read_only,
+    })
+}
+
+fn answer(active: &mut Active<'_>, pending: Pending, status: u8) -> Result<(), QueueBroken> {
+    // Its address was checked, and memory does not go away.
+    let _ = active.memory.write_obj(status, pending.status);
+    let written = if status == S_OK { pending.written } else { 0 };
+    end(active, pending.head, written + 1)
+}
+
+fn end(active: &mut Active<'_>, head: u16, written: u32) -> Result<(), QueueBroken> {
+    give_back(
+        &mut active.queues[0],
+        active.memory,
+        active.interrupt,
+        head,
+        written,
+    )
+}
+
+impl<B: BlockBackend> VirtioDevice for Block<B> {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        let from = usize::try_from(offset).map_or(CONFIG_LEN, |offset| offset.min(CONFIG_LEN));
+        for (to, from) in data.iter_mut().zip(&config[from..]) {
+            *to = *from;
+        }
+    }
+
+    fn activate(&mut self, active: &mut Active<'_>) -> Result<(), ActivateError> {
+        self.memory = Some(Arc::new(active.memory.clone()));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.end_all(None);
+        self.memory = None;
+    }
+
+    fn queue_ready(&mut self, _queue: u16, active: &mut Active<'_>) -> Turn {
+        self.work(active)
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.fd()
+    }
+
+    fn backend_ready(&mut self, active: &mut Active<'_>) -> Turn {
+        if !active.queues.first().is_some_and(QueueT::ready) {
+            return Turn::Done;
+        }
+        self.work(active)
+    }
+
+    fn drain(&mut self, active: &mut Active<'_>) {
+        self.end_all(Some(active));
+        if let Err(error) = self.backend.sync() {
+            tracing::error!(disk = self.id, %error, "a disk could not be synced for a snapshot");
+        }
+    }
+
+    fn restored(&mut self, active: &mut Active<'_>) {
+        if std::mem::take(&mut self.resized) {
+            active.interrupt.config_changed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod chain_test;
+#[cfg(test)]
+mod test;
+#[cfg(test)]
+mod testing;

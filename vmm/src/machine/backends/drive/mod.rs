@@ -1,0 +1,337 @@
+//! Drives: raw files and block devices.
+//!
+//! The file is locked as long as it is in use (`flock`): by one VMM alone if the guest may write, by many if it may not. The lock is
+//! advisory; what goes round it is on its own.
+
+mod copy;
+mod job;
+mod threads;
+mod uring;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::io::Errno;
+use thiserror::Error;
+use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
+
+use crate::config::{CacheMode, DriveConfig, IoEngine};
+
+pub use copy::{CopyError, copy_image};
+use threads::Threads;
+use uring::Uring;
+
+/// Why a drive's file cannot be used.
+#[derive(Debug, Error)]
+pub enum DriveError {
+    /// It cannot be opened.
+    #[error("could not open {} {}", .path.display(), if *.read_only { "for reading" } else { "for reading and writing" })]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// How it was opened.
+        read_only: bool,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{} is neither a regular file nor a block device", .0.display())]
+    Kind(PathBuf),
+    /// It is locked.
+    #[error(
+        "{} is in use by another microVM or program{}; give each microVM a file of its own",
+        .path.display(),
+        if *.read_only { ", which may write to it" } else { "" }
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// It was wanted for reading only.
+        read_only: bool,
+    },
+    /// The guest knows something else.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// Its size, its lock.
+    #[error("could not {what} {}", .path.display())]
+    Use {
+        /// What was done.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An image or block device, open and locked.
+#[derive(Debug)]
+struct Image {
+    file: File,
+    path: PathBuf,
+    read_only: bool,
+    sectors: u64,
+    discards: bool,
+}
+
+impl Image {
+    fn open(path: &Path, read_only: bool) -> Result<Self, DriveError> {
+        let failed = |source| DriveError::Open {
+            path: path.to_owned(),
+            read_only,
+            source,
+        };
+        // Not opened before its kind is known: a named pipe would wait for the other side.
+        let usable =
+            |metadata: &fs::Metadata| metadata.is_file() || metadata.file_type().is_block_device();
+        if !usable(&fs::metadata(path).map_err(failed)?) {
+            return Err(DriveError::Kind(path.to_owned()));
+        }
+        let file = File::options()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !usable(&metadata) {
+            return Err(DriveError::Kind(path.to_owned()));
+        }
+        lock(&file, path, read_only)?;
+        Self::of(file, path.to_owned(), read_only, metadata.is_file())
+    }
+
+    /// The image in `file`, which is locked.
+    fn of(file: File, path: PathBuf, read_only: bool, regular: bool) -> Result<Self, DriveError> {
+        let size = match rustix::fs::seek(&file, SeekFrom::End(0)) {
+            Ok(size) => size,
+            Err(error) => {
+                return Err(DriveError::Use {
+                    what: "find out the size of",
+                    path,
+                    source: error.into(),
+                });
+            }
+        };
+        if !size.is_multiple_of(SECTOR) {
+            tracing::warn!(
+                path = %path.display(), size,
+                "a drive's file is no multiple of 512 bytes long: the guest does not see its end"
+            );
+        }
+        let discards = !read_only && (!regular || can_punch(&file, size));
+        Ok(Self {
+            file,
+            path,
+            read_only,
+            sectors: size / SECTOR,
+            discards,
+        })
+    }
+}
+
+fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DriveError> {
+    let operation = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(DriveError::InUse {
+            path: path.to_owned(),
+            read_only,
+        }),
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            tracing::warn!(path = %path.display(), "the file system has no locks: nothing keeps others from this drive");
+            Ok(())
+        }
+        Err(error) => Err(DriveError::Use {
+            what: "lock",
+            path: path.to_owned(),
+            source: error.into(),
+        }),
+    }
+}
+
+/// Whether the file system can give back a part of the file; tried behind its end, where there is nothing to lose.
+fn can_punch(file: &File, size: u64) -> bool {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let behind = size.next_multiple_of(1 << 20);
+    !matches!(
+        rustix::fs::fallocate(file, mode, behind, 4096),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS)
+    )
+}
+
+/// How requests are served.
+enum Engine {
+    Uring(Box<Uring>),
+    Threads(Threads),
+}
+
+/// A drive's file with what serves its requests.
+pub struct Drive {
+    engine: Engine,
+    path: PathBuf,
+    sectors: u64,
+    read_only: bool,
+    flushes: bool,
+    discards: bool,
+}
+
+impl fmt::Debug for Drive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Drive")
+            .field("path", &self.path)
+            .field("sectors", &self.sectors)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drive {
+    /// Opens and locks the file of `config`.
+    ///
+    /// # Errors
+    /// The file is not there or not usable, or in use.
+    pub fn open(config: &DriveConfig) -> Result<Self, DriveError> {
+        Self::new(Image::open(&config.path, config.read_only)?, config)
+    }
+
+    /// The same for a drive that is in use and gets another file, or the same one with another size.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn reopen(&self, config: &DriveConfig) -> Result<Self, DriveError> {
+        let same = || {
+            let new = fs::metadata(&config.path).ok()?;
+            let old = self.file().metadata().ok()?;
+            let same = (new.dev(), new.ino()) == (old.dev(), old.ino());
+            // The copy shares the lock, which a second opening would not get.
+            let file = self.file().try_clone().ok()?;
+            (same && self.read_only == config.read_only).then_some((file, old.is_file()))
+        };
+        let image = match same() {
+            Some((file, regular)) => Image::of(file, config.path.clone(), self.read_only, regular)?,
+            None => Image::open(&config.path, config.read_only)?,
+        };
+        Self::new(image, config)
+    }
+
+    fn new(image: Image, config: &DriveConfig) -> Result<Self, DriveError> {
+        let Image {
+            file,
+            path,
+            read_only,
+            sectors,
+            discards,
+        } = image;
+        let engine = engine(file, config.io_engine).map_err(|source| DriveError::Use {
+            what: "serve",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            engine,
+            path,
+            sectors,
+            read_only,
+            flushes: config.cache == CacheMode::Writeback,
+            discards,
+        })
+    }
+
+    fn file(&self) -> &File {
+        match &self.engine {
+            Engine::Uring(uring) => uring.file(),
+            Engine::Threads(threads) => threads.file(),
+        }
+    }
+}
+
+fn engine(file: File, wanted: IoEngine) -> io::Result<Engine> {
+    if wanted == IoEngine::Async {
+        match file.try_clone().and_then(Uring::new) {
+            Ok(uring) => return Ok(Engine::Uring(Box::new(uring))),
+            Err(error) => {
+                tracing::warn!(%error, "this host has no io_uring for us: threads serve the drive");
+            }
+        }
+    }
+    Threads::new(file).map(Engine::Threads)
+}
+
+impl BlockBackend for Drive {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn flushes(&self) -> bool {
+        self.flushes
+    }
+
+    fn discards(&self) -> bool {
+        self.discards
+    }
+
+    fn depth(&self) -> u16 {
+        match &self.engine {
+            Engine::Uring(_) => uring::DEPTH,
+            Engine::Threads(_) => threads::DEPTH,
+        }
+    }
+
+    fn start(&mut self, task: Task) {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.start(task),
+            Engine::Threads(threads) => threads.start(task),
+        }
+    }
+
+    fn kick(&mut self) {
+        if let Engine::Uring(uring) = &mut self.engine {
+            uring.kick();
+        }
+    }
+
+    fn ended(&mut self) -> Option<(u16, io::Result<()>)> {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.ended(),
+            Engine::Threads(threads) => threads.ended(),
+        }
+    }
+
+    fn wait(&mut self) {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.wait(),
+            Engine::Threads(threads) => threads.wait(),
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.read_only || !self.flushes {
+            return Ok(());
+        }
+        Ok(rustix::fs::fdatasync(self.file())?)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(match &self.engine {
+            Engine::Uring(uring) => uring.fd(),
+            Engine::Threads(threads) => threads.fd(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod test;

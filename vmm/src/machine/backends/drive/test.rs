@@ -1,0 +1,480 @@
+//! Drives on real files, by each engine.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmgenie_devices::virtio::block::{Buffers, Operation};
+
+use super::*;
+use crate::config::DeviceId;
+
+const ENGINES: [IoEngine; 2] = [IoEngine::Sync, IoEngine::Async];
+const KIB: u64 = 1 << 10;
+
+/// A file of its own, with `bytes` in it.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(bytes: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("image"), bytes).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    fn config(&self, engine: IoEngine) -> DriveConfig {
+        DriveConfig {
+            id: DeviceId::new("d").unwrap(),
+            path: self.path(),
+            read_only: false,
+            is_root: false,
+            cache: CacheMode::Writeback,
+            io_engine: engine,
+            partuuid: None,
+        }
+    }
+
+    fn read_only(&self) -> DriveConfig {
+        DriveConfig {
+            read_only: true,
+            ..self.config(IoEngine::Sync)
+        }
+    }
+
+    fn drive(&self, engine: IoEngine) -> Drive {
+        Drive::open(&self.config(engine)).unwrap()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(self.path()).unwrap()
+    }
+}
+
+fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap())
+}
+
+fn buffers(memory: &Arc<GuestMemoryMmap>, pieces: &[(u64, u32)]) -> Buffers {
+    let pieces: Vec<_> = pieces
+        .iter()
+        .map(|&(at, len)| (GuestAddress(at), len))
+        .collect();
+    Buffers::new(memory, &pieces).unwrap()
+}
+
+/// Carries out one operation.
+fn run(drive: &mut Drive, operation: Operation) -> io::Result<()> {
+    drive.start(Task {
+        token: 3,
+        operation,
+    });
+    drive.kick();
+    let ended = loop {
+        match drive.ended() {
+            Some(ended) => break ended,
+            None => drive.wait(),
+        }
+    };
+    assert_eq!(ended.0, 3);
+    ended.1
+}
+
+fn read(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operation {
+    Operation::Read {
+        offset,
+        buffers: buffers(memory, &[(at, len)]),
+    }
+}
+
+fn write(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operation {
+    Operation::Write {
+        offset,
+        buffers: buffers(memory, &[(at, len)]),
+        durable: false,
+    }
+}
+
+#[test]
+fn what_is_written_in_pieces_is_read_in_pieces() {
+    for engine in ENGINES {
+        let place = Place::new(&[0; 8 << 10]);
+        let mut drive = place.drive(engine);
+        let memory = memory();
+        let pattern: Vec<u8> = (0..2048_u32).map(|n| (n / 7) as u8).collect();
+        memory.write_slice(&pattern, GuestAddress(0)).unwrap();
+        for durable in [false, true] {
+            let buffers = buffers(&memory, &[(0, 100), (100, 1900), (2000, 48)]);
+            let operation = Operation::Write {
+                offset: 512,
+                buffers,
+                durable,
+            };
+            run(&mut drive, operation).unwrap();
+        }
+        assert_eq!(place.bytes()[512..2560], pattern);
+        let backwards = buffers(&memory, &[(0x2000, 1024), (0x1000, 1024)]);
+        let operation = Operation::Read {
+            offset: 512,
+            buffers: backwards,
+        };
+        run(&mut drive, operation).unwrap();
+        let mut read = [0; 1024];
+        memory.read_slice(&mut read, GuestAddress(0x1000)).unwrap();
+        assert_eq!(read, pattern[1024..]);
+        run(&mut drive, Operation::Flush).unwrap();
+        drive.sync().unwrap();
+    }
+}
+
+#[test]
+fn all_tasks_that_the_depth_allows_end_each_once() {
+    for engine in ENGINES {
+        let place = Place::new(&[7; 64 << 10]);
+        let mut drive = place.drive(engine);
+        let memory = memory();
+        for _ in 0..3 {
+            let mut open = vec![true; drive.depth().into()];
+            for token in 0..drive.depth() {
+                let operation = read(&memory, 512 * u64::from(token % 100), 0, 512);
+                drive.start(Task { token, operation });
+            }
+            drive.kick();
+            while open.contains(&true) {
+                drive.wait();
+                while let Some((token, result)) = drive.ended() {
+                    result.unwrap();
+                    assert!(std::mem::take(&mut open[usize::from(token)]));
+                }
+            }
+            assert!(drive.ended().is_none());
+        }
+    }
+}
+
+#[test]
+fn the_descriptor_becomes_readable_when_a_task_has_ended() {
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+    for engine in ENGINES {
+        let place = Place::new(&[7; 4096]);
+        let mut drive = place.drive(engine);
+        let memory = memory();
+        let epoll = Epoll::new().unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&drive.fd().unwrap());
+        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, 0))
+            .unwrap();
+        for _ in 0..50 {
+            let operation = read(&memory, 0, 0, 512);
+            drive.start(Task {
+                token: 0,
+                operation,
+            });
+            drive.kick();
+            loop {
+                let mut happened = [EpollEvent::default()];
+                let count = epoll.wait(5000, &mut happened);
+                assert_ne!(count.unwrap(), 0, "no event");
+                if drive.ended().is_some() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_has_become_shorter_is_an_error_and_no_hang() {
+    for engine in ENGINES {
+        let place = Place::new(&[1; 8 << 10]);
+        let mut drive = place.drive(engine);
+        let memory = memory();
+        File::options()
+            .write(true)
+            .open(place.path())
+            .unwrap()
+            .set_len(700)
+            .unwrap();
+        let error = run(&mut drive, read(&memory, 512, 0, 512)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(run(&mut drive, read(&memory, 0, 0, 512)).is_ok());
+    }
+}
+
+#[test]
+fn a_drive_with_tasks_in_flight_waits_for_them_when_it_goes() {
+    for engine in ENGINES {
+        let place = Place::new(&[0; 512 << 10]);
+        let memory = memory();
+        memory
+            .write_slice(&[5; 512 << 10], GuestAddress(0))
+            .unwrap();
+        let mut drive = place.drive(engine);
+        for token in 0..128 {
+            let at = u64::from(token) * 4 * KIB;
+            let operation = write(&memory, at, at, 4096);
+            drive.start(Task { token, operation });
+        }
+        drive.kick();
+        drop(memory);
+        drop(drive);
+        assert!(place.bytes().iter().all(|byte| *byte == 5));
+    }
+}
+
+fn blocks(place: &Place) -> u64 {
+    fs::metadata(place.path()).unwrap().blocks()
+}
+
+#[test]
+fn a_discard_gives_space_back_and_zeros_are_zeros() {
+    for engine in ENGINES {
+        let place = Place::new(&[9; 1 << 20]);
+        let mut drive = place.drive(engine);
+        assert!(drive.discards());
+        let before = blocks(&place);
+        let (offset, len) = (64 * KIB, 512 * KIB);
+        run(&mut drive, Operation::Discard { offset, len }).unwrap();
+        assert_eq!(before - blocks(&place), len / 512);
+        for (offset, unmap, durable) in [(0, false, true), (640 * KIB, true, false)] {
+            let operation = Operation::WriteZeroes {
+                offset,
+                len: 32 * KIB,
+                unmap,
+                durable,
+            };
+            run(&mut drive, operation).unwrap();
+        }
+        let bytes = place.bytes();
+        assert_eq!(bytes.len(), 1 << 20);
+        for (kib, byte) in [
+            (0, 0),
+            (31, 0),
+            (32, 9),
+            (63, 9),
+            (64, 0),
+            (575, 0),
+            (576, 9),
+            (640, 0),
+            (671, 0),
+            (672, 9),
+        ] {
+            assert_eq!(bytes[kib << 10], byte, "{kib}");
+        }
+    }
+}
+
+#[test]
+fn zeros_are_written_where_the_file_system_makes_none() {
+    for (unmap, durable) in [(false, false), (true, true)] {
+        let (offset, len) = (512, (2 << 20) + 1024);
+        let mut job = job::Job::new(Operation::WriteZeroes {
+            offset,
+            len,
+            unmap,
+            durable,
+        });
+        let mut written = 0;
+        let mut synced = false;
+        let result = loop {
+            let answer = match job.call() {
+                job::Call::Allocate(..) => Err(Errno::OPNOTSUPP),
+                job::Call::Write(pieces, at) => {
+                    assert_eq!(at, offset + written);
+                    let whole: usize = pieces.iter().map(|piece| piece.iov_len).sum();
+                    // The kernel takes a part of it.
+                    let taken = (whole as u64).min(700 << 10);
+                    written += taken;
+                    Ok(taken)
+                }
+                job::Call::Sync => {
+                    synced = true;
+                    Ok(0)
+                }
+                job::Call::Read(..) => unreachable!(),
+            };
+            if let Some(result) = job.advance(answer) {
+                break result;
+            }
+        };
+        result.unwrap();
+        assert_eq!((written, synced), (len, durable));
+    }
+    let mut discard = job::Job::new(Operation::Discard {
+        offset: 0,
+        len: 512,
+    });
+    let refused = discard.advance(Err(Errno::OPNOTSUPP)).unwrap().unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_sequence_leaves_the_file_as_a_model_has_it(
+        engine in prop::sample::select(ENGINES.to_vec()),
+        steps in prop::collection::vec((0..4_u8, 0..120_u64, 1..8_u64, any::<u8>()), 1..60),
+    ) {
+        let place = Place::new(&[1; 128 * 512]);
+        let mut model = vec![1; 128 * 512];
+        let mut drive = place.drive(engine);
+        let memory = memory();
+        for (kind, sector, count, byte) in steps {
+            let (offset, len) = (sector * 512, count * 512);
+            let range = offset as usize..(offset + len) as usize;
+            memory.write_slice(&vec![byte; len as usize], GuestAddress(0)).unwrap();
+            let operation = match kind {
+                0 => read(&memory, offset, 0, len as u32),
+                1 => {
+                    model[range.clone()].fill(byte);
+                    write(&memory, offset, 0, len as u32)
+                }
+                _ => {
+                    model[range.clone()].fill(0);
+                    let (unmap, durable) = (kind == 2, false);
+                    Operation::WriteZeroes { offset, len, unmap, durable }
+                }
+            };
+            run(&mut drive, operation).unwrap();
+            if kind == 0 {
+                let mut read = vec![0; len as usize];
+                memory.read_slice(&mut read, GuestAddress(0)).unwrap();
+                prop_assert_eq!(&read, &model[range]);
+            }
+        }
+        prop_assert!(place.bytes() == model);
+    }
+}
+
+#[test]
+fn one_writer_or_many_readers_have_the_file() {
+    let place = Place::new(&[0; 4096]);
+    let writer = place.drive(IoEngine::Async);
+    for config in [place.config(IoEngine::Sync), place.read_only()] {
+        let refused = Drive::open(&config).unwrap_err();
+        assert!(matches!(refused, DriveError::InUse { .. }), "{refused}");
+        assert!(refused.to_string().contains("image is in use"), "{refused}");
+    }
+    drop(writer);
+    let _readers = [(); 2].map(|()| Drive::open(&place.read_only()).unwrap());
+    let refused = Drive::open(&place.config(IoEngine::Sync)).unwrap_err();
+    assert!(matches!(refused, DriveError::InUse { .. }), "{refused}");
+}
+
+#[test]
+fn a_read_only_drive_writes_nothing() {
+    let place = Place::new(&[4; 4096]);
+    let mut drive = Drive::open(&place.read_only()).unwrap();
+    assert!(drive.read_only() && !drive.discards());
+    let memory = memory();
+    assert!(run(&mut drive, write(&memory, 0, 0, 512)).is_err());
+    assert_eq!(place.bytes(), [4; 4096]);
+}
+
+#[test]
+fn the_end_of_a_file_that_fills_no_sector_is_not_seen() {
+    for (len, sectors) in [(0, 0), (511, 0), (512, 1), (1535, 2)] {
+        let place = Place::new(&vec![0; len]);
+        assert_eq!(place.drive(IoEngine::Sync).sectors(), sectors);
+    }
+}
+
+#[test]
+fn a_file_that_has_grown_is_opened_again_with_its_new_size_and_its_lock() {
+    let place = Place::new(&[0; 4096]);
+    let drive = place.drive(IoEngine::Async);
+    File::options()
+        .write(true)
+        .open(place.path())
+        .unwrap()
+        .set_len(8192)
+        .unwrap();
+    assert_eq!(drive.sectors(), 8);
+    let again = drive.reopen(&place.config(IoEngine::Async)).unwrap();
+    assert_eq!(again.sectors(), 16);
+    drop(drive);
+    assert!(Drive::open(&place.read_only()).is_err());
+    // Another file is opened as any other.
+    let other = Place::new(&[0; 512]);
+    let taken = other.drive(IoEngine::Sync);
+    assert!(again.reopen(&other.config(IoEngine::Sync)).is_err());
+    drop(taken);
+    assert_eq!(
+        again
+            .reopen(&other.config(IoEngine::Sync))
+            .unwrap()
+            .sectors(),
+        1
+    );
+}
+
+#[test]
+fn what_is_no_image_is_refused_by_name() {
+    let place = Place::new(&[]);
+    let path = |name: &str| place.dir.path().join(name);
+    let _socket = UnixListener::bind(path("socket")).unwrap();
+    for other in [
+        place.dir.path().to_owned(),
+        path("socket"),
+        "/dev/null".into(),
+    ] {
+        let config = DriveConfig {
+            path: other.clone(),
+            ..place.config(IoEngine::Sync)
+        };
+        let refused = Drive::open(&config).unwrap_err();
+        assert!(matches!(refused, DriveError::Kind(_)), "{refused}");
+        assert!(refused.to_string().contains(other.to_str().unwrap()));
+    }
+    let config = DriveConfig {
+        path: path("not-there"),
+        ..place.config(IoEngine::Sync)
+    };
+    let refused = Drive::open(&config).unwrap_err();
+    assert!(matches!(refused, DriveError::Open { .. }), "{refused}");
+}
+
+#[test]
+fn a_copy_has_the_same_bytes_and_the_same_holes() {
+    let place = Place::new(&[]);
+    let file = File::options().write(true).open(place.path()).unwrap();
+    file.set_len((64 << 20) + 100).unwrap();
+    file.write_all_at(b"beginning", 0).unwrap();
+    file.write_all_at(&[3; 100_000], 40 << 20).unwrap();
+    let copy = place.dir.path().join("copy");
+    copy_image(&place.path(), &copy).unwrap();
+    assert!(place.bytes() == fs::read(&copy).unwrap());
+    assert!(fs::metadata(&copy).unwrap().blocks() <= blocks(&place) + 16);
+    // They are two files.
+    file.write_all_at(b"changed!!", 0).unwrap();
+    assert!(fs::read(&copy).unwrap().starts_with(b"beginning"));
+}
+
+#[test]
+fn a_copy_replaces_nothing_and_is_not_made_of_an_image_that_changes() {
+    let place = Place::new(&[1; 512]);
+    let copy = place.dir.path().join("copy");
+    let writer = place.drive(IoEngine::Sync);
+    let refused = copy_image(&place.path(), &copy).unwrap_err();
+    assert!(
+        matches!(refused, CopyError::Image(DriveError::InUse { .. })),
+        "{refused}"
+    );
+    assert!(!copy.exists());
+    drop(writer);
+    fs::write(&copy, "precious").unwrap();
+    let refused = copy_image(&place.path(), &copy).unwrap_err();
+    assert!(matches!(refused, CopyError::Create(..)), "{refused}");
+    assert_eq!(fs::read(&copy).unwrap(), b"precious");
+}
