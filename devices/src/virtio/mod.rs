@@ -20,6 +20,7 @@ mod queue;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
