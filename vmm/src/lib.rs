@@ -13,3 +13,4 @@ pub mod generation;
 pub mod machine;
 pub mod snapshot;
 pub mod terminal;
+mod unix_socket;

@@ -1,4 +1,4 @@
-//! The Unix socket that the API listens on: private from its first instant, never stolen from a
+//! The Unix sockets that the API and the guest's vsock device listen on: private from their first instant, never stolen from a
 //! living VMM, removed when done.
 
 use std::fs::{self, File, Permissions};
@@ -42,14 +42,14 @@ pub enum SocketError {
 /// A listening socket. The file is removed when this is dropped, unless another has taken its
 /// place.
 #[derive(Debug)]
-pub(super) struct ApiSocket {
+pub(crate) struct ListeningSocket {
     path: PathBuf,
     device_and_inode: (u64, u64),
 }
 
-impl ApiSocket {
+impl ListeningSocket {
     /// Binds and listens. A socket that nobody listens on any more is replaced.
-    pub(super) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+    pub(crate) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
         let failed = |error| SocketError::Listen(path.to_owned(), error);
         let listener = match listen(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => replace_dead(path)?,
@@ -64,12 +64,12 @@ impl ApiSocket {
     }
 }
 
-impl Drop for ApiSocket {
+impl Drop for ListeningSocket {
     fn drop(&mut self) {
         let still_ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.device_and_inode);
         if still_ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "could not remove the API socket");
+            tracing::warn!(path = %self.path.display(), %error, "could not remove a socket");
         }
     }
 }

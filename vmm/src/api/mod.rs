@@ -25,16 +25,15 @@ mod fault;
 mod limits;
 mod routes;
 mod server;
-mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 mod wait;
 pub mod wire;
 
+pub use crate::unix_socket::SocketError;
 pub use limits::{BODY_LIMIT, BODY_TIMEOUT};
 pub use routes::{FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, router};
 pub use server::{ApiError, ApiThread, MAX_CONNECTIONS, spawn};
-pub use socket::SocketError;
 pub use wait::MAX_WAITS;
 
 /// What the API tells about the process it runs in.

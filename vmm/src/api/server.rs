@@ -25,10 +25,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::socket::{ApiSocket, SocketError};
 use super::wait::Peer;
 use super::{ApiInfo, limits, router};
 use crate::controller::command::ControllerHandle;
+use crate::unix_socket::{ListeningSocket, SocketError};
 
 /// How many clients may be connected at the same time.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -64,7 +64,7 @@ pub enum ApiError {
 pub struct ApiThread {
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
-    socket: Option<ApiSocket>,
+    socket: Option<ListeningSocket>,
 }
 
 impl ApiThread {
@@ -103,7 +103,7 @@ pub fn spawn(
     handle: ControllerHandle,
 ) -> Result<ApiThread, ApiError> {
     let failed = |error| ApiError::Thread(socket.to_owned(), error);
-    let (api_socket, listener) = ApiSocket::bind(socket)?;
+    let (api_socket, listener) = ListeningSocket::bind(socket)?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()

@@ -3,3 +3,4 @@
 pub mod drive;
 pub mod net;
 pub mod tap;
+pub mod vsock;

@@ -177,7 +177,7 @@ fn check(result: c_int) -> io::Result<()> {
 }
 
 /// What `readv` and `writev` take. The slices must outlive it.
-fn pieces(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
+pub(super) fn pieces(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
     let piece = |slice: &VolatileSlice<'_>| libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast(),
         iov_len: slice.len(),

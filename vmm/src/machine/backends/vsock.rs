@@ -1,0 +1,198 @@
+//! Unix sockets in place of the peers of a guest's vsock connections, the way Firecracker has them: one socket on which the host's
+//! programs reach the guest, and one for each port of the host that the guest may reach.
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use libc::c_int;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::net::RecvFlags;
+use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+use vmgenie_devices::virtio::vsock::{Event, Host, LISTENER, Stream, Token};
+
+use super::tap::pieces;
+use crate::unix_socket::{ListeningSocket, SocketError};
+
+/// How many events are taken at a time.
+const BATCH: usize = 64;
+
+/// Why the host's side of the vsock device could not be made.
+#[derive(Debug, Error)]
+pub enum VsockHostError {
+    /// The socket.
+    #[error("could not make the Unix socket of the vsock device")]
+    Socket(#[from] SocketError),
+    /// Its events.
+    #[error("could not watch the Unix socket of the vsock device")]
+    Watch(#[source] io::Error),
+}
+
+/// The host's side. The socket's file is removed when this is dropped.
+#[derive(Debug)]
+pub struct UnixHost {
+    listener: UnixListener,
+    epoll: OwnedFd,
+    path: PathBuf,
+    /// Removes the file.
+    _file: ListeningSocket,
+}
+
+impl UnixHost {
+    /// Listens at `path`. A socket there that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// [`VsockHostError`].
+    pub fn listen(path: &Path) -> Result<Self, VsockHostError> {
+        let (file, listener) = ListeningSocket::bind(path)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(|error| VsockHostError::Watch(error.into()))?;
+        let edges = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), edges)
+            .map_err(|error| VsockHostError::Watch(error.into()))?;
+        Ok(Self {
+            listener,
+            epoll,
+            path: path.to_owned(),
+            _file: file,
+        })
+    }
+
+    /// Where the program listens that serves `port` on the host.
+    fn path_of(&self, port: u32) -> PathBuf {
+        let mut path = OsString::from(&self.path);
+        path.push(format!("_{port}"));
+        path.into()
+    }
+}
+
+/// What a stream is watched for. The end of the stream, and errors, are always told.
+fn interest(writable: bool) -> EventFlags {
+    let reading = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+    if writable {
+        reading | EventFlags::OUT
+    } else {
+        reading
+    }
+}
+
+impl Host for UnixHost {
+    type Stream = UnixPeer;
+
+    fn connect(&mut self, port: u32) -> io::Result<UnixPeer> {
+        let address = SockAddr::unix(self.path_of(port))?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // The event loop waits for nobody: a program that lets connections wait in a full queue is one that does not answer.
+        socket.set_nonblocking(true)?;
+        socket.connect(&address)?;
+        Ok(UnixPeer(OwnedFd::from(socket).into()))
+    }
+
+    fn accept(&mut self) -> io::Result<UnixPeer> {
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(UnixPeer(stream))
+    }
+
+    fn watch(&mut self, stream: &UnixPeer, token: Token) -> io::Result<()> {
+        let token = EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, &stream.0, token, interest(false))?)
+    }
+
+    fn watch_writable(&mut self, stream: &UnixPeer, token: Token, on: bool) -> io::Result<()> {
+        let token = EventData::new_u64(token);
+        Ok(epoll::modify(&self.epoll, &stream.0, token, interest(on))?)
+    }
+
+    fn ready(&mut self, events: &mut Vec<Event>) -> bool {
+        let mut batch = Vec::with_capacity(BATCH);
+        let now = rustix::event::Timespec::default();
+        let buffer = rustix::buffer::spare_capacity(&mut batch);
+        match epoll::wait(&self.epoll, buffer, Some(&now)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return true,
+            Err(error) => {
+                tracing::error!(%error, "the events of the vsock device");
+                return false;
+            }
+        }
+        events.extend(batch.iter().map(event));
+        batch.len() == BATCH
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+}
+
+fn event(event: &epoll::Event) -> Event {
+    let (flags, token) = (event.flags, event.data.u64());
+    let has = |these| flags.intersects(these);
+    let broken = EventFlags::HUP | EventFlags::ERR;
+    Event {
+        token,
+        readable: has(EventFlags::IN | EventFlags::RDHUP | broken),
+        writable: has(EventFlags::OUT | broken),
+        ended: has(EventFlags::RDHUP | broken),
+        closed: has(broken),
+    }
+}
+
+/// A connection to one of the host's programs.
+#[derive(Debug)]
+pub struct UnixPeer(UnixStream);
+
+/// Calls again if a signal has come between.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(len) = usize::try_from(call()) {
+            return Ok(len);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+impl Stream for UnixPeer {
+    fn read_vectored(&mut self, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let (fd, pieces) = (self.0.as_raw_fd(), pieces(into));
+        // SAFETY: each piece is memory that its slice keeps valid through the call, and that others may read and write meanwhile:
+        // it is the guest's. There are `pieces.len()` of them, at most 1,024.
+        retry(|| unsafe { libc::readv(fd, pieces.as_ptr(), pieces.len() as c_int) })
+    }
+
+    fn write_vectored(&mut self, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let (fd, pieces) = (self.0.as_raw_fd(), pieces(from));
+        // `writev` would raise SIGPIPE, but Rust's runtime has that ignored.
+        // SAFETY: as above; the kernel only reads.
+        retry(|| unsafe { libc::writev(fd, pieces.as_ptr(), pieces.len() as c_int) })
+    }
+
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.0.write(from)
+    }
+
+    fn peek(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let (len, _) = rustix::net::recv(&self.0, into, RecvFlags::PEEK)?;
+        Ok(len)
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+
+    fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
+        self.0.shutdown(how)
+    }
+}
+
+#[cfg(test)]
+#[path = "vsock_test.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::*;
+
+fn host() -> (tempfile::TempDir, PathBuf, UnixHost) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    let host = UnixHost::listen(&path).unwrap();
+    (dir, path, host)
+}
+
+/// The next events; there are some within a second.
+fn events(host: &mut UnixHost) -> Vec<Event> {
+    let mut events = Vec::new();
+    let began = Instant::now();
+    while events.is_empty() && began.elapsed() < Duration::from_secs(1) {
+        host.ready(&mut events);
+    }
+    events
+}
+
+#[test]
+fn the_socket_is_private_and_goes_with_the_device() {
+    let (_dir, path, host) = host();
+    let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(UnixHost::listen(&path).is_err(), "stolen from a living one");
+    drop(host);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_socket_that_a_dead_vmm_left_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    UnixHost::listen(&path).unwrap();
+}
+
+#[test]
+fn a_program_that_connects_is_an_event_and_each_of_its_deeds_is_another() {
+    let (_dir, path, mut host) = host();
+    assert_eq!(host.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let mut program = UnixStream::connect(path).unwrap();
+    let event = events(&mut host)[0];
+    assert_eq!((event.token, event.readable), (LISTENER, true));
+    let mut peer = host.accept().unwrap();
+    host.watch(&peer, 7).unwrap();
+    program.write_all(b"hello").unwrap();
+    let event = events(&mut host)[0];
+    assert_eq!((event.token, event.readable, event.ended), (7, true, false));
+    let mut bytes = [0; 10];
+    assert_eq!(peer.peek(&mut bytes).unwrap(), 5);
+    assert_eq!(peer.read(&mut bytes).unwrap(), 5);
+    assert_eq!(
+        peer.read(&mut bytes).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    program.shutdown(Shutdown::Write).unwrap();
+    let event = events(&mut host)[0];
+    assert!(event.readable && event.ended && !event.closed);
+    drop(program);
+    assert!(events(&mut host)[0].closed);
+}
+
+#[test]
+fn room_to_write_is_an_event_only_when_somebody_waits_for_it() {
+    let (_dir, path, mut host) = host();
+    let mut program = UnixStream::connect(path).unwrap();
+    events(&mut host);
+    let mut peer = host.accept().unwrap();
+    host.watch(&peer, 7).unwrap();
+    while peer.write(&[0; 4096]).is_ok() {}
+    let mut none = Vec::new();
+    host.ready(&mut none);
+    assert_eq!(none, []);
+    host.watch_writable(&peer, 7, true).unwrap();
+    host.ready(&mut none);
+    assert_eq!(none, []);
+    program.read_exact(&mut vec![0; 200_000]).unwrap();
+    assert!(events(&mut host)[0].writable);
+}
+
+#[test]
+fn the_guest_reaches_a_port_through_a_socket_beside_the_devices() {
+    let (_dir, path, mut host) = host();
+    assert_eq!(host.connect(52).unwrap_err().kind(), ErrorKind::NotFound);
+    let mut beside = path.into_os_string();
+    beside.push("_52");
+    let listener = UnixListener::bind(beside).unwrap();
+    let mut peer = host.connect(52).unwrap();
+    let (mut program, _) = listener.accept().unwrap();
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let piece = |at, len| memory.get_slice(GuestAddress(at), len).unwrap();
+    piece(0, 4).copy_from(b"abcd");
+    piece(100, 4).copy_from(b"efgh");
+    let written = peer.write_vectored(&[piece(100, 4), piece(0, 2)]).unwrap();
+    assert_eq!(written, 6);
+    let mut bytes = [0; 6];
+    program.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"efghab");
+    program.write_all(b"answer").unwrap();
+    let read = peer
+        .read_vectored(&[piece(200, 2), piece(300, 100)])
+        .unwrap();
+    assert_eq!(read, 6);
+    let mut bytes = [0; 4];
+    piece(300, 4).copy_to(&mut bytes);
+    assert_eq!(&bytes, b"swer");
+}
