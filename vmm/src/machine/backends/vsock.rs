@@ -14,9 +14,12 @@ use rustix::net::RecvFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
-use vmgenie_devices::virtio::vsock::{Event, Host, LISTENER, Stream, Token};
+use vmgenie_devices::virtio::vsock::{
+    Event, Host, LISTENER, Stream, Token, Vsock, VsockError, VsockState,
+};
 
 use super::tap::pieces;
+use crate::config::VsockConfig;
 use crate::unix_socket::{ListeningSocket, SocketError};
 
 /// How many events are taken at a time.
@@ -26,11 +29,33 @@ const BATCH: usize = 64;
 #[derive(Debug, Error)]
 pub enum VsockHostError {
     /// The socket.
-    #[error("could not make the Unix socket of the vsock device")]
+    #[error("could not listen on its Unix socket")]
     Socket(#[from] SocketError),
     /// Its events.
-    #[error("could not watch the Unix socket of the vsock device")]
+    #[error("could not watch its Unix socket")]
     Watch(#[source] io::Error),
+    /// The CID, or the saved state.
+    #[error(transparent)]
+    Device(#[from] VsockError),
+}
+
+/// The device of a machine that boots.
+pub(in crate::machine) fn boot(config: &VsockConfig) -> Result<Vsock<UnixHost>, VsockHostError> {
+    let host = UnixHost::listen(&config.uds_path)?;
+    Ok(Vsock::new(config.guest_cid.get().into(), host)?)
+}
+
+/// The device of a machine that is restored, with the socket and the CID that `config` says, which may be others than they were.
+pub(in crate::machine) fn restore(
+    config: &VsockConfig,
+    state: &VsockState,
+) -> Result<Vsock<UnixHost>, VsockHostError> {
+    let host = UnixHost::listen(&config.uds_path)?;
+    let state = VsockState {
+        guest_cid: config.guest_cid.get().into(),
+        ..state.clone()
+    };
+    Ok(Vsock::from_state(&state, host)?)
 }
 
 /// The host's side. The socket's file is removed when this is dropped.

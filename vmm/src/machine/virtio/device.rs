@@ -6,15 +6,17 @@ use vm_device::DeviceMmio;
 use vmgenie_devices::virtio::block::Block;
 use vmgenie_devices::virtio::entropy::Entropy;
 use vmgenie_devices::virtio::net::Net;
+use vmgenie_devices::virtio::vsock::Vsock;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
 use super::VirtioError;
 use super::slot::{Slot, Slots};
-use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio};
+use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio, VsockPart};
 use crate::config::{DevicesConfig, DriveConfig, NetConfig};
 use crate::machine::backends::drive::{Drive, DriveError};
 use crate::machine::backends::net::{self, NetError};
 use crate::machine::backends::tap::Tap;
+use crate::machine::backends::vsock::{self, UnixHost};
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(super) enum Device {
     Block(Arc<VirtioMmio<Block<Drive>>>),
     /// A network interface.
     Net(Arc<VirtioMmio<Net<Tap>>>),
+    /// Sockets between the guest and the host.
+    Vsock(Arc<VirtioMmio<Vsock<UnixHost>>>),
     /// Random numbers.
     Entropy(Arc<VirtioMmio<Entropy>>),
 }
@@ -33,6 +37,7 @@ impl Device {
         match self {
             Self::Block(device) => &**device,
             Self::Net(device) => &**device,
+            Self::Vsock(device) => &**device,
             Self::Entropy(device) => &**device,
         }
     }
@@ -42,6 +47,7 @@ impl Device {
         match self {
             Self::Block(device) => Arc::clone(device) as _,
             Self::Net(device) => Arc::clone(device) as _,
+            Self::Vsock(device) => Arc::clone(device) as _,
             Self::Entropy(device) => Arc::clone(device) as _,
         }
     }
@@ -56,6 +62,10 @@ impl Device {
             Self::Net(device) => {
                 let state = device.with_device(|net, _| net.save());
                 saved.nets.push(NetPart(state));
+            }
+            Self::Vsock(device) => {
+                let state = device.with_device(|vsock, _| vsock.save());
+                saved.vsock = Some(VsockPart(state));
             }
             Self::Entropy(device) => {
                 let state = device.with_device(|entropy, _| entropy.save());
@@ -80,8 +90,8 @@ pub(super) fn boot(
         let device = net::boot(config).map_err(|source| net_error(config, source))?;
         devices.push(slots.put(device, Device::Net)?);
     }
-    if config.vsock().is_some() {
-        return Err(VirtioError::NotYet("vsock"));
+    if let Some(config) = config.vsock() {
+        devices.push(slots.put(vsock::boot(config)?, Device::Vsock)?);
     }
     if config.entropy().is_some() {
         devices.push(slots.put(Entropy::default(), Device::Entropy)?);
@@ -112,8 +122,10 @@ pub(super) fn restore(
         let device = net::restore(config, &state.0).map_err(|source| net_error(config, source))?;
         devices.push(slots.put(device, Device::Net)?);
     }
-    if config.vsock().is_some() {
-        return Err(VirtioError::NotYet("vsock"));
+    if let Some(config) = config.vsock() {
+        let state = saved.vsock.as_ref();
+        let state = state.ok_or(VirtioError::Missing("the vsock device"))?;
+        devices.push(slots.put(vsock::restore(config, &state.0)?, Device::Vsock)?);
     }
     if config.entropy().is_some() {
         saved

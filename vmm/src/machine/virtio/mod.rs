@@ -23,6 +23,7 @@ use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
 use crate::config::DevicesConfig;
+use crate::machine::backends::vsock::VsockHostError;
 
 use events::Happening;
 pub use events::VirtioEvents;
@@ -36,9 +37,9 @@ pub enum VirtioError {
     /// More devices than interrupts.
     #[error("a microVM has {} virtio devices at most", VIRTIO_GSIS.len())]
     TooMany,
-    /// No model yet.
-    #[error("this version of vmgenie has no {0} yet")]
-    NotYet(&'static str),
+    /// The vsock device.
+    #[error("could not make the vsock device")]
+    Vsock(#[from] VsockHostError),
     /// KVM or the event loop.
     #[error("could not {what} the virtio device in slot {slot}")]
     Connect {

@@ -6,6 +6,7 @@ use vmgenie_devices::virtio::TransportState;
 use vmgenie_devices::virtio::block::BlockState;
 use vmgenie_devices::virtio::entropy::EntropyState;
 use vmgenie_devices::virtio::net::NetState;
+use vmgenie_devices::virtio::vsock::VsockState;
 
 use crate::config::DevicesConfig;
 use crate::machine::state::device_part;
@@ -39,6 +40,7 @@ device_part!(
     "virtio-net",
     "A network interface; one part for each, in the order of their slots."
 );
+device_part!(VsockPart, VsockState, "virtio-vsock", "The socket device.");
 device_part!(
     EntropyPart,
     EntropyState,
@@ -55,6 +57,7 @@ pub(in crate::machine) struct SavedVirtio {
     pub(super) transports: Vec<TransportPart>,
     pub(super) drives: Vec<BlockPart>,
     pub(super) nets: Vec<NetPart>,
+    pub(super) vsock: Option<VsockPart>,
     pub(super) entropy: Option<EntropyPart>,
 }
 
@@ -72,6 +75,9 @@ impl SavedVirtio {
             .parts(&self.transports)?
             .parts(&self.drives)?
             .parts(&self.nets)?;
+        if let Some(vsock) = &self.vsock {
+            writer.part(vsock)?;
+        }
         if let Some(entropy) = &self.entropy {
             writer.part(entropy)?;
         }
@@ -86,6 +92,7 @@ impl SavedVirtio {
             transports: reader.take_all()?,
             drives: reader.take_all()?,
             nets: reader.take_all()?,
+            vsock: reader.take_optional()?,
             entropy: reader.take_optional()?,
         })
     }
@@ -98,6 +105,11 @@ impl SavedVirtio {
                 "network interfaces",
                 self.nets.len(),
                 self.config.nets().len(),
+            ),
+            (
+                "vsock devices",
+                usize::from(self.vsock.is_some()),
+                usize::from(self.config.vsock().is_some()),
             ),
             (
                 "entropy devices",
@@ -175,7 +187,14 @@ mod tests {
     #[test]
     fn states_without_a_device_and_devices_without_a_state_are_contradictions() {
         type Change = fn(&mut SavedVirtio);
-        let changes: [(&str, Change); 4] = [
+        let changes: [(&str, Change); 5] = [
+            ("a vsock device too many", |s| {
+                s.vsock = Some(VsockPart(VsockState {
+                    guest_cid: 3,
+                    last_port: 0,
+                    unanswered: Vec::new(),
+                }));
+            }),
             ("no transport", |s| s.transports.clear()),
             ("a transport too many", |s| {
                 s.transports.push(s.transports[0].clone())
