@@ -66,8 +66,11 @@ impl AcpiDevice {
 
     fn resource(&self, kind: u32) -> Option<(u64, u64)> {
         let device = self.physical()?.as_ptr();
-        // SAFETY: The devices of ours are on no bus that makes anything else of them than platform
-        // devices.
+        // SAFETY: The device is there as long as the namespace's one is.
+        if !ptr::eq(unsafe { (*device).bus }, &raw const bindings::platform_bus_type) {
+            return None;
+        }
+        // SAFETY: The device is on the platform bus, so it is a platform device.
         let resource = unsafe {
             let platform = kernel::container_of!(device, bindings::platform_device, dev);
             bindings::platform_get_resource(platform, kind, 0)

@@ -17,8 +17,8 @@ pub(crate) struct Backend {
     pub(crate) pfn: usize,
     /// Looks for a new generation and deals with it. Process context, may sleep.
     pub(crate) settle: unsafe extern "C" fn(*mut c_void),
-    /// A generation has begun (`began`), or the number of outdated watchers is another. Called with a
-    /// mutex held; must not call back.
+    /// A generation has begun (`began`), or the number of outdated watchers is another. Called
+    /// with a mutex held; must not call back.
     pub(crate) report:
         unsafe extern "C" fn(*mut c_void, counter: u32, outdated: u32, began: bool),
 }

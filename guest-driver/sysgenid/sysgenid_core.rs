@@ -2,12 +2,13 @@
 
 //! The generation counter and its watchers: what has to be true of them, without a kernel.
 //!
-//! The file needs nothing but `core`: the module compiles it, and so does a crate of the host, where
-//! property tests and a model checker run it. The caller holds one lock around [`Generations`] and all
-//! of its [`Watcher`]s, and wakes whom a [`Wake`] names after each call.
+//! The file needs nothing but `core`: the module compiles it, and so does a crate of the host,
+//! where property tests and a model checker run it. The caller holds one lock around
+//! [`Generations`] and all of its [`Watcher`]s, and wakes whom a [`Wake`] names after each call.
 //!
-//! The counter's word may lie in a page that the hypervisor adds to between any two instructions, when
-//! it restores the machine from a snapshot. Nothing here ever stores to it but by compare-exchange.
+//! The counter's word may lie in a page that the hypervisor adds to between any two instructions,
+//! when it restores the machine from a snapshot. Nothing here ever stores to it but by
+//! compare-exchange.
 
 /// The word that holds the counter.
 pub(crate) trait Word {
@@ -64,8 +65,8 @@ pub(crate) enum Waiting {
 
 /// An open file.
 ///
-/// It is up to date with the generation in which it was opened, and outdated from the next one until
-/// it has acknowledged that.
+/// It is up to date with the generation in which it was opened, and outdated from the next one
+/// until it has acknowledged that.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     epoch: u64,
@@ -194,16 +195,16 @@ impl Generations {
         }
     }
 
-    /// Begins the generation that the hypervisor has told of. `seen` is the counter from before the
-    /// look at its ID: where the word has moved since, so may have the ID.
+    /// Begins the generation that the hypervisor has told of. `seen` is the counter from before
+    /// the look at its ID: where the word has moved since, so may have the ID.
     ///
     /// The counter wraps: to be noticed outweighs to be ordered.
     pub(crate) fn begin(&mut self, word: &impl Word, seen: u32) -> Result<Wake, Refusal> {
         self.advance(word, seen, seen.wrapping_add(1))
     }
 
-    /// Begins a generation because a program asks for it: the counter is `min` or, where that would not
-    /// move it forwards, the present one plus one.
+    /// Begins a generation because a program asks for it: the counter is `min` or, where that
+    /// would not move it forwards, the present one plus one.
     pub(crate) fn force(&mut self, word: &impl Word, min: u32) -> Result<Wake, Refusal> {
         match self.told.checked_add(1) {
             Some(next) => self.advance(word, self.told, next.max(min)),
@@ -251,5 +252,25 @@ impl Generations {
             readers: false,
             waiters: self.outdated == 0,
         }
+    }
+}
+
+/// Not less than so many milliseconds in ticks of a clock that has `hz` of them a second.
+///
+/// Timers compare times by the sign of their difference, and may be a little behind the clock: a
+/// limit near the end of the range would be over at once. What is longer than a quarter of the
+/// range is for ever, which the largest number stands for.
+pub(crate) fn ticks(milliseconds: usize, hz: usize) -> usize {
+    const LONGEST: usize = usize::MAX / 4;
+
+    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
+    // One more, because the present tick has begun already.
+    let rest = (rest * hz).div_ceil(1000) + 1;
+    match seconds
+        .checked_mul(hz)
+        .and_then(|all| all.checked_add(rest))
+    {
+        Some(ticks) if ticks <= LONGEST => ticks,
+        _ => usize::MAX,
     }
 }

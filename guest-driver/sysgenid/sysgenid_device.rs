@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The counter's page, the lock around the watchers, and who is woken: what `sysgenid_core.rs` leaves
-//! to a kernel.
+//! The counter's page, the lock around the watchers, and who is woken: what `sysgenid_core.rs`
+//! leaves to a kernel.
 
 use crate::{
     sysgenid_backend::Backend,
@@ -38,9 +38,9 @@ struct Counter(*mut u32);
 
 impl Counter {
     fn atomic(&self) -> &Atomic<u32> {
-        // SAFETY: The word is that of the own page, which lives as long as the device, or that of a
-        // backend, which lives until it has been unregistered; both are aligned, and only accessed
-        // atomically.
+        // SAFETY: The word is that of the own page, which lives as long as the device, or that of
+        // a backend, which lives until it has been unregistered; both are aligned, and only
+        // accessed atomically.
         unsafe { Atomic::from_ptr(self.0) }
     }
 }
@@ -64,7 +64,8 @@ pub(crate) struct State {
     reported: u32,
 }
 
-// SAFETY: The pointers are to memory that outlives their being here, and that any thread may access.
+// SAFETY: The pointers are to memory that outlives their being here, and that any thread may
+// access.
 unsafe impl Send for State {}
 
 impl State {
@@ -368,8 +369,8 @@ impl Device {
             return;
         };
         let mut environment = [line.as_char_ptr().cast_mut(), ptr::null_mut()];
-        // SAFETY: Watchers and backends, by whom alone this is called once there is a kobject, hold the
-        // module, and so the misc device that has it. The environment is not written to.
+        // SAFETY: Watchers and backends, by whom alone this is called once there is a kobject,
+        // hold the module, and so the misc device that has it. The environment is not written to.
         unsafe {
             bindings::kobject_uevent_env(
                 kobject,

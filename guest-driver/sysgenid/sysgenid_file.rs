@@ -5,7 +5,7 @@
 use crate::{
     sysgenid_abi::{Abi, Command},
     sysgenid_backend::Backend,
-    sysgenid_core::Watcher,
+    sysgenid_core::{ticks, Watcher},
     sysgenid_device::{release_backend, Device},
 };
 use kernel::{
@@ -19,7 +19,6 @@ use kernel::{
     seq_file::SeqFile,
     seq_print,
     sync::{poll::PollTable, Mutex, SetOnce},
-    time::Jiffies,
     types::{ForeignOwnable, Opaque},
 };
 
@@ -66,16 +65,15 @@ impl MiscDevice for WatcherFile {
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let registration = Registration::of(misc);
         let (device, abi) = (registration.device, registration.abi);
+        // The memory comes first: once the watcher counts, nothing may fail.
+        let memory = KBox::<Self>::new_uninit(GFP_KERNEL)?;
         let watcher = device.open(abi.tracks_at_open(is_writable(file)))?;
-        KBox::try_pin_init(
-            try_pin_init!(Self {
-                device,
-                abi,
-                watcher <- new_mutex!(watcher),
-                mapped: SetOnce::new(),
-            }),
-            GFP_KERNEL,
-        )
+        memory.write_pin_init(try_pin_init!(Self {
+            device,
+            abi,
+            watcher <- new_mutex!(watcher),
+            mapped: SetOnce::new(),
+        }))
     }
 
     fn read_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize> {
@@ -117,7 +115,7 @@ impl MiscDevice for WatcherFile {
     fn ioctl(me: Pin<&Self>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
         match me.abi.command(cmd).ok_or(EINVAL)? {
             Command::WaitWatchers => {
-                let limit = (arg != 0).then(|| milliseconds_to_jiffies(arg));
+                let limit = (arg != 0).then(|| ticks(arg, bindings::CONFIG_HZ as usize));
                 me.device.wait(&me.watcher, limit)?;
             }
             Command::Force => {
@@ -153,8 +151,8 @@ impl MiscDevice for WatcherFile {
             // released at once, by the value's drop.
             me.mapped.populate(HeldBackend(backend));
         }
-        // SAFETY: The area is being set up. The frame's page outlives the mapping: the own page lives
-        // as long as the module, which every open file holds; the backend's as long as that.
+        // SAFETY: The area is being set up. The frame's page outlives the mapping: the own page
+        // lives as long as the module, which every open file holds; the backend's as long as that.
         kernel::error::to_result(unsafe {
             let area = vma.as_ptr();
             bindings::remap_pfn_range(
@@ -168,15 +166,17 @@ impl MiscDevice for WatcherFile {
     }
 
     fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
-        let (outdated, generation) = me.device.look(&me.watcher);
-        let (watchers, others) = me.device.show(|all| (all.watchers(), all.outdated()));
-        let watcher = me.watcher.lock();
-        seq_print!(m, "generation:\t{}\n", generation);
-        seq_print!(m, "acknowledged:\t{}\n", watcher.acknowledged());
-        seq_print!(m, "tracked:\t{}\n", u8::from(watcher.is_tracked()));
-        seq_print!(m, "outdated:\t{}\n", u8::from(outdated));
-        seq_print!(m, "watchers:\t{}\n", watchers);
-        seq_print!(m, "outdated_watchers:\t{}\n", others);
+        // Of one instant, so that the lines fit together.
+        me.device.show(|all| {
+            let watcher = me.watcher.lock();
+            let outdated = all.is_outdated(&watcher);
+            seq_print!(m, "generation:\t{}\n", all.told());
+            seq_print!(m, "acknowledged:\t{}\n", watcher.acknowledged());
+            seq_print!(m, "tracked:\t{}\n", u8::from(watcher.is_tracked()));
+            seq_print!(m, "outdated:\t{}\n", u8::from(outdated));
+            seq_print!(m, "watchers:\t{}\n", all.watchers());
+            seq_print!(m, "outdated_watchers:\t{}\n", all.outdated());
+        });
     }
 }
 
@@ -224,15 +224,6 @@ fn may_force() -> bool {
         .any(|capability| unsafe { bindings::ns_capable(initial, *capability as i32) })
 }
 
-/// Not less than so many milliseconds, and at most the longest time there is.
-fn milliseconds_to_jiffies(milliseconds: usize) -> Jiffies {
-    const HZ: usize = bindings::CONFIG_HZ as usize;
-    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
-    // One more, because the present jiffy has begun already.
-    let rest = (rest * HZ).div_ceil(1000) + 1;
-    seconds.saturating_mul(HZ).saturating_add(rest)
-}
-
 /// The registered misc device, with what a `MiscDeviceRegistration` has not: `poll` and a mode.
 ///
 /// The registration comes first: the kernel hands out a pointer to it.
@@ -263,8 +254,8 @@ impl Registration {
             device,
             abi,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
-                // SAFETY: The slot may be written. The operations are beside it, and pinned as it is;
-                // no open file outlives them, because it holds the module.
+                // SAFETY: The slot may be written. The operations are beside it, and pinned as it
+                // is; no open file outlives them, because it holds the module.
                 unsafe {
                     slot.write(raw);
                     (*slot).mode = 0o666;

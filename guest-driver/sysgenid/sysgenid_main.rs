@@ -37,7 +37,7 @@ module! {
     params: {
         abi: i32 {
             default: 5,
-            description: "Numbering of the interface: 5 (default), or 8 for that of deployed programs",
+            description: "Numbering of the interface: 5 (default), or 8 as in deployed programs",
         },
     },
 }
@@ -79,8 +79,8 @@ impl kernel::Module for SysGenId {
     }
 }
 
-/// The device, as long as the module is there. It is referred to as if it were for ever by those who
-/// hold the module or go before this.
+/// The device, as long as the module is there. It is referred to as if it were for ever by those
+/// who hold the module or go before this.
 struct OwnedDevice(&'static Device);
 
 impl OwnedDevice {
@@ -119,8 +119,8 @@ impl debugfs::Writer for Shown {
 /// The device of a caller that holds the module.
 fn device() -> &'static Device {
     let device = DEVICE.load(Acquire);
-    // SAFETY: The callers are modules that need ours by its symbols, so that it has been initialised
-    // and stays.
+    // SAFETY: The callers are modules that need ours by its symbols, so that it has been
+    // initialised and stays.
     unsafe { &*device }
 }
 

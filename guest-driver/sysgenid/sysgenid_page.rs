@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! SGEN, the device of vmgenie's that keeps the counter: a page that the hypervisor adds one to while
-//! no vCPU runs, and ports by which it is told how far the guest has come.
+//! SGEN, the device of vmgenie's that keeps the counter: a page that the hypervisor adds one to
+//! while no vCPU runs, and ports by which it is told how far the guest has come.
 
 use crate::sysgenid_acpi::{AcpiDevice, Mapping};
 use core::arch::asm;
@@ -71,15 +71,16 @@ impl CounterPage {
         (self.start >> page::PAGE_SHIFT) as usize
     }
 
-    /// Tells the hypervisor that there is a driver, and that the kernel's random number generator was
-    /// reseeded for `counter`.
+    /// Tells the hypervisor that there is a driver, and that the kernel's random number generator
+    /// was reseeded for `counter`.
     pub(crate) fn hello(&self, counter: u32) {
         self.write(RESEEDED, counter);
         self.write(REACHED, counter);
         self.write(VERSION, INTERFACE);
     }
 
-    /// Tells the hypervisor of a generation that has begun, or of the number of outdated watchers alone.
+    /// Tells the hypervisor of a generation that has begun, or of the number of outdated watchers
+    /// alone.
     pub(crate) fn report(&self, counter: u32, outdated: u32, began: bool) {
         if began {
             self.write(RESEEDED, counter);

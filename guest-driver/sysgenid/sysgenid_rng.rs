@@ -3,8 +3,8 @@
 //! Reseeding the kernel's random number generator.
 //!
 //! The kernel has one function for the purpose, `add_vmfork_randomness()`, which modules have only
-//! where the kernel's vmgenid driver is a module too. Elsewhere the ID is mixed in as a device's, and
-//! the reseeding asked for by `ioctl()` on a file of the kernel's own generator.
+//! where the kernel's vmgenid driver is a module too. Elsewhere the ID is mixed in as a device's,
+//! and the reseeding asked for by `ioctl()` on a file of the kernel's own generator.
 
 use crate::sysgenid_settle::Id;
 use core::ptr;
@@ -15,7 +15,8 @@ const RNDRESEEDCRNG: u32 = 0x5207;
 /// `MKDEV(1, 9)`.
 const URANDOM: u32 = 1 << 20 | 9;
 
-/// The open file of the kernel's generator, and work for callers that must not reseed it themselves.
+/// The open file of the kernel's generator, and work for callers that must not reseed it
+/// themselves.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Urandom {
     file: *mut bindings::file,
@@ -78,9 +79,11 @@ impl Urandom {
         }
     }
 
-    /// Asks with the caller's capabilities. Before the generator is ready it refuses, and needs none.
+    /// Asks with the caller's capabilities. Before the generator is ready it refuses, and needs
+    /// none.
     fn ask(&self) -> c_int {
-        // SAFETY: The file is open, and has been found to be the generator's, which has the function.
+        // SAFETY: The file is open, and has been found to be the generator's, which has the
+        // function.
         unsafe {
             match (*(*self.file).f_op).unlocked_ioctl {
                 Some(ioctl) => ioctl(self.file, RNDRESEEDCRNG, 0) as c_int,
@@ -118,7 +121,7 @@ fn open() -> Result<*mut bindings::file> {
     // SAFETY: The path is a string. The access mode is reading.
     let file = unsafe { bindings::filp_open(path.as_char_ptr(), 0, 0) };
     let file = kernel::error::from_err_ptr(file)
-        .inspect_err(|_| pr_err!("could not open /dev/urandom, by which the kernel's generator is reseeded\n"))?;
+        .inspect_err(|_| pr_err!("could not open /dev/urandom, by which to reseed\n"))?;
     // SAFETY: The file is open.
     let inode = unsafe { &*(*file).f_inode };
     const S_IFMT: u16 = 0o170000;

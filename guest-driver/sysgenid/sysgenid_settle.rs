@@ -2,9 +2,9 @@
 
 //! How a new generation of the hypervisor becomes one of the counter, without a kernel.
 //!
-//! Like `sysgenid_core.rs` it needs nothing but `core`, and is model-checked on the host. The machine
-//! may be snapshotted and restored between any two instructions; then the ID is another one and, where
-//! the hypervisor keeps the counter, that is one more.
+//! Like `sysgenid_core.rs` it needs nothing but `core`, and is model-checked on the host. The
+//! machine may be snapshotted and restored between any two instructions; then the ID is another
+//! one and, where the hypervisor keeps the counter, that is one more.
 
 /// The 16 bytes that name a generation.
 pub(crate) type Id = [u8; 16];
@@ -23,7 +23,8 @@ pub(crate) trait Machine {
     /// Mixes an ID into the kernel's random number generator and has it reseeded.
     fn reseed(&self, id: &Id);
 
-    /// Has the counter moved from `seen` by one and the watchers told. Returns whether it was `seen`.
+    /// Has the counter moved from `seen` by one and the watchers told. Returns whether it was
+    /// `seen`.
     fn begin(&self, seen: u32) -> bool;
 }
 
@@ -34,9 +35,20 @@ pub(crate) struct Settled {
 }
 
 impl Settled {
-    /// The machine as it is now, with no older generation to tell of: the kernel's random number
-    /// generator is reseeded, and the counter stays. Returns the counter for which that was done.
-    pub(crate) fn new(machine: &impl Machine) -> (Self, u32) {
+    /// Takes the machine as it is now, with no older generation to tell of: the kernel's random
+    /// number generator is reseeded, and the counter stays. `greet` tells the hypervisor for which
+    /// counter that was done.
+    ///
+    /// A notification that comes before is heard by nobody. So what happened meanwhile is dealt
+    /// with.
+    pub(crate) fn start(machine: &impl Machine, greet: impl FnOnce(u32)) -> Self {
+        let (mut settled, counter) = Self::new(machine);
+        greet(counter);
+        settled.settle(machine);
+        settled
+    }
+
+    fn new(machine: &impl Machine) -> (Self, u32) {
         loop {
             let counter = machine.counter();
             let id = machine.id();

@@ -2,12 +2,13 @@
 
 //! Drives the system generation counter from the hypervisor's VMGENID.
 //!
-//! Where the kernel's own vmgenid driver has the device, this one rides along: the notifier chain tells
-//! it of a change, after the kernel's random number generator has been reseeded. Elsewhere it takes the
-//! device's notifications itself, and reseeds.
+//! Where the kernel's own vmgenid driver has the device, this one rides along: the notifier chain
+//! tells it of a change, after the kernel's random number generator has been reseeded. Elsewhere
+//! it takes the device's notifications itself, and reseeds.
 //!
-//! Either way the ID is looked at before each call to `/dev/sysgenid` is answered, so that no answer is
-//! of an older generation while the notification is on its way. The first to see a change deals with it.
+//! Either way the ID is looked at before each call to `/dev/sysgenid` is answered, so that no
+//! answer is of an older generation while the notification is on its way. The first to see a
+//! change deals with it.
 
 use core::ptr;
 use kernel::{
@@ -311,11 +312,11 @@ impl Hypervisor {
     /// Takes the machine as it is now for settled, and deals with changes from now on.
     fn start(&self) {
         let mut settled = self.settled.lock();
-        let (now, counter) = Settled::new(self);
-        *settled = Some(now);
-        if let Some(page) = &self.page {
-            page.hello(counter);
-        }
+        *settled = Some(Settled::start(self, |counter| {
+            if let Some(page) = &self.page {
+                page.hello(counter);
+            }
+        }));
     }
 
     /// Deals with what has changed.

@@ -28,3 +28,5 @@ mod model_test;
 mod settle_test;
 #[cfg(test)]
 mod test_device;
+#[cfg(test)]
+mod ticks_test;

@@ -4,6 +4,7 @@
 
 use shuttle::thread;
 
+use crate::sysgenid_settle::Machine;
 use crate::test_device::{Device, Failure, Hypervisor, check};
 
 fn settles(hypervisor: Hypervisor) {
@@ -56,10 +57,28 @@ fn the_hypervisor_is_greeted_with_the_counter_of_the_generation_that_was_reseede
             thread::spawn(move || device.hypervisor.restore())
         };
         // Only restores move the counter here: it is their number.
-        let counter = device.start();
-        assert_eq!(counter, device.rng_restores());
+        let (counter, reseeded_in) = device.start();
+        assert_eq!(counter, reseeded_in);
         restorer.join().unwrap();
         device.settle();
         assert_eq!(device.rng_restores(), device.hypervisor.restores());
+    });
+}
+
+#[test]
+fn a_restore_whose_notification_comes_before_the_start_is_told_by_it() {
+    check(|| {
+        let device = Device::new(Hypervisor::with_counter(0));
+        let restored = {
+            let device = device.clone();
+            thread::spawn(move || {
+                device.hypervisor.restore();
+                device.settle();
+            })
+        };
+        device.start();
+        restored.join().unwrap();
+        // Whoever sleeps until he is told does not look at the hypervisor.
+        assert_eq!((device.told(), device.rng_restores()), (2, 1));
     });
 }

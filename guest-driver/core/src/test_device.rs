@@ -167,12 +167,14 @@ impl Device {
         device
     }
 
-    /// Returns the counter that the hypervisor is greeted with.
-    pub(crate) fn start(&self) -> u32 {
+    /// Returns the counter that the hypervisor is greeted with, and the restores at the reseeding before.
+    pub(crate) fn start(&self) -> (u32, u32) {
         let mut settled = self.settled.lock().unwrap();
-        let (now, counter) = Settled::new(self);
-        *settled = Some(now);
-        counter
+        let mut greeted = None;
+        *settled = Some(Settled::start(self, |counter| {
+            greeted = Some((counter, self.rng_restores()));
+        }));
+        greeted.unwrap()
     }
 
     /// The notification of a change, and what comes before each call.
