@@ -6,10 +6,15 @@ use std::thread;
 use std::time::Duration;
 
 use crate::Subject;
+use crate::observers::Info;
 use crate::outcome::{Failure, Outcome, equal, holds, success, wanted};
 
-/// How much unreclaimable kernel memory may come and go by itself, in KiB.
-const SLACK_KIB: u64 = 4096;
+/// How much of the kernel's memory may come and go by itself, in KiB. A watcher takes 96 bytes at least, ten
+/// thousand of them 937 KiB.
+const SLACK_KIB: u64 = 512;
+
+/// How often it may have been something else that grew.
+const ATTEMPTS: u32 = 4;
 
 pub(crate) fn stress(subject: Subject<'_>, threads: usize, seconds: u64) -> Outcome {
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -89,18 +94,9 @@ fn nobody_left(subject: Subject<'_>) -> Outcome {
     let new = subject.next(&device)?;
     wanted("acknowledgement", device.acknowledge(new), Ok(4))?;
     wanted("wait after it", device.wait(1000), Ok(0))?;
-    let path = format!("/proc/self/fdinfo/{}", device.raw());
-    let info = fs::read_to_string(&path)
-        .map_err(|error| Failure::new(format!("could not read {path}: {error}")))?;
-    // Any line whose name ends so counts the outdated watchers of the machine.
-    for line in info.lines() {
-        let Some((name, value)) = line.split_once(':') else {
-            continue;
-        };
-        if name.ends_with("outdated_watchers") || name.ends_with("outdated-watchers") {
-            equal(line, value.trim(), "0")?;
-        }
-    }
+    let info = Info::of(&device)?;
+    equal("outdated watchers", info.outdated_watchers, 0)?;
+    equal("watchers", info.watchers, 1)?;
     Ok(())
 }
 
@@ -113,14 +109,18 @@ pub(crate) fn open_close(subject: Subject<'_>, times: u32) -> Outcome {
         })
     };
     cycle(times / 10)?;
-    let before = unreclaimable_kib()?;
-    cycle(times)?;
-    let grown = unreclaimable_kib()?.saturating_sub(before);
-    holds(
-        &format!("kernel memory grew by {grown} KiB over {times} files"),
-        grown <= SLACK_KIB,
-    )?;
-    nobody_left(subject)
+    let mut grown = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let before = unreclaimable_kib()?;
+        cycle(times)?;
+        grown.push(unreclaimable_kib()?.saturating_sub(before));
+        if grown.last() <= Some(&SLACK_KIB) {
+            return nobody_left(subject);
+        }
+    }
+    Err(Failure::new(format!(
+        "each time {times} files were opened and closed kernel memory grew: {grown:?} KiB"
+    )))
 }
 
 /// Kernel memory that cannot be reclaimed.

@@ -4,9 +4,13 @@
 //! The tests begin generations and wait for all watchers, so they need a machine of their own: run
 //! as root, one at a time, with no other watcher that is slow to acknowledge.
 
+mod compat;
 mod concurrency;
+mod descriptors;
 mod files;
 mod mapping;
+mod memory;
+mod observers;
 mod outcome;
 mod privileges;
 mod process;
@@ -84,7 +88,7 @@ impl Numbering {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Test {
-    /// Every test but `overflow`, in order.
+    /// Every test but `compat`, `no-memory` and `overflow`, in order.
     All(Effort),
     /// Every call and every errno: read-write, generations, wait, tracking, ioctl, library.
     Conformance,
@@ -114,6 +118,18 @@ enum Test {
     UserNamespace,
     /// Either of the two capabilities suffices to begin a generation, none does not.
     Capabilities,
+    /// Positions, copies of a descriptor, descriptors in other processes and on their way there.
+    Descriptors,
+    /// What /proc and debugfs show of watchers.
+    FileInfo,
+    /// `select()`.
+    Select,
+    /// Each generation is told by one uevent.
+    Uevents,
+    /// The calls of 32-bit programs, on a kernel that serves them. Leaves the counter above 2^31.
+    Compat,
+    /// Opening without memory, on a kernel that can be told to fail allocations.
+    NoMemory,
     /// Threads that open, trigger, acknowledge and close at once.
     Stress(Effort),
     /// Opens and closes ten thousand times.
@@ -214,6 +230,12 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::Unprivileged => one("unprivileged", privileges::unprivileged),
         Test::UserNamespace => one("user-namespace", privileges::user_namespace),
         Test::Capabilities => one("capabilities", privileges::capabilities),
+        Test::Descriptors => one("descriptors", descriptors::descriptors),
+        Test::FileInfo => one("file-info", observers::file_info),
+        Test::Select => one("select", observers::select),
+        Test::Uevents => one("uevents", observers::uevents),
+        Test::Compat => one("compat", compat::compat),
+        Test::NoMemory => one("no-memory", memory::no_memory),
         Test::Stress(effort) => vec![(
             "stress",
             Box::new(move |subject| concurrency::stress(subject, effort.threads, effort.seconds)),
@@ -242,6 +264,10 @@ fn all(effort: Effort) -> Vec<(&'static str, Function)> {
         Test::Unprivileged,
         Test::UserNamespace,
         Test::Capabilities,
+        Test::Descriptors,
+        Test::FileInfo,
+        Test::Select,
+        Test::Uevents,
         Test::OpenClose(effort),
         Test::Stress(effort),
     ]

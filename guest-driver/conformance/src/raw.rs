@@ -37,6 +37,17 @@ impl Device {
         Ok(Self { fd, numbering })
     }
 
+    pub(crate) fn from_fd(fd: OwnedFd, numbering: Numbering) -> Self {
+        Self { fd, numbering }
+    }
+
+    /// Another descriptor of the same open file.
+    pub(crate) fn copy(&self) -> Answer<Self> {
+        let fd = self.fd.try_clone();
+        let fd = fd.map_err(|error| error.raw_os_error().unwrap_or_default())?;
+        Ok(Self::from_fd(fd, self.numbering))
+    }
+
     pub(crate) fn raw(&self) -> i32 {
         self.fd.as_raw_fd()
     }

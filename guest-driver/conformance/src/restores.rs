@@ -6,6 +6,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
+use crate::observers::Uevents;
 use crate::outcome::{Failure, Outcome, equal, success, wanted};
 use crate::process::Child;
 use crate::raw::Mapping;
@@ -46,7 +47,13 @@ pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
         let answer = own.wait(0);
         tell(&format!("wait {answer:?}"))
     })?;
+    let events = Uevents::listen()?;
     thread::scope(|scope| {
+        let listening = scope.spawn(|| {
+            let event = events.next(Duration::MAX)?.unwrap_or_default();
+            let told = event.iter().find(|line| line.starts_with("SYSGENID="));
+            tell(&format!("uevent {told:?}"))
+        });
         let reading = scope.spawn(|| {
             let answer = blocked.generation();
             tell(&format!("read {answer:?}"))
@@ -61,7 +68,7 @@ pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
         });
         thread::sleep(Duration::from_millis(500));
         tell(&format!("ready {before}"))?;
-        for part in [reading, polling, loading] {
+        for part in [listening, reading, polling, loading] {
             part.join()
                 .map_err(|_| Failure::new("a thread panicked"))??;
         }
