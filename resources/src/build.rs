@@ -25,6 +25,10 @@ const GUEST_PROGRAMS: &[(&str, &str)] = &[
     ("sysgenctl", "sysgenctl"),
 ];
 
+/// The package whose examples run in guests, and their names.
+const EXAMPLES_PACKAGE: &str = "sysgenid";
+const EXAMPLES: &[&str] = &["watchdog", "event_loop", "mapped", "orchestrator"];
+
 /// How programs are optimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
@@ -127,11 +131,28 @@ pub(crate) fn guest_programs() -> Result<Vec<GuestProgram>> {
         command.args(["-p", package, "--bin", name]);
     }
     eprintln!("building the guests' programs");
-    let found = executables(&messages(&mut command)?);
-    GUEST_PROGRAMS
-        .iter()
-        .map(|(_, name)| {
-            let path = program(&found, name).with_context(|| format!("cargo built no {name}"))?;
+    let names = GUEST_PROGRAMS.iter().map(|(_, name)| *name);
+    read_programs(&mut command, "bin", names)
+}
+
+/// Builds the examples of the crate `sysgenid` for guests, as the guests' programs.
+pub(crate) fn guest_examples() -> Result<Vec<GuestProgram>> {
+    let mut command = static_build(Profile::VmTest);
+    command.args(["-p", EXAMPLES_PACKAGE, "--examples"]);
+    read_programs(&mut command, "example", EXAMPLES.iter().copied())
+}
+
+/// Runs a build and reads the programs of that kind that it has built.
+fn read_programs(
+    command: &mut Command,
+    kind: &str,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<Vec<GuestProgram>> {
+    let found = executables(&messages(command)?);
+    names
+        .map(|name| {
+            let path =
+                program_of(&found, kind, name).with_context(|| format!("cargo built no {name}"))?;
             let contents = std::fs::read(&path)
                 .with_context(|| format!("could not read {}", path.display()))?;
             Ok(GuestProgram { name, contents })
@@ -187,9 +208,14 @@ fn sort(messages: &str, wanted: Wanted) -> Result<Built> {
 
 /// The executable of the program `name`.
 fn program(found: &[(String, TestBinary)], name: &str) -> Option<PathBuf> {
+    program_of(found, "bin", name)
+}
+
+/// The executable of the program `name` of that kind of target.
+fn program_of(found: &[(String, TestBinary)], wanted: &str, name: &str) -> Option<PathBuf> {
     found
         .iter()
-        .find(|(kind, binary)| kind == "bin" && binary.name == name)
+        .find(|(kind, binary)| kind == wanted && binary.name == name)
         .map(|(_, binary)| PathBuf::from(&binary.path))
 }
 

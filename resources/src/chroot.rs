@@ -83,7 +83,12 @@ impl Root {
 
     /// The output of a short command.
     pub(crate) fn output(&self, argv: &[&str]) -> Result<String> {
-        let output = lifetime::bind(&mut self.command(&[], argv))
+        self.output_with(&[], argv)
+    }
+
+    /// The same with directories mounted.
+    pub(crate) fn output_with(&self, binds: &[(&Path, &str)], argv: &[&str]) -> Result<String> {
+        let output = lifetime::bind(&mut self.command(binds, argv))
             .output()
             .with_context(|| format!("could not run {argv:?} in the toolchain root"))?;
         if !output.status.success() {

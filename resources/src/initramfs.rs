@@ -13,6 +13,7 @@ use crate::build::GuestProgram;
 use crate::cache::{self, Cache};
 use crate::chroot::Root;
 use crate::driver;
+use crate::extras::Extras;
 use crate::small::Small;
 use crate::stock::Stock;
 
@@ -58,12 +59,19 @@ pub(crate) struct Ours {
     pub(crate) small_driver: Option<PathBuf>,
     /// The programs, in the guest's `/bin`.
     pub(crate) programs: Vec<GuestProgram>,
+    /// What only the guests of some tests have, if it is wanted.
+    pub(crate) extras: Option<Extras>,
 }
 
 impl Ours {
     /// Names all of it: other contents are another text.
     fn recipe(&self) -> String {
-        let mut text = format!("{:?}; {:?}", self.stock_driver, self.small_driver);
+        let mut text = format!(
+            "{:?}; {:?}; {:?}",
+            self.stock_driver,
+            self.small_driver,
+            self.extras.as_ref().map(|extras| &extras.digest)
+        );
         for program in &self.programs {
             let digest = Sha256::digest(&program.contents);
             text += &format!("; {} {}", program.name, cache::hex(&digest));
@@ -74,7 +82,7 @@ impl Ours {
 
 /// The directory with the kernels and their initramfs, made if it is not there:
 /// `debian/{vmlinux,vmlinuz,initramfs.cpio}` and, if there is a small kernel,
-/// `small/{vmlinux,bzImage,initramfs.cpio}`.
+/// `small/{vmlinux,bzImage,initramfs.cpio}`; and `extras.cpio`, if there are extras.
 pub(crate) fn guests(
     cache: &Cache,
     root: &Root,
@@ -113,6 +121,9 @@ pub(crate) fn guests(
         let lscpu = lscpu(root)?;
         cache
             .make(&dir, |inside| {
+                if let Some(extras) = &ours.extras {
+                    extras.write_to(inside)?;
+                }
                 kernels
                     .iter()
                     .try_for_each(|kernel| write_kernel(inside, kernel, &busybox, &lscpu, ours))
@@ -238,7 +249,7 @@ fn lscpu(root: &Root) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// The files in the output of `ldd`: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`.
-fn libraries(text: &str) -> Vec<String> {
+pub(crate) fn libraries(text: &str) -> Vec<String> {
     text.lines()
         .filter_map(|line| {
             let line = line.rsplit_once(" (")?.0;
@@ -263,6 +274,7 @@ mod tests {
                 name: "sysgenctl",
                 contents: contents.into(),
             }],
+            extras: None,
         }
     }
 

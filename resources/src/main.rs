@@ -10,6 +10,7 @@ mod commands;
 mod detect;
 mod driver;
 mod emulator;
+mod extras;
 mod host;
 mod image;
 mod initramfs;

@@ -13,7 +13,7 @@ use crate::initramfs::Ours;
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
-use crate::{build, chroot, initramfs, prepared, tools};
+use crate::{build, chroot, extras, initramfs, prepared, tools};
 
 /// Which guests are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,5 +87,8 @@ fn ours(
         stock_driver,
         small_driver,
         programs,
+        extras: small
+            .map(|_| extras::extras(cache, root, progress))
+            .transpose()?,
     })
 }
