@@ -319,8 +319,12 @@ impl Device {
     }
 
     /// The frame of the page that holds the counter, and the backend that it belongs to, held.
+    ///
+    /// The hypervisor is not looked at: the caller has its address space locked, and those who are
+    /// told of a reseeding may take locks under which others touch user memory. The page shows
+    /// what there is anyway, and the file's opening has looked.
     pub(crate) fn page(&self) -> (usize, Option<*const Backend>) {
-        let state = self.lock();
+        let state = self.state.lock();
         // SAFETY: A backend that is registered is alive.
         if !state.backend.is_null() && !unsafe { (*state.backend).word }.is_null() {
             if let Some(backend) = state.hold_backend() {

@@ -144,6 +144,8 @@ enum Test {
         /// The call.
         call: restores::Call,
     },
+    /// Keeps a mapping and prints what it shows. Does not end.
+    Hold,
     /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
     FirstLoad,
 }
@@ -250,6 +252,7 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
             "at-once",
             Box::new(move |subject| restores::at_once(subject, call)),
         )],
+        Test::Hold => one("hold", restores::hold),
         Test::FirstLoad => one("first-load", restores::first_load),
     }
 }

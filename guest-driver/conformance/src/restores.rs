@@ -102,6 +102,9 @@ pub(crate) fn at_once(subject: Subject<'_>, call: Call) -> Outcome {
         Call::Poll => device.poll(0).map(|events| events as u32),
         Call::Wait => device.wait(0).map(|_| 0),
         Call::Track => device.track(true).map(|_| page.load()),
+        Call::Map => device
+            .map(4, libc::PROT_READ, libc::MAP_SHARED, 0)
+            .map(|again| again.load()),
     };
     let after = page.load();
     let came = self::events()? - events;
@@ -109,7 +112,9 @@ pub(crate) fn at_once(subject: Subject<'_>, call: Call) -> Outcome {
         "loaded {loaded} answer {answer:?} after {after} events {came}"
     ))?;
     let new = success("read", device.generation())?;
-    equal("the generation", new, after)?;
+    // A mapping shows the page as it is, and looks no further.
+    let step = u32::from(matches!(call, Call::Map));
+    equal("the generation", new, after + step)?;
     wanted("acknowledgement", device.acknowledge(new), Ok(4))?;
     tell("done")
 }
@@ -127,6 +132,8 @@ pub(crate) enum Call {
     Wait,
     /// The tracking switch.
     Track,
+    /// Another mapping.
+    Map,
 }
 
 fn events() -> Outcome<u64> {
@@ -168,6 +175,21 @@ pub(crate) fn first_load(subject: Subject<'_>) -> Outcome {
             "resume {now} counter {counter} {loaded} stale {stale} ticks {took}"
         ))?;
         (resumes, counter) = (now, loaded);
+    }
+}
+
+/// Keeps a mapping, with no descriptor left, and prints what it shows next. Does not end.
+pub(crate) fn hold(subject: Subject<'_>) -> Outcome {
+    let page = mapping(subject)?;
+    let mut counter = page.load();
+    tell(&format!("ready {counter}"))?;
+    loop {
+        let loaded = page.load();
+        if loaded != counter {
+            tell(&format!("loaded {loaded}"))?;
+            counter = loaded;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

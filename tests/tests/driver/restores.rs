@@ -22,6 +22,7 @@ fn noticed_in_every_way(guest: Guest) {
             "poll Ok(65) Ok(3)",
             "wait Err(4)",
             "mapped at last 3",
+            "uevent Some(\"SYSGENID=3\")",
         ] {
             let times = lines.iter().filter(|said| **said == line).count();
             assert_eq!(times, 1, "{line:?} in {text}");
@@ -104,6 +105,23 @@ fn no_call_of_the_small_kernel_waits_for_the_interrupt() {
 #[test]
 fn no_call_of_the_stock_kernel_waits_for_the_interrupt() {
     no_call_is_answered_in_the_old_generation(Guest::Debian);
+}
+
+/// A mapping is made with the address space locked: it shows the page as it is, and nothing is reseeded
+/// under that lock. The next call deals with the new generation.
+#[test]
+fn a_mapping_is_made_without_dealing_with_a_new_generation() {
+    const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "60000");
+    let mut vm = boot(Guest::Small);
+    start(&mut vm, "sysgenid-test at-once map");
+    let snapshot = vm.snapshot();
+    drop(vm);
+    let mut clone = Vm::restore_in(&[HOLD], &snapshot, GenerationChoice::New);
+    let text = told(&mut clone, "ok at-once");
+    let line = "loaded 1 answer Ok(1) after 1 events 0";
+    assert!(text.contains(line), "{text}");
+    assert_eq!(generation(&mut clone), 2);
+    no_complaints(&mut clone);
 }
 
 /// A thread that does nothing but load never gets an old value after a resume.
