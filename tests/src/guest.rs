@@ -62,7 +62,7 @@ impl Guest {
 
 /// Whether the small kernel is the one that looks for mistakes (`cargo xtask test --debug-kernel`). It is
 /// twice as large as the other, and needs room for its marks.
-fn is_debug_kernel() -> bool {
+pub fn is_debug_kernel() -> bool {
     const LARGEST: u64 = 32 << 20;
     std::fs::metadata(Guest::Small.kernel()).is_ok_and(|file| file.len() > LARGEST)
 }
@@ -72,6 +72,11 @@ pub fn guest_dir() -> PathBuf {
     env::var_os("VMGENIE_GUEST_DIR")
         .map(PathBuf::from)
         .expect("VMGENIE_GUEST_DIR is not set: run this through `cargo xtask test`")
+}
+
+/// The archive with what only some tests' guests have.
+pub fn extras() -> PathBuf {
+    guest_dir().join("extras.cpio")
 }
 
 /// The vmgenie program.

@@ -36,6 +36,7 @@ pub struct Boot {
     memory: String,
     cmdline: String,
     extra: Vec<String>,
+    extras: bool,
 }
 
 impl Boot {
@@ -47,6 +48,7 @@ impl Boot {
             memory: guest.memory().to_owned(),
             cmdline: guest.cmdline().to_owned(),
             extra: Vec::new(),
+            extras: false,
         }
     }
 
@@ -74,11 +76,43 @@ impl Boot {
         self
     }
 
+    /// With the examples, the sample hooks and what those renew, in `/examples`, `/hooks` and elsewhere; and
+    /// with more memory, because the initramfs is in it twice at first.
+    pub fn extras(mut self) -> Self {
+        self.extras = true;
+        if self.memory == "128M" {
+            self.memory = "256M".to_owned();
+        }
+        self
+    }
+
+    /// Starts it and waits until the guest's shell is there.
+    pub fn ready(self) -> Vm {
+        if !self.extras {
+            let mut vm = self.start();
+            vm.wait_ready();
+            return vm;
+        }
+        let initrd = self.guest.initrd().expect("a guest with an initramfs");
+        let mut archive = std::fs::read(initrd).expect("the initramfs");
+        archive.extend(std::fs::read(guest::extras()).expect("the extras"));
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::io::Write::write_all(&mut file, &archive).expect("room for the initramfs");
+        let mut vm = self.start_with(Some(file.path()));
+        vm.wait_ready();
+        vm
+    }
+
     /// Starts it; does not wait for the guest.
     pub fn start(self) -> Vm {
+        let initrd = self.guest.initrd();
+        self.start_with(initrd.as_deref())
+    }
+
+    fn start_with(self, initrd: Option<&Path>) -> Vm {
         let mut command = vec!["run".to_owned()];
         command.push(format!("--kernel={}", self.guest.kernel().display()));
-        if let Some(initrd) = self.guest.initrd() {
+        if let Some(initrd) = initrd {
             command.push(format!("--initrd={}", initrd.display()));
         }
         command.push(format!("--cmdline={}", self.cmdline));
@@ -86,13 +120,6 @@ impl Boot {
         command.push(format!("--cpus={}", self.cpus));
         command.extend(self.extra);
         Vm::spawn(&command, &[])
-    }
-
-    /// Starts it and waits until the guest's shell is there.
-    pub fn ready(self) -> Vm {
-        let mut vm = self.start();
-        vm.wait_ready();
-        vm
     }
 }
 

@@ -4,17 +4,24 @@
 use std::time::Duration;
 
 use vmgenie_tests::Guest;
+use vmgenie_tests::guest::is_debug_kernel;
 use vmgenie_tests::vm::Boot;
 
-use crate::{boot_with, generation, no_complaints};
+use crate::{boot, boot_with, generation, no_complaints};
 
 /// How long all checks may take.
 const ALL: Duration = Duration::from_secs(180);
 
 fn conforms(guest: Guest, abi: &str) {
     let mut vm = boot_with(Boot::new(guest), &format!("abi={abi}"));
-    let command =
-        format!("sysgenid-test --abi {abi} all --seconds 5 && sysgenid-test --abi {abi} overflow");
+    // The small kernel has no 32-bit programs.
+    let more = match guest {
+        Guest::Debian => format!(" && sysgenid-test --abi {abi} compat && echo ok 32-bit"),
+        _ => " && echo ok 32-bit".to_owned(),
+    };
+    let command = format!(
+        "sysgenid-test --abi {abi} all --seconds 5{more} && sysgenid-test --abi {abi} overflow"
+    );
     let (status, lines) = vm.run_within(&command, ALL);
     assert_eq!(status, 0, "{lines}");
     assert!(!lines.contains("FAIL"), "{lines}");
@@ -32,6 +39,11 @@ fn conforms(guest: Guest, abi: &str) {
         "unprivileged",
         "user-namespace",
         "capabilities",
+        "descriptors",
+        "file-info",
+        "select",
+        "uevents",
+        "32-bit",
         "open-close",
         "stress",
         "overflow",
@@ -70,4 +82,15 @@ fn the_stock_kernels_device_keeps_its_word() {
 #[test]
 fn the_stock_kernels_device_keeps_the_word_of_deployed_drivers() {
     conforms(Guest::Debian, "8");
+}
+
+/// Only the kernel that looks for mistakes can be told to have no memory.
+#[test]
+fn opening_without_memory_leaves_no_watcher() {
+    if !is_debug_kernel() {
+        return;
+    }
+    let mut vm = boot(Guest::Small);
+    assert_eq!(vm.shell("sysgenid-test no-memory"), "ok no-memory\n");
+    no_complaints(&mut vm);
 }

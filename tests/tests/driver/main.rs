@@ -10,8 +10,13 @@
 mod agent;
 mod aws_lc;
 mod conformance;
+mod examples;
+mod hooks;
 mod modules;
+mod reseeding;
 mod restores;
+mod stress;
+mod sysgenctl;
 mod waiting;
 
 use std::time::{Duration, Instant};

@@ -130,3 +130,32 @@ fn unloading_under_load_is_refused_or_clean() {
     assert!(told(&mut vm, "over").contains("ok stress"));
     no_complaints(&mut vm);
 }
+
+/// Without a backend nothing but the open file and the mapping holds the module.
+#[test]
+fn an_open_file_or_a_mapping_alone_keeps_the_module() {
+    let mut vm = Boot::new(Guest::Small).ready();
+    vm.shell("insmod /modules/sysgenid.ko");
+    vm.shell("exec 3<>/dev/sysgenid");
+    assert_ne!(
+        vm.run("rmmod sysgenid").0,
+        0,
+        "unloaded while a file was open"
+    );
+    vm.shell("exec 3<&-");
+    let text = start(&mut vm, "sysgenid-test hold");
+    assert_eq!(text, "ready 0\n");
+    assert_ne!(
+        vm.run("rmmod sysgenid").0,
+        0,
+        "unloaded while its page was mapped"
+    );
+    // What has been mapped before a backend comes goes on with it.
+    vm.shell("insmod /modules/sysgenid_vmgenid.ko");
+    vm.client.new_generation().unwrap();
+    let text = told(&mut vm, "loaded 2");
+    assert!(!text.contains("loaded 0"), "{text}");
+    vm.shell("kill $(pidof sysgenid-test) && while pidof sysgenid-test; do sleep 0.1; done");
+    vm.shell("rmmod sysgenid_vmgenid && rmmod sysgenid && ! test -e /dev/sysgenid");
+    no_complaints(&mut vm);
+}
