@@ -38,7 +38,6 @@ pub(crate) fn fadt(machine: &MachineDescription<'_>, facs: u64, dsdt: u64) -> FA
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         // Buttons and clock are *not* fixed hardware: set means absent (table 5.10).
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)

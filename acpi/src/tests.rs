@@ -231,7 +231,7 @@ fn the_fadt_says_fixed_hardware_without_firmware_or_legacy_clock() {
     let flags = u32_at(fadt, 112);
     for (bit, set) in [
         (0, true),
-        (4, true),
+        (4, false),
         (5, true),
         (8, true),
         (10, true),

@@ -51,9 +51,11 @@ const RESET: usize = 0x30;
 
 /// Section 4.8.3.1.1, TMR_STS; the enable bit has the same place.
 const TIMER_EVENT: u16 = 1 << 0;
+/// Section 4.8.3.1.1, PWRBTN_STS; the enable bit has the same place.
+const POWER_BUTTON_EVENT: u16 = 1 << 8;
 /// Section 4.8.3.1.2: TMR_EN, GBL_EN, PWRBTN_EN, SLPBTN_EN, RTC_EN. ACPICA reads back what it has
 /// enabled, and calls hardware broken that does not remember it.
-const PM1_EVENTS: u16 = TIMER_EVENT | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 10;
+const PM1_EVENTS: u16 = TIMER_EVENT | 1 << 5 | POWER_BUTTON_EVENT | 1 << 9 | 1 << 10;
 /// Section 4.8.3.1.1: the events' bits, and those that interrupt nobody: BM_STS and WAK_STS.
 const PM1_STATUS_BITS: u16 = PM1_EVENTS | 1 << 4 | 1 << 15;
 /// Section 4.8.3.2.1.
@@ -238,6 +240,15 @@ impl PowerManagement {
             return Err(PmError::NoSuchGpe { gpe });
         }
         self.gpe_status |= 1 << gpe;
+        self.tick()
+    }
+
+    /// Presses the fixed power button (section 4.8.2.2.1.1), and asserts the SCI if the guest has enabled its event.
+    ///
+    /// # Errors
+    /// [`PmError::Interrupt`] (the event is pending nevertheless).
+    pub fn press_power_button(&mut self) -> Result<(), PmError> {
+        self.pm1_status |= POWER_BUTTON_EVENT;
         self.tick()
     }
 

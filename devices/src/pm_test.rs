@@ -409,3 +409,17 @@ impl crate::InterruptLine for NoLine {
         Ok(())
     }
 }
+
+#[test]
+fn the_power_button_interrupts_a_guest_that_wants_it_and_waits_for_one_that_does_not_yet() {
+    let mut bench = Bench::new();
+    bench.pm.press_power_button().unwrap();
+    assert_eq!(bench.read(PM1_STATUS, 2), [0, 1]);
+    assert!(!bench.pm.sci_wanted());
+    bench.write(PM1_ENABLE, &[0, 1]);
+    assert!(bench.pm.sci_wanted());
+    bench.write(PM1_STATUS, &[0, 1]);
+    assert!(!bench.pm.sci_wanted());
+    bench.pm.press_power_button().unwrap();
+    assert!(bench.pm.sci_wanted());
+}

@@ -52,13 +52,9 @@ pub fn boot_with(boot: Boot) -> Vm {
 /// The request that loads `snapshot`, running.
 pub fn load_request(snapshot: &Snapshot, generation: GenerationChoice) -> SnapshotLoad {
     SnapshotLoad {
-        snapshot_path: snapshot.state(),
-        mem_backend: None,
-        mem_file_path: Some(snapshot.memory()),
         resume_vm: true,
         generation,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
+        ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
     }
 }
 

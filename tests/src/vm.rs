@@ -175,13 +175,9 @@ impl Vm {
         let mut vm = Self::spawn(&["api".to_owned()], environment);
         vm.client
             .load_snapshot(&SnapshotLoad {
-                snapshot_path: snapshot.state(),
-                mem_backend: None,
-                mem_file_path: Some(snapshot.memory()),
                 resume_vm: true,
                 generation,
-                track_dirty_pages: false,
-                enable_diff_snapshots: false,
+                ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
             })
             .expect("the snapshot is restored");
         vm

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use vmgenie::api::wire::{GenerationChoice, SnapshotLoad};
+use vmgenie::api::wire::SnapshotLoad;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmgenie_tests::evidence::{self, Noticed};
 use vmgenie_tests::vm::Boot;
@@ -127,13 +127,8 @@ fn wake(vms: &mut [Vm], snapshot: &Snapshot) -> Result<Vec<Times>> {
 
 fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Times> {
     let request = SnapshotLoad {
-        snapshot_path: snapshot.state(),
-        mem_backend: None,
-        mem_file_path: Some(snapshot.memory()),
         resume_vm: true,
-        generation: GenerationChoice::New,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
+        ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
     };
     together.wait();
     let begun = Instant::now();

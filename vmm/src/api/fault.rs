@@ -19,6 +19,12 @@ pub(super) enum ApiFault {
     /// No such path, or not with this method.
     #[error("Invalid request method and/or path: {0} {1}.")]
     NoSuchRoute(Method, String),
+    /// Firecracker has it, vmgenie has not.
+    #[error("{0} is not supported: vmgenie has nothing of the kind yet")]
+    Absent(&'static str),
+    /// A request that needs a body came without one.
+    #[error("Empty {0} request.")]
+    NoBody(Method),
     /// A GET request came with a body.
     #[error("GET request cannot have a body.")]
     GetBody,

@@ -12,10 +12,14 @@
 //! | GET `/vm/config` | the whole configuration |
 //! | GET, PUT, PATCH `/machine-config` | vCPUs and memory |
 //! | PUT `/boot-source` | kernel, initrd, command line |
-//! | PUT `/actions` | `InstanceStart` |
+//! | PUT, PATCH `/drives/{drive_id}`, `/network-interfaces/{iface_id}` | drives, network interfaces |
+//! | PUT `/vsock`, `/entropy` | these devices |
+//! | PUT `/actions` | `InstanceStart`, `FlushMetrics`, `SendCtrlAltDel` |
+//! | PUT `/logger`, `/metrics` | where log and metrics go |
+//! | GET `/metrics`, `/openapi.json` | ours: the metrics for Prometheus, the document of this API |
 //! | PATCH `/vm` | `Paused`, `Resumed` |
 //! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm` |
-//! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation` |
+//! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation`, more overrides |
 //! | GET, PUT `/generation` | ours: the generation; begins a new one |
 //! | PUT `/generation/wait` | ours: waits until the guest has adapted to it |
 //!

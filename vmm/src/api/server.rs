@@ -29,6 +29,7 @@ use super::wait::Peer;
 use super::{ApiInfo, limits, router};
 use crate::controller::command::ControllerHandle;
 use crate::unix_socket::{ListeningSocket, SocketError};
+use crate::metrics;
 
 /// How many clients may be connected at the same time.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -207,6 +208,7 @@ async fn serve(
             let response = limits::answer(router, request, || activity.busy()).await;
             activity.idle();
             let (status, took) = (response.status().as_u16(), started.elapsed());
+            metrics::count_request(&method, &path, response.status().is_success());
             tracing::debug!(%method, path, status, ?took, "API request");
             Ok::<_, Infallible>(response)
         }

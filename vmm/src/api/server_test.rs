@@ -174,13 +174,8 @@ fn the_client_speaks_every_request() {
     });
     assert_eq!(made.unwrap().standstill, Duration::from_micros(1234));
     let load = SnapshotLoad {
-        snapshot_path: "/s".into(),
-        mem_backend: None,
-        mem_file_path: Some("/m".into()),
         resume_vm: true,
-        generation: GenerationChoice::New,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
+        ..SnapshotLoad::of("/s".into(), "/m".into())
     };
     client.load_snapshot(&load).unwrap();
     assert_eq!(client.generation().unwrap().changes, 0);

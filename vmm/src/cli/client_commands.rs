@@ -13,8 +13,8 @@ use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
 use crate::api::wire::{
-    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWaited, MemBackend,
-    MemBackendType, Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State,
+    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWaited, Missing,
+    SnapshotCreate, SnapshotLoad, SnapshotType, State,
 };
 use crate::client::Client;
 
@@ -326,16 +326,9 @@ pub(super) fn load_request(
 ) -> Result<SnapshotLoad, Failure> {
     let dir = absolute(dir)?;
     Ok(SnapshotLoad {
-        snapshot_path: dir.join(STATE_FILE),
-        mem_backend: Some(MemBackend {
-            backend_type: MemBackendType::File,
-            backend_path: dir.join(MEMORY_FILE),
-        }),
-        mem_file_path: None,
         resume_vm: resume,
         generation,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
+        ..SnapshotLoad::of(dir.join(STATE_FILE), dir.join(MEMORY_FILE))
     })
 }
 

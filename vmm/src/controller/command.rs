@@ -14,6 +14,8 @@ use crate::config::{
     BootSource, DeviceId, DeviceOverrides, DevicesConfig, DriveConfig, EntropyConfig,
     MachineConfig, NetConfig, VsockConfig,
 };
+use crate::logging::LogConfig;
+use crate::metrics::MetricsConfig;
 
 /// One request to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,16 @@ pub enum Command {
     SetEntropy(EntropyConfig),
     /// Another file behind a drive of a machine; none if the file is opened anew.
     UpdateDrive(DeviceId, Option<PathBuf>),
+    /// Is there such a network interface in the machine? There is nothing to change yet.
+    UpdateNet(DeviceId),
+    /// Changes the log; before the start only.
+    SetLog(LogConfig),
+    /// Opens the file for metrics, once; before the start only.
+    SetMetrics(MetricsConfig),
+    /// Writes a line of metrics; once there is a machine.
+    FlushMetrics,
+    /// Presses the machine's power button.
+    PressPowerButton,
     /// Boots the machine; once.
     Start,
     /// Stops all vCPUs. A paused machine may be paused again.

@@ -18,6 +18,7 @@ use super::signals::EndSignals;
 use crate::config::OnReboot;
 use crate::machine::Machine;
 use crate::machine::events::{EventReceiver, MachineEvent};
+use crate::metrics::WRITE_PERIOD;
 use crate::terminal::{Escape, EscapeFilter};
 
 /// The numbers under which the sources are registered.
@@ -27,6 +28,7 @@ const SIGNALS: u32 = 2;
 const INPUT: u32 = 3;
 const PM_TIMER: u32 = 4;
 const VIRTIO: u32 = 5;
+const METRICS_TIMER: u32 = 6;
 
 /// How often the console's reader is tried again once it did not keep up.
 const CONSOLE_RETRY_MS: i32 = 20;
@@ -39,6 +41,9 @@ pub(super) struct EventLoop {
     pub(super) machine_events: EventReceiver,
     pub(super) signals: EndSignals,
     pub(super) pm_timer: TimerFd,
+    pub(super) metrics_timer: TimerFd,
+    /// The timer for metrics runs.
+    pub(super) writes_metrics: bool,
     pub(super) input: Option<ConsoleInput>,
     pub(super) on_reboot: OnReboot,
     /// Console output waits for a reader who does not keep up.
@@ -97,6 +102,18 @@ impl EventLoop {
             // A client that has gone needs no answer.
             let _ = answer.send(self.controller.execute(command));
             self.controller.tidy_up();
+        }
+        self.start_metrics();
+    }
+
+    /// Lets the timer for metrics run once there is a file for them; a process without one is never woken by it.
+    fn start_metrics(&mut self) {
+        if self.writes_metrics || !self.controller.has_metrics() {
+            return;
+        }
+        self.writes_metrics = true;
+        if let Err(error) = self.metrics_timer.reset(WRITE_PERIOD, Some(WRITE_PERIOD)) {
+            tracing::warn!(%error, "could not start the timer for metrics");
         }
     }
 
@@ -267,6 +284,7 @@ impl MutEventSubscriber for EventLoop {
             (self.signals.as_raw_fd(), SIGNALS),
             (self.pm_timer.as_raw_fd(), PM_TIMER),
             (self.controller.virtio_events().as_raw_fd(), VIRTIO),
+            (self.metrics_timer.as_raw_fd(), METRICS_TIMER),
         ];
         for (fd, number) in sources {
             if let Err(error) = ops.add(Events::with_data_raw(fd, number, EventSet::IN)) {
@@ -275,6 +293,7 @@ impl MutEventSubscriber for EventLoop {
         }
         self.pump_input(ops);
         self.pump_input(ops);
+        self.start_metrics();
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -288,6 +307,11 @@ impl MutEventSubscriber for EventLoop {
             INPUT => self.read_input(ops),
             PM_TIMER => self.pm_timer_due(),
             VIRTIO => self.controller.virtio_work(),
+            METRICS_TIMER => {
+                // Readable until it is read; nobody else reads it.
+                let _ = self.metrics_timer.wait();
+                self.controller.write_metrics();
+            }
             _ => {}
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod command;
 mod event_loop;
+mod monitoring;
 mod run;
 mod signals;
 
@@ -22,12 +23,14 @@ use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
+use crate::metrics::MetricsFile;
 use crate::snapshot::{self, Staging, open_snapshot};
 use command::{
     Command, CommandError, CommandResult, CreateSnapshot, LoadSnapshot, Reply, SnapshotCreated,
     VmConfig, VmState,
 };
 
+use monitoring::Measured;
 pub use run::{Outcome, RunError, RunOptions, run};
 
 /// Why a machine could not be started.
@@ -80,11 +83,18 @@ pub(crate) struct Controller {
     reports: Arc<watch::Sender<DriverReport>>,
     /// The doorbells and backends of the machine's virtio devices.
     virtio: Arc<VirtioEvents>,
+    /// The name of this process's machine.
+    id: String,
+    metrics: Option<MetricsFile>,
 }
 
 impl Controller {
     /// A controller without a machine.
-    pub(crate) fn new(events: EventSender, virtio: VirtioEvents) -> Result<Self, HostError> {
+    pub(crate) fn new(
+        events: EventSender,
+        virtio: VirtioEvents,
+        id: String,
+    ) -> Result<Self, HostError> {
         let host = Host::open()?;
         let spare = Some(host.empty_vm()?);
         Ok(Self {
@@ -99,6 +109,8 @@ impl Controller {
             events,
             reports: Arc::new(watch::Sender::new(DriverReport::default())),
             virtio: Arc::new(virtio),
+            id,
+            metrics: None,
         })
     }
 
@@ -128,6 +140,13 @@ impl Controller {
 
     /// Carries out one command.
     pub(crate) fn execute(&mut self, command: Command) -> CommandResult {
+        let measured = Measured::begin(&command);
+        let result = self.carry_out(command);
+        measured.end(&result);
+        result
+    }
+
+    fn carry_out(&mut self, command: Command) -> CommandResult {
         match command {
             Command::State => Ok(Reply::State(self.state())),
             Command::Config => Ok(Reply::Config(self.vm_config())),
@@ -147,6 +166,24 @@ impl Controller {
                 devices.set_entropy(entropy);
                 Ok(())
             }),
+            Command::UpdateNet(id) => {
+                self.with_machine("update a network interface of", |_, machine| {
+                    let nets = machine.devices_config().nets();
+                    match nets.iter().any(|net| net.id == id) {
+                        true => Ok(Reply::Done),
+                        false => Err(refused(ConfigError::NoSuchNet(id))),
+                    }
+                })
+            }
+            Command::SetLog(config) => self.set_log(&config),
+            Command::SetMetrics(config) => self.set_metrics(config),
+            Command::FlushMetrics => self.flush_metrics(),
+            Command::PressPowerButton => {
+                self.with_machine("press the power button of", |_, machine| {
+                    machine.press_power_button().map_err(refused)?;
+                    Ok(Reply::Done)
+                })
+            }
             Command::UpdateDrive(id, path) => {
                 self.with_machine("update a drive of", |_, machine| {
                     machine.update_drive(&id, path).map_err(refused)?;

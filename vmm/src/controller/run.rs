@@ -94,7 +94,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     let signals = EndSignals::block()?;
     ignore_file_size_signal();
     let (events, machine_events) = EventSender::new()?;
-    let mut controller = Controller::new(events, VirtioEvents::new()?)?;
+    let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
     let command_wake = EventFd::new(EFD_NONBLOCK)?;
     let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?, controller.reports());
     let _api = match &options.api_socket {
@@ -117,6 +117,8 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         machine_events,
         signals,
         pm_timer: TimerFd::new().map_err(io::Error::from)?,
+        metrics_timer: TimerFd::new().map_err(io::Error::from)?,
+        writes_metrics: false,
         input: console_input.then(ConsoleInput::stdin),
         on_reboot: options.on_reboot,
         console_behind: false,
@@ -131,6 +133,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         event_loop.after_turn();
         patience_ms = event_loop.patience_ms();
         if let Some(end) = event_loop.ended.take() {
+            event_loop.controller.write_metrics();
             return end;
         }
     }

@@ -333,6 +333,15 @@ impl Machine {
         }
     }
 
+    /// Presses the power button: the guest's `button` driver tells its first program, which ends the guest. A guest that has not
+    /// enabled the event yet learns of it when it does.
+    ///
+    /// # Errors
+    /// The interrupt could not be raised.
+    pub fn press_power_button(&mut self) -> Result<(), vmgenie_devices::pm::PmError> {
+        self.devices.pm().press_power_button()
+    }
+
     /// The PM timer's interrupt is due: raises it, and says when the next one is.
     pub fn pm_timer_tick(&self) -> Option<u64> {
         let mut pm = self.devices.pm();

@@ -1,16 +1,16 @@
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt, Full};
-use hyper::Request;
 use hyper::header::CONTENT_TYPE;
+use hyper::{HeaderMap, Request};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::*;
 use crate::api::limits::{self, BODY_LIMIT};
 use crate::api::testing::{Seen, agreeable, controller, refusing};
-use crate::config::Cmdline;
-use crate::controller::command::CommandResult;
+use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::controller::command::{CommandResult, CreateSnapshot, LoadSnapshot};
 
 /// The API in front of a scripted controller, without a socket.
 struct Fixture {
@@ -256,14 +256,19 @@ fn a_boot_source_that_cannot_be_is_refused() {
 }
 
 #[test]
-fn actions_start_the_machine_and_the_others_say_what_to_do_instead() {
+fn the_three_actions_are_passed_on() {
     let api = willing();
-    api.done("PUT", "/actions", json!({ "action_type": "InstanceStart" }));
-    assert_eq!(api.commands(), [Command::Start]);
-    let flush = api.fault("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
-    assert!(flush.contains("--log-level"), "{flush}");
-    let keys = api.fault("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#);
-    assert!(keys.contains("poweroff"), "{keys}");
+    for action in ["InstanceStart", "FlushMetrics", "SendCtrlAltDel"] {
+        api.done("PUT", "/actions", json!({ "action_type": action }));
+    }
+    assert_eq!(
+        api.commands(),
+        [
+            Command::Start,
+            Command::FlushMetrics,
+            Command::PressPowerButton
+        ]
+    );
     let other = api.fault("PUT", "/actions", r#"{"action_type":"Dance"}"#);
     assert!(other.contains("unknown variant `Dance`"), "{other}");
     assert_eq!(api.commands(), []);
@@ -303,6 +308,26 @@ fn endpoints() -> Vec<(&'static str, &'static str, String)> {
         ("PUT", "/snapshot/load", snapshot),
         ("GET", "/generation", json!(null)),
         ("PUT", "/generation", json!({})),
+        (
+            "PUT",
+            "/drives/a",
+            json!({ "drive_id": "a", "is_root_device": true, "path_on_host": "/d" }),
+        ),
+        (
+            "PATCH",
+            "/drives/a",
+            json!({ "drive_id": "a", "path_on_host": "/e" }),
+        ),
+        (
+            "PUT",
+            "/network-interfaces/n",
+            json!({ "iface_id": "n", "host_dev_name": "tap0" }),
+        ),
+        ("PATCH", "/network-interfaces/n", json!({ "iface_id": "n" })),
+        ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v" })),
+        ("PUT", "/entropy", json!({})),
+        ("PUT", "/logger", json!({ "level": "Off" })),
+        ("PUT", "/metrics", json!({ "metrics_path": "/m" })),
     ];
     let text = |body: Value| {
         if body.is_null() {
@@ -370,10 +395,10 @@ fn a_controller_that_is_gone_or_confused_is_a_fault_and_no_panic() {
 #[test]
 fn unknown_paths_and_methods_are_refused() {
     let api = willing();
-    let message = api.fault("PUT", "/drives/rootfs", "{}");
+    let message = api.fault("PUT", "/drive/rootfs", "{}");
     assert_eq!(
         message,
-        "Invalid request method and/or path: PUT /drives/rootfs."
+        "Invalid request method and/or path: PUT /drive/rootfs."
     );
     let message = api.fault("DELETE", "/vm", "");
     assert_eq!(message, "Invalid request method and/or path: DELETE /vm.");
@@ -428,5 +453,7 @@ fn deep_nesting_and_broken_text_are_refused() {
     assert_eq!(api.commands(), []);
 }
 
+mod devices;
+mod document;
 mod random_bodies;
 mod snapshots;

@@ -25,6 +25,24 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "resume_vm",
         "generation",
         "track_dirty_pages",
+        "drive_id",
+        "path_on_host",
+        "is_root_device",
+        "rate_limiter",
+        "bandwidth",
+        "size",
+        "refill_time",
+        "iface_id",
+        "host_dev_name",
+        "guest_mac",
+        "mtu",
+        "guest_cid",
+        "uds_path",
+        "network_overrides",
+        "vsock_override",
+        "drive_overrides",
+        "level",
+        "metrics_path",
         "other",
     ]);
     let texts = prop::sample::select(vec![
@@ -70,7 +88,7 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
         2 => prop::collection::vec(any::<u8>(), 0..256),
         6 => plausible_json().prop_map(|value| value.to_string().into_bytes()),
         // One of the good bodies with a byte changed.
-        2 => (0..13_usize, any::<prop::sample::Index>(), any::<u8>()).prop_map(
+        2 => (0..endpoints().len(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
             |(endpoint, index, byte)| {
                 let mut body = endpoints()[endpoint].2.clone().into_bytes();
                 if !body.is_empty() {

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::config::DeviceOverrides;
+use crate::config::{self, DeviceOverrides};
 use crate::controller::command::RestoreAs;
 
 #[test]
@@ -84,6 +84,85 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             command(true, RestoreAs::Keep)
         ]
     );
+}
+
+#[test]
+fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
+    let api = willing();
+    let body = json!({
+        "snapshot_path": "/s", "mem_file_path": "/m", "clock_realtime": false, "huge_pages": "Snapshot",
+        "network_overrides": [
+            { "iface_id": "eth0", "host_dev_name": "tap7" },
+            { "iface_id": "eth1", "guest_mac": "06:00:00:00:00:07" },
+        ],
+        "vsock_override": { "uds_path": "/v7", "guest_cid": 7 },
+        "drive_overrides": [{ "drive_id": "root", "path_on_host": "/r7", "copy": true }],
+    });
+    let (status, headers, answer) = api.send("PUT", "/snapshot/load", body.to_string());
+    assert_eq!(status, 204, "{answer:?}");
+    assert_eq!(headers["deprecation"], "true", "for mem_file_path");
+    let id = |text| config::DeviceId::new(text).unwrap();
+    let overrides = DeviceOverrides {
+        drives: vec![config::DriveOverride {
+            id: id("root"),
+            path: "/r7".into(),
+            copy: true,
+        }],
+        nets: vec![
+            config::NetOverride {
+                id: id("eth0"),
+                host_dev_name: Some(config::InterfaceName::new("tap7").unwrap()),
+                guest_mac: None,
+            },
+            config::NetOverride {
+                id: id("eth1"),
+                host_dev_name: None,
+                guest_mac: Some("06:00:00:00:00:07".parse().unwrap()),
+            },
+        ],
+        vsock: config::VsockOverride {
+            uds_path: Some("/v7".into()),
+            guest_cid: Some(config::Cid::new(7).unwrap()),
+        },
+    };
+    let expected = Command::LoadSnapshot(LoadSnapshot {
+        state: "/s".into(),
+        memory: "/m".into(),
+        resume: false,
+        generation: RestoreAs::New,
+        overrides,
+    });
+    assert_eq!(api.commands(), [expected]);
+    for (field, value, expected) in [
+        (
+            "clock_realtime",
+            json!(true),
+            "clock_realtime is not supported",
+        ),
+        ("huge_pages", json!("2M"), "huge pages are not supported"),
+        (
+            "network_overrides",
+            json!([{ "iface_id": "" }]),
+            "cannot be empty",
+        ),
+        (
+            "network_overrides",
+            json!([{ "host_dev_name": "t" }]),
+            "missing field `iface_id`",
+        ),
+        ("vsock_override", json!({ "guest_cid": 0 }), "guest CID"),
+        ("vsock_override", json!({ "uds_path": "" }), "empty path"),
+        (
+            "drive_overrides",
+            json!([{ "drive_id": "d" }]),
+            "missing field `path_on_host`",
+        ),
+    ] {
+        let mut body = json!({ "snapshot_path": "/s", "mem_file_path": "/m" });
+        body[field] = value;
+        let message = api.fault("PUT", "/snapshot/load", body.to_string());
+        assert!(message.contains(expected), "{body}: {message}");
+    }
 }
 
 #[test]
@@ -171,7 +250,7 @@ fn waiting_asks_for_the_generation_and_checks_its_limit() {
         (r#"{"timeout_ms":-1}"#, "invalid value"),
         (r#"{"timeout_ms":1,"x":2}"#, "unknown field"),
         ("{}", "missing field"),
-        ("", "EOF"),
+        ("", "Empty PUT request"),
     ] {
         let message = api.fault("PUT", "/generation/wait", body);
         assert!(message.contains(expected), "{body}: {message}");

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use vmgenie_devices::sgen::DriverReport;
 
 use super::WireError;
@@ -12,12 +13,12 @@ use crate::controller::command as internal;
 pub const MAX_WAIT_MS: u64 = 600_000;
 
 /// PUT `/generation`: no fields.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewGeneration {}
 
 /// GET and PUT `/generation`. Ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GenerationInfo {
     /// The generation ID as GUID text, as the guest's operating system shows it.
     pub id: String,
@@ -60,7 +61,7 @@ fn rfc3339(since_epoch: Duration) -> String {
 }
 
 /// How far the guest has come with its generation, by the word of its driver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DriverInfo {
     /// There is a driver in the guest. Without one all else is false, 0 or absent.
     pub present: bool,
@@ -106,7 +107,7 @@ impl From<DriverReport> for DriverInfo {
 }
 
 /// PUT `/generation/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerationWait {
     /// How long to wait at most, in milliseconds: 0 (look once) to [`MAX_WAIT_MS`].
@@ -125,7 +126,7 @@ impl TryFrom<GenerationWait> for Duration {
 }
 
 /// What a guest that has not adapted lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Missing {
     /// There is no driver in the guest. What else is missing nobody can tell.
@@ -139,7 +140,7 @@ pub enum Missing {
 }
 
 /// The answer to PUT `/generation/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GenerationWaited {
     /// The guest has adapted to its generation.
     pub adapted: bool,

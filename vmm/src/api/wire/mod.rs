@@ -5,24 +5,38 @@
 //! once, here. Whatever a client may get wrong is a [`WireError`], whose message becomes the
 //! `fault_message`.
 
+mod config;
+mod devices;
 mod generation;
+mod logging;
+mod machine;
 mod snapshot;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
+
+pub use config::{CheckedConfigFile, ConfigFile, FullConfig};
+pub use devices::{
+    CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, PartialDrive,
+    PartialNetworkInterface, RateLimiter, TokenBucket, Vsock,
+};
 
 pub use generation::{
     DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing,
     NewGeneration,
 };
+pub use logging::{LineFormat, Logger, Metrics, parse_level};
+pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use snapshot::{
-    GenerationChoice, MemBackend, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType,
+    DriveOverride, GenerationChoice, HugePagesAtLoad, MemBackend, MemBackendType, NetworkOverride,
+    SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
 
-use crate::config::{BootSource, Cmdline, ConfigError, MachineConfig};
-use crate::controller::command::{self as internal, Command, VmConfig};
+use crate::config::ConfigError;
+use crate::controller::command::{self as internal, Command};
 
 /// A body that is well-formed JSON of the right shape and still asks for what cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -63,20 +77,38 @@ pub enum WireError {
     /// `timeout_ms` is out of range.
     #[error("a wait of {0} ms was asked for: timeout_ms may be {MAX_WAIT_MS} at most")]
     WaitTooLong(u64),
-    /// An action that other VMMs have.
-    #[error("the action {0} is not supported: {1}")]
-    Action(&'static str, &'static str),
+    /// A field that must be there.
+    #[error("missing field `{0}`")]
+    Missing(&'static str),
+    /// A rate limiter that limits something.
+    #[error("rate limiters are not supported: leave {0} out")]
+    RateLimiter(&'static str),
+    /// A drive behind a vhost-user socket.
+    #[error("vhost-user drives are not supported: give path_on_host in place of socket")]
+    VhostUser,
+    /// The name in the path is another one than the name in the body.
+    #[error("The id from the path [{0}] does not match the id from the body [{1}]!")]
+    OtherId(String, String),
+    /// No level of the log.
+    #[error("{0:?} is no log level: Error, Warning, Info, Debug, Trace or Off")]
+    Level(String),
+    /// `clock_realtime` is true.
+    #[error("clock_realtime is not supported: leave it out or set it to false")]
+    ClockRealtime,
+    /// The configuration file asks for what is not there.
+    #[error("{0} is not supported: take it out of the configuration file")]
+    NotInConfigFile(&'static str),
 }
 
 /// The body of every 400.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Fault {
     /// What was wrong and what to do.
     pub fault_message: String,
 }
 
 /// GET `/`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceInfo {
     /// Always `vmgenie`.
     pub app_name: String,
@@ -89,7 +121,7 @@ pub struct InstanceInfo {
 }
 
 /// The states of a microVM, spelled as Firecracker spells them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum State {
     /// Nothing runs yet.
     #[serde(rename = "Not started")]
@@ -122,177 +154,13 @@ impl From<internal::VmState> for State {
 }
 
 /// GET `/version`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// The version of Firecracker whose dialect is spoken: clients look at this field to learn
     /// which requests they may make.
     pub firecracker_version: String,
     /// The version of vmgenie. Ours.
     pub vmgenie_version: String,
-}
-
-/// GET and PUT `/machine-config`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MachineConfiguration {
-    /// The number of vCPUs, 1 to 32.
-    pub vcpu_count: u64,
-    /// The size of the guest's memory in MiB, at least 32.
-    pub mem_size_mib: u64,
-    /// Whether two vCPUs share a core: false only.
-    #[serde(default)]
-    pub smt: bool,
-    /// Whether dirty pages are tracked for diff snapshots: false only.
-    #[serde(default)]
-    pub track_dirty_pages: bool,
-    /// The size of the pages behind guest memory: `None` (the default), the kernel's usual ones.
-    #[serde(default)]
-    pub huge_pages: HugePages,
-    /// A CPU template: absent, null or `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<String>,
-}
-
-/// The pages behind guest memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HugePages {
-    /// The kernel's usual pages.
-    #[default]
-    None,
-    /// hugetlbfs pages of 2 MiB: refused.
-    #[serde(rename = "2M")]
-    TwoMib,
-}
-
-impl From<MachineConfig> for MachineConfiguration {
-    fn from(config: MachineConfig) -> Self {
-        Self {
-            vcpu_count: config.vcpus().into(),
-            mem_size_mib: config.memory_mib(),
-            smt: false,
-            track_dirty_pages: false,
-            huge_pages: HugePages::None,
-            cpu_template: None,
-        }
-    }
-}
-
-impl TryFrom<MachineConfiguration> for MachineConfig {
-    type Error = WireError;
-
-    fn try_from(wire: MachineConfiguration) -> Result<Self, WireError> {
-        check_unsupported(
-            Some(wire.smt),
-            Some(wire.track_dirty_pages),
-            Some(wire.huge_pages),
-            wire.cpu_template.as_deref(),
-        )?;
-        Ok(MachineConfig::new(wire.vcpu_count, wire.mem_size_mib)?)
-    }
-}
-
-/// PATCH `/machine-config`: what is absent stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MachineConfigurationPatch {
-    /// The number of vCPUs, 1 to 32.
-    pub vcpu_count: Option<u64>,
-    /// The size of the guest's memory in MiB, at least 32.
-    pub mem_size_mib: Option<u64>,
-    /// False only.
-    pub smt: Option<bool>,
-    /// False only.
-    pub track_dirty_pages: Option<bool>,
-    /// `None` only.
-    pub huge_pages: Option<HugePages>,
-    /// `None` only.
-    pub cpu_template: Option<String>,
-}
-
-impl MachineConfigurationPatch {
-    /// The configuration that this patch makes of `current`.
-    pub fn apply(self, current: MachineConfig) -> Result<MachineConfig, WireError> {
-        if self == Self::default() {
-            return Err(WireError::EmptyPatch);
-        }
-        check_unsupported(
-            self.smt,
-            self.track_dirty_pages,
-            self.huge_pages,
-            self.cpu_template.as_deref(),
-        )?;
-        Ok(MachineConfig::new(
-            self.vcpu_count.unwrap_or(current.vcpus().into()),
-            self.mem_size_mib.unwrap_or(current.memory_mib()),
-        )?)
-    }
-}
-
-fn check_unsupported(
-    smt: Option<bool>,
-    track_dirty_pages: Option<bool>,
-    huge_pages: Option<HugePages>,
-    cpu_template: Option<&str>,
-) -> Result<(), WireError> {
-    if smt == Some(true) {
-        return Err(WireError::Smt);
-    }
-    if track_dirty_pages == Some(true) {
-        return Err(WireError::DirtyPages("track_dirty_pages"));
-    }
-    if huge_pages == Some(HugePages::TwoMib) {
-        return Err(WireError::HugePages);
-    }
-    match cpu_template {
-        None | Some("None") => Ok(()),
-        Some(_) => Err(WireError::CpuTemplate),
-    }
-}
-
-/// PUT `/boot-source`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BootSourceBody {
-    /// An ELF `vmlinux` or a bzImage. A relative path is relative to the VMM's working directory,
-    /// as all paths here.
-    pub kernel_image_path: PathBuf,
-    /// An initial RAM disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd_path: Option<PathBuf>,
-    /// The kernel command line: printable ASCII, at most 2,047 bytes; `console=ttyS0` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_args: Option<String>,
-}
-
-impl From<&BootSource> for BootSourceBody {
-    fn from(source: &BootSource) -> Self {
-        // A path that is no UTF-8 can only come from the command line; it is shown, never read
-        // back.
-        let lossy = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
-        Self {
-            kernel_image_path: lossy(&source.kernel),
-            initrd_path: source.initrd.as_deref().map(lossy),
-            boot_args: Some(source.cmdline.as_str().to_owned()),
-        }
-    }
-}
-
-impl TryFrom<BootSourceBody> for BootSource {
-    type Error = WireError;
-
-    fn try_from(wire: BootSourceBody) -> Result<Self, WireError> {
-        Ok(Self {
-            kernel: not_empty("kernel_image_path", wire.kernel_image_path)?,
-            initrd: wire
-                .initrd_path
-                .map(|path| not_empty("initrd_path", path))
-                .transpose()?,
-            cmdline: match wire.boot_args {
-                Some(text) => Cmdline::new(&text)?,
-                None => Cmdline::default(),
-            },
-        })
-    }
 }
 
 fn not_empty(field: &'static str, path: PathBuf) -> Result<PathBuf, WireError> {
@@ -303,40 +171,8 @@ fn not_empty(field: &'static str, path: PathBuf) -> Result<PathBuf, WireError> {
     }
 }
 
-/// GET `/vm/config`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FullConfig {
-    /// What is booted; absent before it was set and after a restore.
-    #[serde(
-        rename = "boot-source",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub boot_source: Option<BootSourceBody>,
-    /// vCPUs and memory.
-    #[serde(rename = "machine-config")]
-    pub machine_config: MachineConfiguration,
-    /// Always empty: clients of Firecracker expect the field.
-    #[serde(default)]
-    pub drives: Vec<serde_json::Value>,
-    /// Always empty: clients of Firecracker expect the field.
-    #[serde(rename = "network-interfaces", default)]
-    pub network_interfaces: Vec<serde_json::Value>,
-}
-
-impl From<VmConfig> for FullConfig {
-    fn from(config: VmConfig) -> Self {
-        Self {
-            boot_source: config.boot_source.as_ref().map(BootSourceBody::from),
-            machine_config: config.machine.into(),
-            drives: Vec::new(),
-            network_interfaces: Vec::new(),
-        }
-    }
-}
-
 /// PUT `/actions`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Action {
     /// What to do.
@@ -344,36 +180,28 @@ pub struct Action {
 }
 
 /// The actions that a client of Firecracker may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ActionType {
     /// Boots the machine.
     InstanceStart,
-    /// Refused: there are no metrics.
+    /// Writes a line of metrics now.
     FlushMetrics,
-    /// Refused: there is no keyboard.
+    /// Asks the guest to end: its ACPI power button is pressed.
     SendCtrlAltDel,
 }
 
-impl TryFrom<Action> for Command {
-    type Error = WireError;
-
-    fn try_from(wire: Action) -> Result<Self, WireError> {
+impl From<Action> for Command {
+    fn from(wire: Action) -> Self {
         match wire.action_type {
-            ActionType::InstanceStart => Ok(Command::Start),
-            ActionType::FlushMetrics => Err(WireError::Action(
-                "FlushMetrics",
-                "vmgenie keeps no metrics; its log goes to standard error (--log-level)",
-            )),
-            ActionType::SendCtrlAltDel => Err(WireError::Action(
-                "SendCtrlAltDel",
-                "the guest has no keyboard; run `poweroff` or `reboot` on its console",
-            )),
+            ActionType::InstanceStart => Command::Start,
+            ActionType::FlushMetrics => Command::FlushMetrics,
+            ActionType::SendCtrlAltDel => Command::PressPowerButton,
         }
     }
 }
 
 /// PATCH `/vm`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmUpdate {
     /// What the vCPUs shall do.
@@ -381,7 +209,7 @@ pub struct VmUpdate {
 }
 
 /// What a client may ask the vCPUs to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum TargetState {
     /// Stand still.
     Paused,

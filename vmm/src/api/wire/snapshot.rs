@@ -3,21 +3,24 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{WireError, not_empty};
-use crate::config::DeviceOverrides;
+use crate::config::{self, Cid, DeviceId, DeviceOverrides, InterfaceName};
 use crate::controller::command::{CreateSnapshot, LoadSnapshot, RestoreAs};
 
 /// PUT `/snapshot/create`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotCreate {
     /// `Full`, which is the default.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
     /// Where the state file goes; an older one there is replaced when the new one is complete.
+    #[schema(value_type = String)]
     pub snapshot_path: PathBuf,
     /// Where the memory file goes.
+    #[schema(value_type = String)]
     pub mem_file_path: PathBuf,
     /// Let the guest go on as soon as its memory has been copied, before the files are safe on
     /// disk. Ours; false when absent.
@@ -26,7 +29,7 @@ pub struct SnapshotCreate {
 }
 
 /// The kinds of snapshots.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum SnapshotType {
     /// All of the guest's memory.
     #[default]
@@ -56,16 +59,18 @@ impl TryFrom<SnapshotCreate> for CreateSnapshot {
 }
 
 /// PUT `/snapshot/load`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotLoad {
     /// The state file.
+    #[schema(value_type = String)]
     pub snapshot_path: PathBuf,
     /// Where the memory is; this or `mem_file_path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_backend: Option<MemBackend>,
     /// The memory file; this or `mem_backend`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub mem_file_path: Option<PathBuf>,
     /// Let the guest run at once; false when absent.
     #[serde(default)]
@@ -79,20 +84,156 @@ pub struct SnapshotLoad {
     /// False only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub enable_diff_snapshots: bool,
+    /// False only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clock_realtime: bool,
+    /// The pages behind guest memory: `Snapshot` (the default) or `None`.
+    #[serde(default, skip_serializing_if = "HugePagesAtLoad::is_default")]
+    pub huge_pages: HugePagesAtLoad,
+    /// Other taps (and, ours, other MAC addresses) behind network interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another socket (and, ours, another CID) for the vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Other files behind drives. Ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drive_overrides: Vec<DriveOverride>,
+}
+
+impl SnapshotLoad {
+    /// The request that restores the snapshot of these two files as another machine, with nothing changed, standing still.
+    pub fn of(state: PathBuf, memory: PathBuf) -> Self {
+        Self {
+            snapshot_path: state,
+            mem_backend: Some(MemBackend {
+                backend_type: MemBackendType::File,
+                backend_path: memory,
+            }),
+            mem_file_path: None,
+            resume_vm: false,
+            generation: GenerationChoice::New,
+            track_dirty_pages: false,
+            enable_diff_snapshots: false,
+            clock_realtime: false,
+            huge_pages: HugePagesAtLoad::Snapshot,
+            network_overrides: Vec::new(),
+            vsock_override: None,
+            drive_overrides: Vec::new(),
+        }
+    }
+}
+
+/// The pages behind a restored machine's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum HugePagesAtLoad {
+    /// As in the snapshot.
+    #[default]
+    Snapshot,
+    /// The kernel's usual pages.
+    None,
+    /// Transparent huge pages: refused.
+    Transparent,
+    /// hugetlbfs pages of 2 MiB: refused.
+    #[serde(rename = "2M")]
+    TwoMib,
+}
+
+impl HugePagesAtLoad {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Another tap behind a network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// The interface.
+    pub iface_id: String,
+    /// The tap on the host; the snapshot's when absent (ours: Firecracker requires it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_dev_name: Option<String>,
+    /// The MAC address of the device. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<String>,
+}
+
+/// Another socket for the vsock device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The Unix socket; the snapshot's when absent (ours: Firecracker requires it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub uds_path: Option<PathBuf>,
+    /// The guest's address. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_cid: Option<u64>,
+}
+
+/// Another file behind a drive. Ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveOverride {
+    /// The drive.
+    pub drive_id: String,
+    /// The file that the restored machine uses.
+    #[schema(value_type = String)]
+    pub path_on_host: PathBuf,
+    /// Make that file first, as a copy of the snapshot's, sharing its blocks where the file system can; it must not be there yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy: bool,
+}
+
+fn overrides(
+    nets: Vec<NetworkOverride>,
+    vsock: Option<VsockOverride>,
+    drives: Vec<DriveOverride>,
+) -> Result<DeviceOverrides, WireError> {
+    let net = |wire: NetworkOverride| {
+        Ok::<_, WireError>(config::NetOverride {
+            id: DeviceId::new(&wire.iface_id)?,
+            host_dev_name: wire
+                .host_dev_name
+                .as_deref()
+                .map(InterfaceName::new)
+                .transpose()?,
+            guest_mac: wire.guest_mac.as_deref().map(str::parse).transpose()?,
+        })
+    };
+    let drive = |wire: DriveOverride| {
+        Ok::<_, WireError>(config::DriveOverride {
+            id: DeviceId::new(&wire.drive_id)?,
+            path: not_empty("path_on_host", wire.path_on_host)?,
+            copy: wire.copy,
+        })
+    };
+    let vsock = vsock.unwrap_or_default();
+    let uds_path = vsock.uds_path.map(|path| not_empty("uds_path", path));
+    Ok(DeviceOverrides {
+        drives: drives.into_iter().map(drive).collect::<Result<_, _>>()?,
+        nets: nets.into_iter().map(net).collect::<Result<_, _>>()?,
+        vsock: config::VsockOverride {
+            uds_path: uds_path.transpose()?,
+            guest_cid: vsock.guest_cid.map(Cid::new).transpose()?,
+        },
+    })
 }
 
 /// Where a snapshot's memory is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemBackend {
     /// `File`.
     pub backend_type: MemBackendType,
     /// The memory file.
+    #[schema(value_type = String)]
     pub backend_path: PathBuf,
 }
 
 /// The kinds of memory backends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum MemBackendType {
     /// A file, mapped lazily.
     File,
@@ -101,7 +242,7 @@ pub enum MemBackendType {
 }
 
 /// What a restored machine is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GenerationChoice {
     /// Another machine than the one that was snapshotted, or the same one set back in time.
@@ -121,6 +262,15 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
         }
         if wire.enable_diff_snapshots {
             return Err(WireError::DirtyPages("enable_diff_snapshots"));
+        }
+        if wire.clock_realtime {
+            return Err(WireError::ClockRealtime);
+        }
+        if matches!(
+            wire.huge_pages,
+            HugePagesAtLoad::Transparent | HugePagesAtLoad::TwoMib
+        ) {
+            return Err(WireError::HugePages);
         }
         let memory = match (wire.mem_backend, wire.mem_file_path) {
             (
@@ -149,7 +299,11 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             memory,
             resume: wire.resume_vm,
             generation,
-            overrides: DeviceOverrides::default(),
+            overrides: overrides(
+                wire.network_overrides,
+                wire.vsock_override,
+                wire.drive_overrides,
+            )?,
         })
     }
 }

@@ -1,0 +1,90 @@
+//! vCPUs, memory, kernel, and whether the machine runs.
+
+use std::time::Instant;
+
+use axum::extract::State;
+
+use super::{Answer, Api, Json, NoBody, deprecated, ok};
+use crate::api::wire;
+use crate::config::{BootSource, MachineConfig};
+use crate::controller::command::Command;
+use crate::metrics::METRICS;
+
+/// The whole configuration.
+#[utoipa::path(get, path = "/vm/config", responses((status = 200, body = wire::FullConfig), (status = 400, body = wire::Fault)))]
+pub(super) async fn full_config(State(api): Api, _: NoBody) -> Answer {
+    Ok(ok(&wire::FullConfig::from(api.config().await?)))
+}
+
+/// vCPUs and memory.
+#[utoipa::path(get, path = "/machine-config", responses(
+    (status = 200, body = wire::MachineConfiguration), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn machine_config(State(api): Api, _: NoBody) -> Answer {
+    Ok(ok(&wire::MachineConfiguration::from(
+        api.config().await?.machine,
+    )))
+}
+
+/// Sets vCPUs and memory; before the start only.
+#[utoipa::path(put, path = "/machine-config", request_body = wire::MachineConfiguration, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_machine_config(
+    State(api): Api,
+    Json(body): Json<wire::MachineConfiguration>,
+) -> Answer {
+    let old = body.cpu_template.is_some();
+    let config = MachineConfig::try_from(body)?;
+    let _alone = api.machine_config.lock().await;
+    deprecated(old, api.done(Command::SetMachineConfig(config)).await)
+}
+
+/// Changes vCPUs or memory; before the start only.
+#[utoipa::path(patch, path = "/machine-config", request_body = wire::MachineConfigurationPatch, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn patch_machine_config(
+    State(api): Api,
+    Json(body): Json<wire::MachineConfigurationPatch>,
+) -> Answer {
+    let old = body.cpu_template.is_some();
+    let _alone = api.machine_config.lock().await;
+    let config = body.apply(api.config().await?.machine)?;
+    deprecated(old, api.done(Command::SetMachineConfig(config)).await)
+}
+
+/// Sets kernel, initrd and command line; before the start only.
+#[utoipa::path(put, path = "/boot-source", request_body = wire::BootSourceBody, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_boot_source(
+    State(api): Api,
+    Json(body): Json<wire::BootSourceBody>,
+) -> Answer {
+    api.done(Command::SetBootSource(BootSource::try_from(body)?))
+        .await
+}
+
+/// Starts the machine, writes the metrics, or presses the power button.
+#[utoipa::path(put, path = "/actions", request_body = wire::Action, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_action(State(api): Api, Json(body): Json<wire::Action>) -> Answer {
+    api.done(Command::from(body)).await
+}
+
+/// Stops all vCPUs, or lets them go on.
+#[utoipa::path(patch, path = "/vm", request_body = wire::VmUpdate, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn patch_vm(State(api): Api, Json(body): Json<wire::VmUpdate>) -> Answer {
+    let latency = match body.state {
+        wire::TargetState::Paused => &METRICS.latencies_us.pause_vm,
+        wire::TargetState::Resumed => &METRICS.latencies_us.resume_vm,
+    };
+    let begun = Instant::now();
+    let answer = api.done(Command::from(body)).await?;
+    latency.set_since(begun);
+    Ok(answer)
+}

@@ -1,0 +1,60 @@
+//! Snapshots are written and restored.
+
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, StatusCode};
+
+use super::{
+    Answer, Api, Json, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, deprecated, microseconds,
+};
+use crate::api::fault::ApiFault;
+use crate::api::wire;
+use crate::controller::command::{Command, CreateSnapshot, LoadSnapshot, Reply};
+use crate::metrics::METRICS;
+
+/// Writes a full snapshot of a paused machine.
+#[utoipa::path(put, path = "/snapshot/create", request_body = wire::SnapshotCreate, responses(
+    (status = 204, description = "Both files are safe on disk", headers(
+        ("x-vmgenie-standstill-us" = u64, description = "Microseconds that the guest stood still. Ours."),
+        ("x-vmgenie-total-us" = u64, description = "Microseconds for everything. Ours."),
+        ("x-vmgenie-memory-bytes" = u64, description = "Bytes of guest memory written. Ours."),
+    )),
+    (status = 400, body = wire::Fault)
+))]
+pub(super) async fn create_snapshot(
+    State(api): Api,
+    Json(body): Json<wire::SnapshotCreate>,
+) -> Answer {
+    let command = Command::CreateSnapshot(CreateSnapshot::try_from(body)?);
+    let begun = Instant::now();
+    match api.handle.call(command).await? {
+        Reply::SnapshotCreated(made) => {
+            METRICS.latencies_us.full_create_snapshot.set_since(begun);
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                STANDSTILL_HEADER,
+                HeaderValue::from(microseconds(made.standstill)),
+            );
+            headers.insert(TOTAL_HEADER, HeaderValue::from(microseconds(made.total)));
+            headers.insert(MEMORY_HEADER, HeaderValue::from(made.memory_bytes));
+            Ok((StatusCode::NO_CONTENT, headers).into_response())
+        }
+        _ => Err(ApiFault::UnexpectedReply("PUT /snapshot/create")),
+    }
+}
+
+/// Restores a snapshot into a VMM with nothing configured.
+#[utoipa::path(put, path = "/snapshot/load", request_body = wire::SnapshotLoad, responses(
+    (status = 204, description = "The machine is there"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn load_snapshot(State(api): Api, Json(body): Json<wire::SnapshotLoad>) -> Answer {
+    let old = body.mem_file_path.is_some() || body.enable_diff_snapshots;
+    let command = Command::LoadSnapshot(LoadSnapshot::try_from(body)?);
+    let begun = Instant::now();
+    let answer = api.done(command).await?;
+    METRICS.latencies_us.load_snapshot.set_since(begun);
+    deprecated(old, Ok(answer))
+}
