@@ -276,12 +276,12 @@ fn fields_of_the_wrong_type_or_out_of_range_are_refused_with_what_they_may_be() 
         (
             "PUT /actions",
             r#"{"action_type": "SendCtrlAltDel"}"#,
-            "not supported",
+            "no microVM",
         ),
         (
             "PUT /actions",
             r#"{"action_type": "FlushMetrics"}"#,
-            "not supported",
+            "only when there is a microVM",
         ),
         (
             "PATCH /vm",
@@ -360,7 +360,7 @@ fn routes_and_methods_that_do_not_exist_are_refused_by_name() {
         "PUT /machine-config/",
         "GET //",
         "GET /version/../version",
-        "PUT /drives/rootfs",
+        "PUT /drive/rootfs",
         "BREW /coffee",
     ] {
         refused_with(client, request, "", "Invalid request method and/or path");

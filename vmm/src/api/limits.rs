@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 use super::fault::ApiFault;
 
-/// The longest body in bytes; Firecracker's default, too.
+/// The longest body in bytes, when nothing else was said; Firecracker's default, too.
 pub const BODY_LIMIT: usize = 51_200;
 /// How long a body may take to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,10 +23,11 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// and never see the reason.
 const DISCARD_LIMIT: usize = 1 << 20;
 
-/// Reads the body of `request` and lets `router` answer. `in_service` is called when the body has
+/// Reads the body of `request`, of `limit` bytes at most, and lets `router` answer. `in_service` is called when the body has
 /// arrived: from then on what takes time is the machine, not the client.
 pub(super) async fn answer<B>(
     router: Router,
+    limit: usize,
     request: Request<B>,
     in_service: impl FnOnce(),
 ) -> Response
@@ -36,10 +37,11 @@ where
 {
     let (head, body) = request.into_parts();
     let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if declared > BODY_LIMIT && (head.headers.contains_key(EXPECT) || declared > DISCARD_LIMIT) {
-        return refuse(ApiFault::BodyTooLarge(BODY_LIMIT));
+    let discarded = limit.saturating_add(DISCARD_LIMIT);
+    if declared > limit && (head.headers.contains_key(EXPECT) || declared > discarded) {
+        return refuse(ApiFault::BodyTooLarge(limit));
     }
-    let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
+    let body = match tokio::time::timeout(BODY_TIMEOUT, read(body, limit)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(fault)) => return refuse(fault),
         Err(_) => return refuse(ApiFault::BodySlow(BODY_TIMEOUT.as_secs())),
@@ -54,7 +56,7 @@ where
     }
 }
 
-async fn read<B>(mut body: B) -> Result<Bytes, ApiFault>
+async fn read<B>(mut body: B, limit: usize) -> Result<Bytes, ApiFault>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -66,7 +68,7 @@ where
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if discarded == 0 && bytes.len() + data.len() <= BODY_LIMIT {
+        if discarded == 0 && bytes.len() + data.len() <= limit {
             bytes.extend_from_slice(&data);
             continue;
         }
@@ -77,7 +79,7 @@ where
         }
     }
     if discarded > 0 {
-        Err(ApiFault::BodyTooLarge(BODY_LIMIT))
+        Err(ApiFault::BodyTooLarge(limit))
     } else {
         Ok(bytes.into())
     }

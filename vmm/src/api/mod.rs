@@ -26,6 +26,7 @@
 //! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
 
 mod fault;
+mod http10;
 mod limits;
 mod routes;
 mod server;
@@ -47,4 +48,6 @@ pub struct ApiInfo {
     pub id: String,
     /// The version of vmgenie.
     pub version: String,
+    /// The longest body of a request, in bytes.
+    pub body_limit: usize,
 }

@@ -9,13 +9,14 @@ use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{HeaderValue, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,11 +26,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::http10::Kept;
 use super::wait::Peer;
 use super::{ApiInfo, limits, router};
 use crate::controller::command::ControllerHandle;
-use crate::unix_socket::{ListeningSocket, SocketError};
 use crate::metrics;
+use crate::unix_socket::{ListeningSocket, SocketError};
 
 /// How many clients may be connected at the same time.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -114,11 +116,15 @@ pub fn spawn(
         UnixListener::from_std(listener).map_err(failed)?
     };
     let (stop, stopped) = watch::channel(false);
-    let router = router(info, handle);
+    let service = Service {
+        body_limit: info.body_limit,
+        counts: true,
+        router: router(info, handle),
+    };
     let thread = std::thread::Builder::new()
         .name("api".to_owned())
         .stack_size(STACK_SIZE)
-        .spawn(move || run(&runtime, listener, router, stopped))
+        .spawn(move || run(&runtime, listener, service, stopped))
         .map_err(failed)?;
     Ok(ApiThread {
         stop,
@@ -127,12 +133,26 @@ pub fn spawn(
     })
 }
 
-fn run(runtime: &Runtime, listener: UnixListener, router: Router, stopped: watch::Receiver<bool>) {
+/// Who answers, and how long a body may be.
+#[derive(Debug, Clone)]
+struct Service {
+    router: Router,
+    body_limit: usize,
+    /// Requests are counted in the metrics.
+    counts: bool,
+}
+
+fn run(
+    runtime: &Runtime,
+    listener: UnixListener,
+    service: Service,
+    stopped: watch::Receiver<bool>,
+) {
     runtime.block_on(async {
-        tokio::spawn(rehearse(router.clone(), stopped.clone()));
+        tokio::spawn(rehearse(service.clone(), stopped.clone()));
         let mut connections = Connections::default();
         tokio::select! {
-            () = accept_all(&listener, &router, &stopped, &mut connections) => {}
+            () = accept_all(&listener, &service, &stopped, &mut connections) => {}
             () = stop(stopped.clone()) => {}
         }
         drop(listener);
@@ -142,18 +162,22 @@ fn run(runtime: &Runtime, listener: UnixListener, router: Router, stopped: watch
 
 /// Serves one request that nobody has sent. The first request takes ten times as long as the second one, because none of the
 /// code has run; the first client is to be a clone that shall be there at once, so this is done while the VMM waits for it.
-async fn rehearse(router: Router, stopped: watch::Receiver<bool>) {
+async fn rehearse(service: Service, stopped: watch::Receiver<bool>) {
     let Ok((ours, client)) = UnixStream::pair() else {
         return;
     };
     let activity = Arc::new(Activity::new(Instant::now()));
+    let service = Service {
+        counts: false,
+        ..service
+    };
     let ask = async move {
         // Whatever goes wrong here, a real client is told of.
         let _ = client.writable().await;
         let _ = client.try_write(REHEARSAL);
         let _ = client.readable().await;
     };
-    tokio::join!(serve(ours, router, activity, stopped), ask);
+    tokio::join!(serve(ours, service, activity, stopped), ask);
 }
 
 /// Returns when the API is shut down.
@@ -163,7 +187,7 @@ async fn stop(mut stopped: watch::Receiver<bool>) {
 
 async fn accept_all(
     listener: &UnixListener,
-    router: &Router,
+    service: &Service,
     stopped: &watch::Receiver<bool>,
     connections: &mut Connections,
 ) {
@@ -174,7 +198,7 @@ async fn accept_all(
                 let activity = Arc::new(Activity::new(connections.epoch));
                 let serving = serve(
                     stream,
-                    router.clone(),
+                    service.clone(),
                     Arc::clone(&activity),
                     stopped.clone(),
                 );
@@ -191,13 +215,21 @@ async fn accept_all(
 /// Serves one connection until its client is done with it.
 async fn serve(
     stream: UnixStream,
-    router: Router,
+    answering: Service,
     activity: Arc<Activity>,
     stopped: watch::Receiver<bool>,
 ) {
     let peer = Peer::of(&stream);
+    let answered = Arc::new(AtomicBool::new(false));
+    let stream = Kept::new(stream, Arc::clone(&answered));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (router, activity) = (router.clone(), Arc::clone(&activity));
+        let Service {
+            router,
+            body_limit,
+            counts,
+        } = answering.clone();
+        let activity = Arc::clone(&activity);
+        let answered = Arc::clone(&answered);
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
@@ -205,10 +237,17 @@ async fn serve(
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             activity.idle();
             let started = Instant::now();
-            let response = limits::answer(router, request, || activity.busy()).await;
+            let mut response =
+                limits::answer(router, body_limit, request, || activity.busy()).await;
+            response
+                .headers_mut()
+                .insert(SERVER, HeaderValue::from_static("vmgenie"));
+            answered.store(true, Ordering::Relaxed);
             activity.idle();
             let (status, took) = (response.status().as_u16(), started.elapsed());
-            metrics::count_request(&method, &path, response.status().is_success());
+            if counts {
+                metrics::count_request(&method, &path, response.status().is_success());
+            }
             tracing::debug!(%method, path, status, ?took, "API request");
             Ok::<_, Infallible>(response)
         }

@@ -31,6 +31,7 @@ impl Fixture {
         let info = ApiInfo {
             id: "test".to_owned(),
             version: "1.2.3".to_owned(),
+            body_limit: crate::api::BODY_LIMIT,
         };
         spawn(&self.socket, info, controller(script).0)
     }
@@ -189,6 +190,23 @@ fn the_client_speaks_every_request() {
     );
     let answer = client.request(Method::DELETE, "/", "").unwrap();
     assert_eq!(answer.status.as_u16(), 400);
+}
+
+#[test]
+fn a_client_that_says_http_1_0_may_go_on_as_with_firecracker() {
+    let fixture = Fixture::new();
+    let _api = fixture.serve();
+    let mut stream = fixture.connect();
+    for _ in 0..3 {
+        stream
+            .write_all(b"PATCH /vm HTTP/1.0\r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}")
+            .unwrap();
+        let mut buffer = [0; 1024];
+        let len = stream.read(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        assert!(text.starts_with("HTTP/1.1 204 "), "{text}");
+        assert!(text.contains("server: vmgenie"), "{text}");
+    }
 }
 
 #[test]

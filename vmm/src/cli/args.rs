@@ -10,6 +10,12 @@ use super::units::{parse_memory_mib, parse_vcpus, parse_wait};
 use crate::api::wire::GenerationChoice;
 use crate::config;
 
+/// The second line is what programs that were written for Firecracker look for.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nFirecracker v1.12.0 (the dialect of the API)"
+);
+
 const AFTER_HELP: &str = "\
 Exit status:
   0  success; for `run` and `api`: the guest powered off, or rebooted with --on-reboot exit
@@ -23,7 +29,8 @@ Examples:
   vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
   vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
   vmgenie clone /tmp/snapshot -n 3
-  vmgenie generation /tmp/vm.sock --json";
+  vmgenie generation /tmp/vm.sock --json
+  vmgenie --api-sock /tmp/fc.sock --help     (Firecracker's own command line, for programs written for it)";
 
 const RUN_HELP: &str = "\
 The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one Ctrl-A.
@@ -81,7 +88,7 @@ Examples:
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
-#[command(name = "vmgenie", version, after_help = AFTER_HELP)]
+#[command(name = "vmgenie", version, long_version = LONG_VERSION, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -1,12 +1,13 @@
 //! The command line of the `vmgenie` program.
 //!
-//! `run` and `api` become a VMM; the other commands are clients of a VMM's socket. Results go to standard output, a table or text for
+//! `run` and `api` become a VMM, as Firecracker's own command line does; the other commands are clients of a VMM's socket. Results go to standard output, a table or text for
 //! people or, with `--json`, one JSON document; errors and the log go to standard error.
 
 pub mod args;
 mod client_commands;
 mod clone;
 mod clone_process;
+mod firecracker;
 mod output;
 mod units;
 mod vmm;
@@ -16,11 +17,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tracing::level_filters::LevelFilter;
 
 use args::{Cli, Command};
 use output::report;
 
+pub use firecracker::{BAD_ARGUMENTS, BAD_CONFIGURATION};
 pub use units::parse_memory_mib;
 
 /// The exit status for a failure that has no status of its own.
@@ -46,9 +47,14 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
 
 /// Does what the command line says and returns the status to exit with: see `vmgenie --help`.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    start_log(cli.log_level.into());
-    match dispatch(cli) {
+    let done = if firecracker::is_meant(std::env::args_os().nth(1).as_deref()) {
+        firecracker::main(std::env::args_os())
+    } else {
+        let cli = Cli::parse();
+        crate::logging::start(cli.log_level.into());
+        dispatch(cli)
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {}", report(failure.error.as_ref()));
@@ -77,16 +83,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(std::io::stdout().write_all(&script)?)
         }
     }
-}
-
-fn start_log(level: LevelFilter) {
-    use std::io::IsTerminal;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(level)
-        .with_target(false)
-        .init();
 }
 
 #[cfg(test)]

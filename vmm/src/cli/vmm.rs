@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use super::Failure;
 use super::args::{ApiArgs, RunArgs};
+use crate::api::BODY_LIMIT;
 use crate::config::{BootSource, Cmdline, DevicesConfig, MachineConfig};
 use crate::controller::{Outcome, RunOptions};
 use crate::{controller, terminal};
@@ -18,6 +19,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     };
     become_vmm(RunOptions {
         api_socket: args.api_sock,
+        body_limit: BODY_LIMIT,
+        first: Vec::new(),
         on_reboot: args.on_reboot.into(),
         machine: Some((machine, source, DevicesConfig::default())),
         restore: None,
@@ -29,6 +32,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
 pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
     become_vmm(RunOptions {
         api_socket: Some(args.api_sock),
+        body_limit: BODY_LIMIT,
+        first: Vec::new(),
         on_reboot: args.on_reboot.into(),
         machine: None,
         restore: None,
@@ -37,7 +42,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
     })
 }
 
-fn become_vmm(options: RunOptions) -> Result<(), Failure> {
+pub(super) fn become_vmm(options: RunOptions) -> Result<(), Failure> {
     let outcome = controller::run(options);
     // Whatever the VMM has done to the terminal, what is printed from here on is for people.
     terminal::restore();

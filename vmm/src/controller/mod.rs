@@ -7,6 +7,7 @@ mod run;
 mod signals;
 
 use std::fmt::Write as _;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 
 use crate::boot;
-use crate::config::{BootSource, ConfigError, DevicesConfig, MachineConfig};
+use crate::config::{BootSource, ConfigError, DevicesConfig, DriveConfig, MachineConfig};
 use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
@@ -152,9 +153,7 @@ impl Controller {
             Command::Config => Ok(Reply::Config(self.vm_config())),
             Command::SetMachineConfig(config) => self.set_machine_config(config),
             Command::SetBootSource(source) => self.set_boot_source(source),
-            Command::SetDrive(drive) => {
-                self.set_device("drives", |devices| devices.put_drive(drive))
-            }
+            Command::SetDrive(drive) => self.set_drive(drive),
             Command::SetNet(net) => {
                 self.set_device("network interfaces", |devices| devices.put_net(net))
             }
@@ -288,6 +287,16 @@ impl Controller {
         Ok(Reply::Done)
     }
 
+    fn set_drive(&mut self, drive: DriveConfig) -> CommandResult {
+        self.before_start("drives")?;
+        // A wrong path is told when it is set, not when the machine starts.
+        check_drive(&drive).map_err(|error| {
+            let path = drive.path.display();
+            CommandError(format!("could not open the drive {path}: {error}"))
+        })?;
+        self.set_device("drives", |devices| devices.put_drive(drive))
+    }
+
     fn set_device(
         &mut self,
         what: &str,
@@ -397,6 +406,23 @@ impl Controller {
         tracing::info!(took = ?begun.elapsed(), "snapshot restored");
         Ok(Reply::Done)
     }
+}
+
+fn check_drive(drive: &DriveConfig) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(!drive.read_only)
+        // Without it the open of a named pipe would wait for its writer.
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(&drive.path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(std::io::Error::new(
+        std::io::ErrorKind::InvalidInput,
+        "neither a regular file nor a block device",
+    ))
 }
 
 fn create_snapshot(host: &Host, machine: &mut Machine, request: &CreateSnapshot) -> CommandResult {

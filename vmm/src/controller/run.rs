@@ -21,10 +21,14 @@ use crate::machine::virtio::VirtioEvents;
 use crate::terminal::{self, RawMode};
 
 /// What one process shall do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RunOptions {
     /// Where the API listens; nowhere without.
     pub api_socket: Option<PathBuf>,
+    /// The longest body of a request, in bytes.
+    pub body_limit: usize,
+    /// Do this before all else.
+    pub first: Vec<Command>,
     /// What a reboot of the guest does.
     pub on_reboot: OnReboot,
     /// Boot this at once.
@@ -140,6 +144,11 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
 }
 
 fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunError> {
+    for command in &options.first {
+        controller
+            .execute(command.clone())
+            .map_err(RunError::Command)?;
+    }
     if let Some((config, source, devices)) = &options.machine {
         let mut commands = vec![
             Command::SetMachineConfig(*config),
@@ -166,5 +175,6 @@ fn api_info(options: &RunOptions) -> ApiInfo {
     ApiInfo {
         id: options.id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        body_limit: options.body_limit,
     }
 }

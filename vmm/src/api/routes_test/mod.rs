@@ -25,6 +25,7 @@ impl Fixture {
         let info = ApiInfo {
             id: "test".to_owned(),
             version: "1.2.3".to_owned(),
+            body_limit: crate::api::BODY_LIMIT,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -41,7 +42,7 @@ impl Fixture {
         let request = Request::builder().method(method).uri(path);
         let request = request.body(Full::new(body.into())).unwrap();
         self.runtime.block_on(async {
-            let response = limits::answer(self.router.clone(), request, || {}).await;
+            let response = limits::answer(self.router.clone(), BODY_LIMIT, request, || {}).await;
             let (head, body) = response.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
             (head.status.as_u16(), head.headers, body)
@@ -366,6 +367,7 @@ fn a_controller_that_is_gone_or_confused_is_a_fault_and_no_panic() {
             ApiInfo {
                 id: String::new(),
                 version: String::new(),
+                body_limit: 0,
             },
             handle,
         ),
