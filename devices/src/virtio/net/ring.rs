@@ -131,8 +131,10 @@ impl Used {
         }
     }
 
-    /// Writes an element that the driver does not see yet. `head` is that of a chain of this queue; one beyond the
-    /// queue's end, which a driver may have made up, is passed over.
+    /// Writes an element that the driver does not see yet. `head` is that of a chain of this queue.
+    ///
+    /// # Errors
+    /// The driver has made up a head beyond the queue's end: there is no way to give that back.
     pub(super) fn put(
         &mut self,
         queue: &Queue,
@@ -141,7 +143,7 @@ impl Used {
         len: u32,
     ) -> Result<(), QueueError> {
         if head >= queue.size() {
-            return Ok(());
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
         }
         let slot = queue.next_used().wrapping_add(self.hidden) % queue.size();
         // Two little-endian u32: the chain's head and how many bytes of it were written (virtio 1.2, 2.7.8).

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use virtio_queue::QueueT;
 
 use super::testing::{Bench, DATA, INDIRECT, MEMORY, NEXT, SEAM, WRITE, frame};
-use super::{BUDGET, HEADER_LEN, MAX_FRAME_LEN, TX};
+use super::{BUDGET, CONTROL, HEADER_LEN, MAX_FRAME_LEN, RX, TX};
 use crate::virtio::{F_EVENT_IDX, Turn, VirtioDevice};
 
 #[test]
@@ -110,12 +110,14 @@ fn chains_that_are_no_frame_come_back_unsent() {
 }
 
 #[test]
-fn a_head_beyond_the_queue_is_passed_over() {
-    let mut bench = Bench::new(8, 0);
-    bench.offer(TX, 8);
-    bench.offer_chain(TX, 0, false, &[(DATA, 60)]);
-    let _ = bench.doorbell(TX);
-    assert_eq!(bench.used(TX, 0), [(0, 0)]);
+fn a_head_beyond_the_queue_breaks_it() {
+    for queue in [RX, TX, CONTROL] {
+        let mut bench = Bench::new(8, 0);
+        bench.offer(queue, 8);
+        assert_eq!(bench.doorbell(queue), Turn::Done);
+        assert_eq!(bench.interrupts(), [0, 0, 1]);
+        assert!(bench.used(queue, 0).is_empty());
+    }
 }
 
 #[test]
