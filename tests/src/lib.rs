@@ -14,6 +14,7 @@ pub mod console;
 pub mod evidence;
 pub mod guest;
 pub mod http;
+pub mod net;
 pub mod process;
 pub mod pty;
 pub mod small_disk;

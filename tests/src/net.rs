@@ -1,0 +1,327 @@
+//! Networks for guests: namespaces with taps, and the host's side of what goes through them. Needs the rights of root.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::http;
+use crate::{Guest, Vm};
+
+/// The host's address on each tap.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The guest's address.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Where the guest's side of [`guest_load`] listens.
+pub const LOAD_PORT: u16 = 5001;
+/// How long the other side of a connection may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A network namespace. It goes when nobody uses it any more.
+#[derive(Debug)]
+pub struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    /// An empty one, with its loopback up.
+    #[allow(clippy::new_without_default, reason = "makes a namespace")]
+    pub fn new() -> Self {
+        let thread = thread::spawn(|| {
+            // SAFETY: takes a number; this thread alone is moved.
+            let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            let error = io::Error::last_os_error();
+            assert_eq!(moved, 0, "a network namespace (are you root?): {error}");
+            ip("link set lo up");
+            File::open("/proc/thread-self/ns/net").expect("the namespace's file")
+        });
+        Self {
+            file: thread.join().expect("a network namespace"),
+        }
+    }
+
+    /// Does something inside: what it connects, binds and starts is there, and stays there.
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                // SAFETY: the descriptor is that of a network namespace and open; this thread alone is moved.
+                let moved = unsafe { libc::setns(self.file.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(moved, 0, "{}", io::Error::last_os_error());
+                body()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Makes a tap that stays, gives the host [`HOST`] on it, and sets it up.
+    pub fn add_tap(&self, name: &str) {
+        self.run(|| {
+            make_tap(name).unwrap_or_else(|error| panic!("the tap {name}: {error}"));
+            ip(&format!("addr add {HOST}/24 dev {name}"));
+            ip(&format!("link set {name} up"));
+        });
+    }
+
+    /// Connects to the guest; waits until it listens.
+    pub fn connect(&self, port: u16) -> TcpStream {
+        let address = SocketAddr::V4(SocketAddrV4::new(GUEST, port));
+        let deadline = Instant::now() + PATIENCE;
+        self.run(|| {
+            loop {
+                match TcpStream::connect_timeout(&address, PATIENCE) {
+                    Ok(stream) => break stream,
+                    Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        })
+    }
+
+    /// Listens on the host's address.
+    pub fn listen(&self, port: u16) -> TcpListener {
+        self.run(|| TcpListener::bind((HOST, port)).expect("a listener"))
+    }
+
+    /// Serves `body` by HTTP to everybody, `pace` after each piece of it.
+    pub fn serve(&self, port: u16, body: Vec<u8>, pace: Duration) {
+        let listener = self.listen(port);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let body = body.clone();
+                thread::spawn(move || respond(stream, &body, pace));
+            }
+        });
+    }
+
+    /// Gets a page of the guest's.
+    pub fn get(&self, port: u16, path: &str) -> Vec<u8> {
+        let mut stream = self.connect(port);
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: guest\r\n\r\n").expect("a request");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        let end = answer
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .expect("a head");
+        let head = String::from_utf8_lossy(&answer[..end]);
+        assert!(head.contains(" 200 "), "{path}: {head}");
+        answer.split_off(end + 4)
+    }
+
+    /// Hears ARP on an interface from now on.
+    pub fn hear_arp(&self, interface: &str) -> Arp {
+        self.run(|| Arp::new(interface).expect("a packet socket"))
+    }
+
+    /// Packets and bytes that the host has got from an interface, and that it has sent to it.
+    pub fn traffic(&self, interface: &str) -> [u64; 4] {
+        let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+        let table = table.expect("a table of interfaces");
+        let line = table
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&format!("{interface}:")))
+            .unwrap_or_else(|| panic!("no {interface} in {table}"));
+        let numbers: Vec<u64> = line
+            .split_whitespace()
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        [numbers[1], numbers[0], numbers[9], numbers[8]]
+    }
+
+    /// Starts an empty VMM inside.
+    pub fn empty_vm(&self) -> Vm {
+        self.run(Vm::empty)
+    }
+
+    /// Boots a guest with one vCPU and these interfaces (bodies of PUT `/network-interfaces`), and waits for its shell.
+    pub fn boot(&self, guest: Guest, interfaces: &[Value]) -> Vm {
+        let mut vm = self.empty_vm();
+        configure(&mut vm, guest, interfaces);
+        vm.client.start().expect("the guest starts");
+        vm.wait_ready();
+        vm
+    }
+}
+
+/// Configures a guest that is to boot.
+pub fn configure(vm: &mut Vm, guest: Guest, interfaces: &[Value]) {
+    let memory: u64 = guest.memory().trim_end_matches('M').parse().expect("MiB");
+    let machine = json!({ "vcpu_count": 1, "mem_size_mib": memory });
+    let source = json!({
+        "kernel_image_path": guest.kernel(),
+        "initrd_path": guest.initrd(),
+        "boot_args": guest.cmdline(),
+    });
+    http::done(&mut vm.client, "PUT /machine-config", machine.to_string());
+    http::done(&mut vm.client, "PUT /boot-source", source.to_string());
+    for interface in interfaces {
+        let id = interface["iface_id"].as_str().expect("an iface_id");
+        let request = format!("PUT /network-interfaces/{id}");
+        http::done(&mut vm.client, &request, interface.to_string());
+    }
+}
+
+/// The body for an interface `eth0` on `tap`.
+pub fn eth0(tap: &str) -> Value {
+    json!({ "iface_id": "eth0", "host_dev_name": tap })
+}
+
+/// Sets up `eth0` in the guest.
+pub fn set_up_guest(vm: &mut Vm) {
+    vm.shell("ip link set eth0 up");
+    vm.shell(&format!("ip addr add {GUEST}/24 dev eth0"));
+}
+
+/// Starts the guest's side of [`guest_load`].
+pub fn start_load(vm: &mut Vm) {
+    vm.shell(&format!("guest-load serve {LOAD_PORT} > /tmp/load 2>&1 &"));
+}
+
+fn respond(mut stream: TcpStream, body: &[u8], pace: Duration) {
+    let mut request = [0; 4096];
+    // Whether the client gets it all is the client's business.
+    let _ = stream.read(&mut request);
+    let _ = write!(
+        stream,
+        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    for piece in body.chunks(64 << 10) {
+        if stream.write_all(piece).is_err() {
+            return;
+        }
+        thread::sleep(pace);
+    }
+}
+
+/// Runs `ip`, busybox's or iproute2's.
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("ip");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+}
+
+/// An `ifreq` with a name.
+fn named(name: &str) -> libc::ifreq {
+    // SAFETY: integers and a union of integers and pointers: all zeros is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+fn make_tap(name: &str) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    let mut request = named(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    // SAFETY: TUNSETPERSIST takes a number.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A socket that hears the ARP packets of one interface.
+#[derive(Debug)]
+pub struct Arp {
+    socket: File,
+}
+
+impl Arp {
+    fn new(interface: &str) -> io::Result<Self> {
+        let protocol = (libc::ETH_P_ARP as u16).to_be();
+        // SAFETY: takes numbers.
+        let socket = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                protocol.into(),
+            )
+        };
+        check(socket)?;
+        // SAFETY: the descriptor is ours, and new.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        let mut request = named(interface);
+        // SAFETY: SIOCGIFINDEX reads and writes one `ifreq`, which lives through the call; it sets the index.
+        let index = unsafe {
+            check(libc::ioctl(
+                socket.as_raw_fd(),
+                libc::SIOCGIFINDEX as _,
+                &raw mut request,
+            ))?;
+            request.ifr_ifru.ifru_ifindex
+        };
+        // SAFETY: integers: all zeros is a value of it.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol;
+        address.sll_ifindex = index;
+        // SAFETY: the address is a `sockaddr_ll` of that length, which lives through the call.
+        let bound = unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        check(bound)?;
+        let socket = File::from(socket);
+        let timeout = libc::timeval {
+            tv_sec: 1,
+            tv_usec: 0,
+        };
+        // SAFETY: SO_RCVTIMEO reads one `timeval`, which lives through the call.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                (&raw const timeout).cast(),
+                size_of::<libc::timeval>() as u32,
+            )
+        };
+        check(set)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits until somebody announces [`GUEST`] without being asked (both addresses of the packet are the sender's), and
+    /// returns its MAC address.
+    pub fn announcement(&mut self, limit: Duration) -> [u8; 6] {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            let mut packet = [0; 128];
+            let Ok(len @ 42..) = self.socket.read(&mut packet) else {
+                continue;
+            };
+            let arp = &packet[14..len];
+            let (sender, target) = (&arp[14..18], &arp[24..28]);
+            if sender == GUEST.octets() && target == GUEST.octets() {
+                let mut mac = [0; 6];
+                mac.copy_from_slice(&arp[8..14]);
+                return mac;
+            }
+        }
+        panic!("nobody announced {GUEST} within {limit:?}");
+    }
+}
