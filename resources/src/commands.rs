@@ -36,7 +36,7 @@ enum Subcommands {
     /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
     #[command(after_help = DEMO_HELP)]
     Demo(Passed),
-    /// Measure: `restore`, `boot` or `create`.
+    /// Measure: `restore`, `boot`, `create` or `net`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
 }
@@ -54,9 +54,9 @@ Examples:
 
 const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot    what is measured; first
+  restore|create|boot|net  what is measured; first
   --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots]
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of net]
   --firecracker PATH     measure this Firecracker too, in turn, and print ratios
 
 Examples:

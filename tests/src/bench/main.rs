@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net`. What each measures is told in `docs/benchmarks.md`.
 
 mod boot;
 mod create;
@@ -6,6 +6,7 @@ mod file_system;
 mod floor;
 mod http;
 mod monitor;
+mod net;
 mod report;
 mod resident;
 mod restore;
@@ -36,6 +37,8 @@ enum Benchmark {
     Create(Options),
     /// From InstanceStart to the guest's init: the small kernel.
     Boot(Options),
+    /// Throughput and round trip of a guest's network interface.
+    Net(Options),
 }
 
 #[derive(Debug, Args)]
@@ -44,7 +47,7 @@ struct Options {
     #[arg(long)]
     json: bool,
 
-    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots.
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
 
@@ -89,6 +92,10 @@ fn run(benchmark: Benchmark) -> Result<()> {
         }
         Benchmark::Boot(options) => {
             let report = boot::run(&options.programs()?, options.runs(5))?;
+            (options, report)
+        }
+        Benchmark::Net(options) => {
+            let report = net::run(&options.programs()?, options.runs(10))?;
             (options, report)
         }
     };

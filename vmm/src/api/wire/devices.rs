@@ -150,7 +150,7 @@ pub struct NetworkInterface {
     pub iface_id: String,
     /// The tap on the host; it is made if it is not there.
     pub host_dev_name: String,
-    /// The MAC address of the guest's interface, `06:00:ac:10:00:02`; without it the guest makes one up.
+    /// The MAC address of the guest's interface, `06:00:ac:10:00:02`; without it a random one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,
     /// The MTU that the guest is told, 68 to 65,535; without it the guest uses its own.
