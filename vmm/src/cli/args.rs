@@ -6,9 +6,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
+use super::devices::{
+    DriveArg, NetArg, Override, Template, parse_device_override, parse_drive, parse_net,
+    parse_template, parse_vsock,
+};
 use super::units::{parse_memory_mib, parse_vcpus, parse_wait};
 use crate::api::wire::GenerationChoice;
-use crate::config;
+use crate::config::{self, VsockConfig};
 
 /// The second line is what programs that were written for Firecracker look for.
 const LONG_VERSION: &str = concat!(
@@ -37,7 +41,8 @@ The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A C
 
 Examples:
   vmgenie run --kernel vmlinux
-  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 quiet'";
+  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 quiet'
+  vmgenie run --kernel vmlinux --disk root.ext4 --net tap0,mac=06:00:ac:10:00:02 --vsock /tmp/vm.vsock --entropy";
 
 const API_HELP: &str = "\
 Example:
@@ -75,6 +80,8 @@ Example:
 
 const RESTORE_HELP: &str = "\
 Examples:
+  vmgenie restore /tmp/snapshot
+  vmgenie restore /tmp/snapshot --serve /tmp/vm.sock --net net0=tap1 --drive disk0=/tmp/clone.ext4,copy
   vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot
   vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot --generation keep --no-resume";
 
@@ -84,7 +91,8 @@ When one clone fails, all are ended.
 
 Examples:
   vmgenie clone /tmp/snapshot -n 3
-  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --json";
+  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --json
+  vmgenie clone /tmp/snapshot -n 3 --net 'net0=tap{n}' --vsock '/tmp/clone-{n}.vsock' --cid '100+{n}' --drive 'disk0=/tmp/disk-{n}.ext4,copy'";
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
@@ -142,7 +150,7 @@ pub enum Command {
 #[command(after_help = RUN_HELP)]
 pub struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "VMGENIE_KERNEL")]
     pub kernel: PathBuf,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]
@@ -156,6 +164,21 @@ pub struct RunArgs {
     /// The number of vCPUs.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
     pub cpus: u64,
+    /// The drive with the root file system (/dev/vda), a raw image or block device: PATH[,ro][,writeback][,async].
+    #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
+    pub disk: Option<DriveArg>,
+    /// Another drive, written the same way; may be given several times.
+    #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
+    pub drive: Vec<DriveArg>,
+    /// A network interface on a tap of the host: TAP[,mac=MAC][,mtu=MTU]; may be given several times.
+    #[arg(long, value_name = "NET", value_parser = parse_net)]
+    pub net: Vec<NetArg>,
+    /// A vsock device behind this Unix socket: PATH[,cid=CID].
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    pub vsock: Option<VsockConfig>,
+    /// A device with the host's random numbers.
+    #[arg(long)]
+    pub entropy: bool,
     /// Serve the API on this Unix socket, too.
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
@@ -244,9 +267,19 @@ pub struct RestoreArgs {
     /// The directory that `vmgenie snapshot` wrote.
     #[arg(value_name = "SNAPSHOT_DIR")]
     pub dir: PathBuf,
-    /// The socket of an empty VMM, started with `vmgenie api`.
-    #[arg(long, value_name = "SOCKET")]
-    pub api_sock: PathBuf,
+    /// The socket of an empty VMM, started with `vmgenie api`; without it this process becomes the machine, with this terminal as
+    /// its console.
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["serve", "id"])]
+    pub api_sock: Option<PathBuf>,
+    /// Serve the API of the machine on this Unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub serve: Option<PathBuf>,
+    /// A name for the machine, shown by `vmgenie info`.
+    #[arg(long, default_value = DEFAULT_ID)]
+    pub id: String,
+    /// Other devices.
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     /// Whether the restored machine begins a new generation.
     #[arg(long, value_name = "WHICH", default_value = "new")]
     pub generation: Generation,
@@ -269,9 +302,29 @@ pub struct CloneArgs {
     /// not given.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Other devices; `{n}` stands for the number of the clone.
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     /// Whether each clone begins a new generation.
     #[arg(long, value_name = "WHICH", default_value = "new")]
     pub generation: Generation,
+}
+
+/// What a restored machine has otherwise than the one that was snapshotted.
+#[derive(Debug, Default, Args)]
+pub struct OverrideArgs {
+    /// Another tap behind a network interface: NAME=TAP[,mac=MAC] (`run` names them net0, net1, ...); may be given several times.
+    #[arg(long, value_name = "NAME=TAP", value_parser = parse_device_override)]
+    pub net: Vec<Override>,
+    /// Another file behind a drive: NAME=PATH[,copy] (`run` names them disk0, disk1, ...); with `copy` it is made first, as a copy.
+    #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
+    pub drive: Vec<Override>,
+    /// Another Unix socket for the vsock device.
+    #[arg(long, value_name = "PATH", value_parser = parse_template)]
+    pub vsock: Option<Template>,
+    /// Another CID for the vsock device: a number, or a sum of numbers.
+    #[arg(long, value_name = "CID", value_parser = parse_template)]
+    pub cid: Option<Template>,
 }
 
 /// `vmgenie completions`.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
+use super::devices::override_devices;
 use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
@@ -292,9 +293,10 @@ struct RestoreShown {
     generation: GenerationInfo,
 }
 
-pub(super) fn restore(args: &RestoreArgs, json: bool) -> Result<(), Failure> {
-    let mut client = Client::new(&args.api_sock)?;
-    let request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
+pub(super) fn restore(socket: &Path, args: &RestoreArgs, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(socket)?;
+    let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
+    override_devices(&mut request, &args.overrides, None)?;
     client.connect()?;
     let started = Instant::now();
     client.load_snapshot(&request)?;

@@ -14,6 +14,7 @@ use super::Failure;
 use super::args::CloneArgs;
 use super::client_commands::load_request;
 use super::clone_process::{CloneError, CloneProcess, CloneReport};
+use super::devices::{OverrideError, override_devices};
 use super::output::{show, table};
 use crate::api::wire::SnapshotLoad;
 
@@ -57,7 +58,14 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
         let _ = register_signal_handler(signal, on_signal);
     }
     let dir = CloneDir::make(args.dir.as_deref())?;
-    let started = start_all(&program, &dir.path, args.number, &request)?;
+    let requests = (1..=args.number)
+        .map(|number| {
+            let mut request = request.clone();
+            override_devices(&mut request, &args.overrides, Some(number))?;
+            Ok(request)
+        })
+        .collect::<Result<Vec<_>, OverrideError>>()?;
+    let started = start_all(&program, &dir.path, &requests)?;
     if INTERRUPTED.load(Ordering::Relaxed) {
         return Err(ClonesError::Interrupted.into());
     }
@@ -75,21 +83,21 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
 fn start_all(
     program: &Path,
     dir: &Path,
-    number: u16,
-    request: &SnapshotLoad,
+    requests: &[SnapshotLoad],
 ) -> Result<Vec<(CloneProcess, CloneReport)>, ClonesError> {
     std::thread::scope(|scope| {
-        let start = |number| {
+        let start = |number, request| {
             let mut process = CloneProcess::start(program, dir, number)?;
             let report = process.load(request, &INTERRUPTED)?;
             Ok((process, report))
         };
-        let threads: Vec<_> = (1..=number)
-            .map(|number| {
+        let threads: Vec<_> = (1..)
+            .zip(requests)
+            .map(|(number, request)| {
                 std::thread::Builder::new()
                     .stack_size(STACK_SIZE)
                     .spawn_scoped(scope, move || {
-                        start(number).map_err(|error| ClonesError::Clone(number, error))
+                        start(number, request).map_err(|error| ClonesError::Clone(number, error))
                     })
                     .map_err(ClonesError::Thread)
             })

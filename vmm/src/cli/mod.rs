@@ -7,6 +7,7 @@ pub mod args;
 mod client_commands;
 mod clone;
 mod clone_process;
+mod devices;
 mod firecracker;
 mod output;
 mod units;
@@ -73,7 +74,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Info(args) => client_commands::info(&args, json),
         Command::Generation(args) => client_commands::generation(&args, json),
         Command::Snapshot(args) => client_commands::snapshot(&args, json),
-        Command::Restore(args) => client_commands::restore(&args, json),
+        Command::Restore(args) => match &args.api_sock {
+            Some(socket) => client_commands::restore(socket, &args, json),
+            None => vmm::restore(args),
+        },
         Command::Clone(args) => clone::clone(&args, json),
         Command::Completions(args) => {
             let shell = clap_complete::Shell::from(args.shell);

@@ -3,14 +3,17 @@
 use std::io::stdin;
 use std::os::fd::AsFd;
 
-use super::Failure;
-use super::args::{ApiArgs, RunArgs};
+use super::args::{ApiArgs, RestoreArgs, RunArgs};
+use super::client_commands::load_request;
+use super::{Failure, devices};
 use crate::api::BODY_LIMIT;
-use crate::config::{BootSource, Cmdline, DevicesConfig, MachineConfig};
+use crate::config::{self, BootSource, Cmdline, MachineConfig};
+use crate::controller::command::LoadSnapshot;
 use crate::controller::{Outcome, RunOptions};
 use crate::{controller, terminal};
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
+    let devices = devices::of_run(&args)?;
     let machine = MachineConfig::new(args.cpus, args.memory)?;
     let source = BootSource {
         kernel: args.kernel,
@@ -22,7 +25,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
         body_limit: BODY_LIMIT,
         first: Vec::new(),
         on_reboot: args.on_reboot.into(),
-        machine: Some((machine, source, DevicesConfig::default())),
+        machine: Some((machine, source, devices)),
         restore: None,
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
@@ -37,6 +40,22 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
         on_reboot: args.on_reboot.into(),
         machine: None,
         restore: None,
+        console_input: terminal::may_read(stdin().as_fd()),
+        id: args.id,
+    })
+}
+
+/// `vmgenie restore` without an empty VMM: this process becomes the machine.
+pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
+    let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
+    devices::override_devices(&mut request, &args.overrides, None)?;
+    become_vmm(RunOptions {
+        api_socket: args.serve,
+        body_limit: BODY_LIMIT,
+        first: Vec::new(),
+        on_reboot: config::OnReboot::Exit,
+        machine: None,
+        restore: Some(LoadSnapshot::try_from(request)?),
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
     })

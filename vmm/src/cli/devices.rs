@@ -1,0 +1,367 @@
+//! Devices as they are named on the command line: a path or name, and options behind commas.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::args::{OverrideArgs, RunArgs};
+use crate::api::wire;
+use crate::config::{
+    CacheMode, Cid, ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig,
+    InterfaceName, IoEngine, Mtu, NetConfig, VsockConfig,
+};
+
+/// The CID of a guest that is given none.
+const DEFAULT_CID: u64 = 3;
+
+/// `VALUE[,OPTION...]`, where an option is `NAME` or `NAME=VALUE`.
+fn split(text: &str) -> (&str, impl Iterator<Item = (&str, Option<&str>)>) {
+    let mut parts = text.split(',');
+    let value = parts.next().unwrap_or_default();
+    let option = |part| match str::split_once(part, '=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (part, None),
+    };
+    (value, parts.map(option))
+}
+
+fn unknown<T>(name: &str, known: &str) -> Result<T, String> {
+    Err(format!("{name:?} is none of the options {known}"))
+}
+
+fn told(error: ConfigError) -> String {
+    error.to_string()
+}
+
+/// A drive without its name and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveArg {
+    path: PathBuf,
+    read_only: bool,
+    cache: CacheMode,
+    io_engine: IoEngine,
+}
+
+/// `PATH[,ro][,writeback][,async]`.
+pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
+    let (path, options) = split(text);
+    if path.is_empty() {
+        return Err("the path is missing".to_owned());
+    }
+    let mut drive = DriveArg {
+        path: path.into(),
+        read_only: false,
+        cache: CacheMode::Unsafe,
+        io_engine: IoEngine::Sync,
+    };
+    for option in options {
+        match option {
+            ("ro", None) => drive.read_only = true,
+            ("writeback", None) => drive.cache = CacheMode::Writeback,
+            ("async", None) => drive.io_engine = IoEngine::Async,
+            (name, _) => return unknown(name, "ro, writeback, async"),
+        }
+    }
+    Ok(drive)
+}
+
+/// A network interface without its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetArg {
+    tap: InterfaceName,
+    mac: Option<crate::config::MacAddress>,
+    mtu: Option<Mtu>,
+}
+
+/// `TAP[,mac=MAC][,mtu=MTU]`.
+pub(super) fn parse_net(text: &str) -> Result<NetArg, String> {
+    let (tap, options) = split(text);
+    let mut net = NetArg {
+        tap: InterfaceName::new(tap).map_err(told)?,
+        mac: None,
+        mtu: None,
+    };
+    for option in options {
+        match option {
+            ("mac", Some(mac)) => net.mac = Some(mac.parse().map_err(told)?),
+            ("mtu", Some(mtu)) => net.mtu = Some(Mtu::new(number(mtu)?).map_err(told)?),
+            (name, _) => return unknown(name, "mac=MAC, mtu=MTU"),
+        }
+    }
+    Ok(net)
+}
+
+/// `PATH[,cid=CID]`.
+pub(super) fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
+    let (path, options) = split(text);
+    if path.is_empty() {
+        return Err("the path is missing".to_owned());
+    }
+    let mut cid = DEFAULT_CID;
+    for option in options {
+        match option {
+            ("cid", Some(value)) => cid = number(value)?,
+            (name, _) => return unknown(name, "cid=CID"),
+        }
+    }
+    Ok(VsockConfig {
+        guest_cid: Cid::new(cid).map_err(told)?,
+        uds_path: path.into(),
+    })
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
+}
+
+/// The devices that the command line of `run` names: drives `disk0`, `disk1`, ..., network interfaces `net0`, ...
+pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {
+    let mut devices = DevicesConfig::default();
+    let root = args.disk.iter().map(|drive| (drive, true));
+    let drives = root.chain(args.drive.iter().map(|drive| (drive, false)));
+    for (number, (drive, is_root)) in drives.enumerate() {
+        devices.put_drive(DriveConfig {
+            id: DeviceId::new(&format!("disk{number}"))?,
+            path: drive.path.clone(),
+            read_only: drive.read_only,
+            is_root,
+            cache: drive.cache,
+            io_engine: drive.io_engine,
+            partuuid: None,
+        })?;
+    }
+    for (number, net) in args.net.iter().enumerate() {
+        devices.put_net(NetConfig {
+            id: DeviceId::new(&format!("net{number}"))?,
+            host_dev_name: net.tap.clone(),
+            guest_mac: net.mac,
+            mtu: net.mtu,
+        })?;
+    }
+    if let Some(vsock) = &args.vsock {
+        devices.set_vsock(vsock.clone());
+    }
+    if args.entropy {
+        devices.set_entropy(EntropyConfig {});
+    }
+    Ok(devices)
+}
+
+/// A part of a request that changes the devices of a restored machine, in which `{n}` stands for the number of the clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(String);
+
+impl Template {
+    fn of(&self, number: Option<u16>) -> String {
+        match number {
+            Some(number) => self.0.replace("{n}", &number.to_string()),
+            None => self.0.clone(),
+        }
+    }
+}
+
+/// `NAME=VALUE`, both there.
+fn parse_override(text: &str) -> Result<(String, Template), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            DeviceId::new(name).map_err(told)?;
+            Ok((name.to_owned(), Template(value.to_owned())))
+        }
+        _ => Err("it reads NAME=VALUE".to_owned()),
+    }
+}
+
+/// `NAME=VALUE[,OPTION]`, checked when the number of the clone is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    name: String,
+    value: Template,
+}
+
+/// `DRIVE=PATH[,copy]` or `INTERFACE=TAP[,mac=MAC]`.
+pub(super) fn parse_device_override(text: &str) -> Result<Override, String> {
+    let (name, value) = parse_override(text)?;
+    Ok(Override { name, value })
+}
+
+/// Any text.
+pub(super) fn parse_template(text: &str) -> Result<Template, String> {
+    match text.is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => Ok(Template(text.to_owned())),
+    }
+}
+
+/// What is wrong with an override.
+#[derive(Debug, Error)]
+#[error("the devices cannot be changed so: {0}")]
+pub(super) struct OverrideError(String);
+
+/// Has `request` change the devices as `args` say, for clone `number`, or for a machine that is the only one.
+pub(super) fn override_devices(
+    request: &mut wire::SnapshotLoad,
+    args: &OverrideArgs,
+    number: Option<u16>,
+) -> Result<(), OverrideError> {
+    try_override(request, args, number).map_err(OverrideError)
+}
+
+fn try_override(
+    request: &mut wire::SnapshotLoad,
+    args: &OverrideArgs,
+    number: Option<u16>,
+) -> Result<(), String> {
+    for Override { name, value } in &args.net {
+        let value = value.of(number);
+        let (tap, options) = split(&value);
+        let mut change = wire::NetworkOverride {
+            iface_id: name.clone(),
+            host_dev_name: (!tap.is_empty()).then(|| tap.to_owned()),
+            guest_mac: None,
+        };
+        for option in options {
+            match option {
+                ("mac", Some(mac)) => change.guest_mac = Some(mac.to_owned()),
+                (name, _) => return unknown(name, "mac=MAC"),
+            }
+        }
+        request.network_overrides.push(change);
+    }
+    for Override { name, value } in &args.drive {
+        let value = value.of(number);
+        let (path, options) = split(&value);
+        let path = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
+        let mut change = wire::DriveOverride {
+            drive_id: name.clone(),
+            path_on_host: path,
+            copy: false,
+        };
+        for option in options {
+            match option {
+                ("copy", None) => change.copy = true,
+                (name, _) => return unknown(name, "copy"),
+            }
+        }
+        request.drive_overrides.push(change);
+    }
+    if args.vsock.is_some() || args.cid.is_some() {
+        let path = args
+            .vsock
+            .as_ref()
+            .map(|path| std::path::absolute(path.of(number)));
+        let cid = args.cid.as_ref().map(|cid| cid_of(cid, number));
+        request.vsock_override = Some(wire::VsockOverride {
+            uds_path: path
+                .transpose()
+                .map_err(|error| format!("--vsock: {error}"))?,
+            guest_cid: cid.transpose()?,
+        });
+    }
+    Ok(())
+}
+
+/// A number, or `N+{n}`: a different one for each clone.
+fn cid_of(cid: &Template, clone: Option<u16>) -> Result<u64, String> {
+    let text = cid.of(clone);
+    text.split('+').try_fold(0_u64, |sum, part| {
+        sum.checked_add(number(part)?)
+            .ok_or_else(|| format!("{text:?} is too large"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn devices_are_read_with_their_options() {
+        let drive = parse_drive("/a/b.ext4,ro,async").unwrap();
+        assert_eq!(
+            (drive.path.as_path(), drive.read_only),
+            (Path::new("/a/b.ext4"), true)
+        );
+        assert_eq!(
+            (drive.io_engine, drive.cache),
+            (IoEngine::Async, CacheMode::Unsafe)
+        );
+        assert!(parse_drive("").is_err() && parse_drive("/a,rw").is_err());
+        let net = parse_net("tap0,mac=06:00:00:00:00:01,mtu=1400").unwrap();
+        assert_eq!((net.tap.as_str(), net.mtu.unwrap().get()), ("tap0", 1400));
+        for wrong in ["", "tap0,mac", "tap0,mtu=1", "tap0,mtu=x", "tap0,ip=1"] {
+            assert!(parse_net(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_vsock("/v").unwrap().guest_cid.get(), 3);
+        assert_eq!(parse_vsock("/v,cid=9").unwrap().guest_cid.get(), 9);
+        assert!(parse_vsock("/v,cid=2").is_err() && parse_vsock(",cid=3").is_err());
+    }
+
+    #[test]
+    fn run_names_its_devices_in_their_order() {
+        use clap::Parser;
+        let line = "vmgenie run --kernel k --net tap0 --drive /b --disk /a,ro --drive /c,writeback --vsock /v --entropy";
+        let cli = crate::cli::args::Cli::try_parse_from(line.split(' ')).unwrap();
+        let crate::cli::args::Command::Run(args) = cli.command else {
+            panic!("{line}");
+        };
+        let devices = of_run(&args).unwrap();
+        let drives: Vec<_> = devices
+            .drives()
+            .iter()
+            .map(|drive| {
+                (
+                    drive.id.as_str(),
+                    drive.path.to_str().unwrap(),
+                    drive.is_root,
+                )
+            })
+            .collect();
+        assert_eq!(
+            drives,
+            [
+                ("disk0", "/a", true),
+                ("disk1", "/b", false),
+                ("disk2", "/c", false)
+            ]
+        );
+        assert_eq!(devices.nets()[0].id.as_str(), "net0");
+        assert_eq!(devices.len(), 6);
+    }
+
+    #[test]
+    fn a_template_becomes_another_value_for_each_clone() {
+        let args = OverrideArgs {
+            net: vec![parse_device_override("net0=tap{n},mac=06:00:00:00:00:0{n}").unwrap()],
+            drive: vec![parse_device_override("disk0=/d/{n}.ext4,copy").unwrap()],
+            vsock: Some(parse_template("/v/{n}.sock").unwrap()),
+            cid: Some(parse_template("100+{n}").unwrap()),
+        };
+        let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
+        override_devices(&mut request, &args, Some(7)).unwrap();
+        let net = &request.network_overrides[0];
+        assert_eq!(net.host_dev_name.as_deref(), Some("tap7"));
+        assert_eq!(net.guest_mac.as_deref(), Some("06:00:00:00:00:07"));
+        let drive = &request.drive_overrides[0];
+        assert_eq!(
+            (drive.path_on_host.as_path(), drive.copy),
+            (Path::new("/d/7.ext4"), true)
+        );
+        let vsock = request.vsock_override.unwrap();
+        assert_eq!(vsock.uds_path.as_deref(), Some(Path::new("/v/7.sock")));
+        assert_eq!(vsock.guest_cid, Some(107));
+    }
+
+    #[test]
+    fn an_override_that_makes_no_sense_is_refused() {
+        for wrong in ["", "net0", "net0=", "=tap", "a-b=tap"] {
+            assert!(parse_device_override(wrong).is_err(), "{wrong}");
+        }
+        let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
+        let args = OverrideArgs {
+            cid: Some(parse_template("many").unwrap()),
+            ..OverrideArgs::default()
+        };
+        assert!(override_devices(&mut request, &args, None).is_err());
+    }
+}
