@@ -247,7 +247,12 @@ impl Client {
         let body = wire::Action {
             action_type: wire::ActionType::InstanceStart,
         };
-        self.send(Method::PUT, "/actions", &body).map(drop)
+        self.action(&body)
+    }
+
+    /// PUT `/actions`.
+    pub fn action(&mut self, body: &wire::Action) -> Result<(), ClientError> {
+        self.send(Method::PUT, "/actions", body).map(drop)
     }
 
     /// PATCH `/vm`, Paused.

@@ -13,6 +13,7 @@ pub mod generation;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
+pub mod registry;
 pub mod snapshot;
 pub mod terminal;
 mod unix_socket;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::{fail, run, succeed, vmgenie};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "api",
     "pause",
@@ -15,6 +15,8 @@ const COMMANDS: [&str; 10] = [
     "snapshot",
     "restore",
     "clone",
+    "ps",
+    "stop",
     "completions",
 ];
 

@@ -72,6 +72,18 @@ const COMPLETIONS_HELP: &str = "\
 Example:
   vmgenie completions bash > ~/.local/share/bash-completion/completions/vmgenie";
 
+const PS_HELP: &str = "\
+Each machine has a file in $XDG_RUNTIME_DIR/vmgenie, or /run/vmgenie.
+
+Examples:
+  vmgenie ps
+  vmgenie ps --json";
+
+const STOP_HELP: &str = "\
+Examples:
+  vmgenie stop web-1
+  vmgenie stop 4711 --power-off=30s";
+
 const SNAPSHOT_HELP: &str = "\
 A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays paused.
 
@@ -141,6 +153,11 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Start several machines from one snapshot.
     Clone(CloneArgs),
+    /// List the machines that run on this host.
+    #[command(after_help = PS_HELP)]
+    Ps,
+    /// End a machine.
+    Stop(StopArgs),
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
 }
@@ -325,6 +342,19 @@ pub struct OverrideArgs {
     /// Another CID for the vsock device: a number, or a sum of numbers.
     #[arg(long, value_name = "CID", value_parser = parse_template)]
     pub cid: Option<Template>,
+}
+
+/// `vmgenie stop`.
+#[derive(Debug, Args)]
+#[command(after_help = STOP_HELP)]
+pub struct StopArgs {
+    /// The machine: its name, its process, or its socket.
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// Press its power button first, and end it only if the guest has not powered off in time: 500ms, 10s, 2m; 10s when no TIMEOUT
+    /// is given.
+    #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10s", value_parser = parse_wait)]
+    pub power_off: Option<Duration>,
 }
 
 /// `vmgenie completions`.

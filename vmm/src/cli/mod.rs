@@ -9,6 +9,7 @@ mod clone;
 mod clone_process;
 mod devices;
 mod firecracker;
+mod machines;
 mod output;
 mod units;
 mod vmm;
@@ -78,6 +79,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Some(socket) => client_commands::restore(socket, &args, json),
             None => vmm::restore(args),
         },
+        Command::Ps => machines::ps(json),
+        Command::Stop(args) => machines::stop(&args, json),
         Command::Clone(args) => clone::clone(&args, json),
         Command::Completions(args) => {
             let shell = clap_complete::Shell::from(args.shell);

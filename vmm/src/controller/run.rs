@@ -18,6 +18,7 @@ use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
 use crate::machine::HostError;
 use crate::machine::events::{EventSender, MachineEvent};
 use crate::machine::virtio::VirtioEvents;
+use crate::registry;
 use crate::terminal::{self, RawMode};
 
 /// What one process shall do.
@@ -105,6 +106,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
         None => None,
     };
+    let _registered = registry::register(&options.id, options.api_socket.as_deref());
     start(&mut controller, &options)?;
     let stdin = io::stdin();
     let console_input = options.console_input && terminal::may_read(stdin.as_fd());

@@ -1,0 +1,176 @@
+//! Which machines run on this host: each process has a file in one directory, so that `vmgenie ps` and `vmgenie stop` find it.
+//!
+//! The directory is `$XDG_RUNTIME_DIR/vmgenie`, or `/run/vmgenie` for root without that variable. A file is removed when its process
+//! ends; one that was left behind by a process that was killed is removed by whoever lists the machines next. A process is
+//! known by its number *and* the time of its start, because numbers are used again.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest file that is read, in bytes.
+const MAX_LEN: u64 = 64 << 10;
+
+/// One machine's process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The process.
+    pub pid: i32,
+    /// When it was started, in clock ticks since the host booted (`/proc/PID/stat`).
+    pub start_ticks: u64,
+    /// The machine's name.
+    pub id: String,
+    /// Where its API listens.
+    pub api_socket: Option<PathBuf>,
+}
+
+/// A file of the registry; it is removed when this is dropped.
+#[derive(Debug)]
+pub struct Registered(PathBuf);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The directory.
+pub fn directory() -> PathBuf {
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
+        .unwrap_or_else(|| PathBuf::from("/run"))
+        .join("vmgenie")
+}
+
+/// Adds this process. Nothing depends on it: without a place for the file, the machine is not listed.
+pub fn register(id: &str, api_socket: Option<&Path>) -> Option<Registered> {
+    register_in(&directory(), id, api_socket)
+        .inspect_err(|error| tracing::debug!(%error, "this machine will not be listed"))
+        .ok()
+}
+
+fn register_in(dir: &Path, id: &str, api_socket: Option<&Path>) -> io::Result<Registered> {
+    let pid = std::process::id().cast_signed();
+    let entry = Entry {
+        pid,
+        start_ticks: start_ticks(pid)
+            .ok_or_else(|| io::Error::other("/proc does not tell when this process was started"))?,
+        id: id.to_owned(),
+        api_socket: api_socket.map(std::path::absolute).transpose()?,
+    };
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let path = dir.join(format!("{pid}.json"));
+    // Left by an earlier process of this number.
+    let _ = fs::remove_file(&path);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    let registered = Registered(path);
+    file.write_all(&serde_json::to_vec(&entry)?)?;
+    Ok(registered)
+}
+
+/// The machines that run, in the order of their names.
+pub fn list() -> Vec<Entry> {
+    list_in(&directory())
+}
+
+fn list_in(dir: &Path) -> Vec<Entry> {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut entries: Vec<Entry> = files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .filter_map(|path| read(&path))
+        .collect();
+    entries.sort_by(|a, b| (&a.id, a.pid).cmp(&(&b.id, b.pid)));
+    entries
+}
+
+/// What a file says, if its process lives.
+fn read(path: &Path) -> Option<Entry> {
+    let mut text = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(MAX_LEN)
+        .read_to_end(&mut text)
+        .ok()?;
+    // A file that is being written is read the next time.
+    let entry: Entry = serde_json::from_slice(&text).ok()?;
+    if start_ticks(entry.pid) == Some(entry.start_ticks) {
+        return Some(entry);
+    }
+    let _ = fs::remove_file(path);
+    None
+}
+
+impl Entry {
+    /// Does its process still live?
+    pub fn lives(&self) -> bool {
+        start_ticks(self.pid) == Some(self.start_ticks)
+    }
+}
+
+/// When a process was started; none if it is not there or is a zombie.
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the state is the first field behind it, the start the 20th.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_listed_while_it_is_registered() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("vmgenie");
+        assert_eq!(list_in(&dir), []);
+        let registered = register_in(&dir, "a", Some(Path::new("api.sock"))).unwrap();
+        let entries = list_in(&dir);
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].id, "a");
+        assert!(entries[0].lives());
+        assert!(entries[0].api_socket.as_ref().unwrap().is_absolute());
+        drop(registered);
+        assert_eq!(list_in(&dir), []);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_what_makes_no_sense_is_not_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        child.wait().unwrap();
+        let pids = [pid, std::process::id().cast_signed()];
+        for pid in pids {
+            // The second one is ours, but for the time of its start.
+            let entry = Entry {
+                pid,
+                start_ticks: 1,
+                id: String::new(),
+                api_socket: None,
+            };
+            let path = dir.path().join(format!("{pid}.json"));
+            fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
+        }
+        fs::write(dir.path().join("x.json"), "{").unwrap();
+        assert_eq!(list_in(dir.path()), []);
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "the half-written one stays");
+    }
+}
