@@ -8,6 +8,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
+use super::backends::copy::{CopyError, copy_drives};
 use super::devices::{DeviceError, DeviceStates, Devices};
 use super::events::MachineEvent;
 use super::host_fit::{self, HostFitError};
@@ -36,6 +37,9 @@ pub enum RestoreError {
     /// What was to be changed is not there, or cannot be so.
     #[error("could not change the devices as the request says")]
     Overrides(#[source] ConfigError),
+    /// A drive's image could not be copied.
+    #[error("could not give the machine drives of its own")]
+    CopyDrive(#[from] CopyError),
     /// The state contradicts itself.
     #[error("the state file contradicts itself: {0}")]
     Contradiction(String),
@@ -188,6 +192,7 @@ impl Machine {
         let virtio = virtio
             .overridden(overrides)
             .map_err(RestoreError::Overrides)?;
+        copy_drives(&saved.devices.virtio.config, overrides)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;

@@ -1,5 +1,6 @@
 //! What is behind the virtio devices on the host: files, taps, sockets.
 
+pub mod copy;
 pub mod drive;
 pub mod net;
 pub mod tap;
