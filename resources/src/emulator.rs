@@ -5,6 +5,7 @@
 //! cannot use XSAVE (`xsetbv` is not intercepted, so that KVM never hears of it), and code that a
 //! kernel patches while it runs is sometimes executed as it was before. QEMU 10 has neither.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +22,8 @@ const SUITE: &str = "trixie";
 const PACKAGES: &str = "qemu-system-x86,seabios";
 /// Where Debian keeps libraries.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where it keeps firmware.
+const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// An unpacked QEMU.
 #[derive(Debug, Clone)]
@@ -31,20 +34,47 @@ pub(crate) struct Emulator {
 impl Emulator {
     /// A command that starts it, still without arguments of its own.
     pub(crate) fn command(&self) -> Command {
-        let at = |path: &str| self.dir.join(path);
-        let libraries = [at(LIBRARIES), at(LIBRARIES).join("pulseaudio")]
-            .map(|path| path.into_os_string())
-            .join(std::ffi::OsStr::new(":"));
-        let mut command = Command::new(at("usr/lib64/ld-linux-x86-64.so.2"));
+        let mut command = Command::new(self.loader());
         command
             .arg("--library-path")
-            .arg(libraries)
-            .arg(at("usr/bin/qemu-system-x86_64"))
-            .arg("-L")
-            .arg(at("usr/share/qemu"))
-            .arg("-L")
-            .arg(at("usr/share/seabios"));
+            .arg(self.library_path())
+            .arg(self.program());
+        for dir in FIRMWARE {
+            command.arg("-L").arg(self.dir.join(dir));
+        }
         command
+    }
+
+    /// Where it is; the name is part of every recipe that uses it.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The program itself, which starts only through [`Self::loader`].
+    pub(crate) fn program(&self) -> PathBuf {
+        self.dir.join("usr/bin/qemu-system-x86_64")
+    }
+
+    /// The dynamic loader that fits the program's libraries.
+    pub(crate) fn loader(&self) -> PathBuf {
+        self.dir.join("usr/lib64/ld-linux-x86-64.so.2")
+    }
+
+    /// Where the libraries are, as the loader takes it.
+    pub(crate) fn library_path(&self) -> OsString {
+        let libraries = self.dir.join(LIBRARIES);
+        [libraries.join("pulseaudio"), libraries]
+            .map(PathBuf::into_os_string)
+            .join(std::ffi::OsStr::new(":"))
+    }
+
+    /// The firmware file of this name.
+    pub(crate) fn firmware(&self, name: &str) -> Result<PathBuf> {
+        FIRMWARE
+            .iter()
+            .map(|dir| self.dir.join(dir).join(name))
+            .find(|path| path.exists())
+            .with_context(|| format!("the emulator has no firmware {name}"))
     }
 }
 

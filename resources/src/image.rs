@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use vm_agent::{GUEST_DIR, MODULES_DIR};
+use vm_agent::{GUEST_DIR, MODULES_DIR, QEMU_DIR};
 
 use crate::archive::Archive;
 use crate::cache::Cache;
@@ -39,7 +39,7 @@ pub(crate) struct Image {
 pub(crate) fn image(cache: &Cache, stock: &Stock, guests: &Path) -> Result<Image> {
     let busybox = initramfs::busybox()?;
     let recipe = format!(
-        "{}; {}; {}; {MODULES:?}; 2",
+        "{}; {}; {}; {MODULES:?}; 3",
         stock.dir().display(),
         guests.display(),
         busybox.version
@@ -78,12 +78,13 @@ fn write(inside: &Path, stock: &Stock, guests: &Path, busybox: &initramfs::Busyb
     }
     archive.file(&format!("{MODULES_DIR}/order"), order.as_bytes(), 0o644)?;
     archive.directory(GUEST_DIR)?;
+    archive.directory(QEMU_DIR)?;
     archive.finish()?;
     make_disk(&inside.join("guests.ext4"), guests)
 }
 
 /// Makes a disk image whose file system has the contents of the directory `from`.
-fn make_disk(path: &Path, from: &Path) -> Result<()> {
+pub(crate) fn make_disk(path: &Path, from: &Path) -> Result<()> {
     let size = size_of_tree(from).with_context(|| format!("could not size {}", from.display()))?;
     fs::File::create(path)
         .and_then(|file| file.set_len((size + DISK_SPARE).next_multiple_of(1 << 20)))

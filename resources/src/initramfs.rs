@@ -177,7 +177,7 @@ fn write_kernel(
 }
 
 /// A hard link saves the space of a second copy.
-fn copy_or_link(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_or_link(from: &Path, to: &Path) -> Result<()> {
     let real =
         fs::canonicalize(from).with_context(|| format!("could not find {}", from.display()))?;
     fs::hard_link(&real, to)

@@ -16,6 +16,7 @@ mod image;
 mod initramfs;
 mod lifetime;
 mod modules;
+mod peer;
 mod prepared;
 mod progress;
 mod setup;

@@ -10,6 +10,7 @@ use crate::driver::{Sources, driver};
 use crate::emulator::{self, Emulator};
 use crate::image::{self, Image};
 use crate::initramfs::Ours;
+use crate::peer::{self, Peer};
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
@@ -34,6 +35,8 @@ pub(crate) struct Resources {
     pub(crate) host: Image,
     /// What emulates it.
     pub(crate) emulator: Emulator,
+    /// The other monitor that guests run on.
+    pub(crate) peer: Peer,
 }
 
 /// Makes what is missing for all guests. Nearly free when nothing is.
@@ -49,6 +52,7 @@ pub(crate) fn setup_for(wanted: Guests) -> Result<Resources> {
     cache.sweep()?;
     tools::install(&cache, &progress)?;
     let emulator = emulator::emulator(&cache, &progress)?;
+    let peer = peer::peer(&cache, &emulator)?;
     let root = chroot::root(&cache, &progress)?;
     let stock = stock::stock(&cache, &root, &progress)?;
     let source = small::source(&cache, &root, &progress)?;
@@ -64,6 +68,7 @@ pub(crate) fn setup_for(wanted: Guests) -> Result<Resources> {
         guests,
         host,
         emulator,
+        peer,
     })
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use vm_agent::{
     EXIT_PORT, Entry, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, MODULES_DIR, PORT_REPORT,
-    PORT_STDERR, PORT_STDIN, PORT_STDOUT,
+    PORT_STDERR, PORT_STDIN, PORT_STDOUT, QEMU_DIR, QEMU_DISK,
 };
 
 /// What is mounted, where, and with which options.
@@ -49,7 +49,8 @@ fn set_up() -> Result<(), String> {
         symlink(to, &link).map_err(|e| format!("could not make {}: {e}", link.display()))?;
     }
     load_modules()?;
-    mount_guests()?;
+    mount_disk(GUEST_DISK, GUEST_DIR)?;
+    mount_disk(QEMU_DISK, QEMU_DIR)?;
     if !Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm although its modules are loaded".into());
     }
@@ -85,17 +86,17 @@ fn mount_device(
     check(result.into())
 }
 
-/// Mounts the disk with the guests' files, which appears some time after its driver.
-fn mount_guests() -> Result<(), String> {
+/// Mounts a disk, which appears some time after its driver.
+fn mount_disk(disk: &str, dir: &str) -> Result<(), String> {
     let end = Instant::now() + PATIENCE;
-    while !Path::new(GUEST_DISK).exists() {
+    while !Path::new(disk).exists() {
         if Instant::now() >= end {
-            return Err(format!("the disk {GUEST_DISK} did not appear"));
+            return Err(format!("the disk {disk} did not appear"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    mount_device(GUEST_DISK, "ext4", GUEST_DIR, libc::MS_RDONLY, "")
-        .map_err(|e| format!("could not mount {GUEST_DISK}: {e}"))
+    mount_device(disk, "ext4", dir, libc::MS_RDONLY, "")
+        .map_err(|e| format!("could not mount {disk}: {e}"))
 }
 
 fn check(result: i64) -> io::Result<()> {

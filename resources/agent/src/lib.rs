@@ -13,6 +13,12 @@ pub const MODULES_DIR: &str = "/modules";
 pub const GUEST_DISK: &str = "/dev/vda";
 /// Where that disk is mounted.
 pub const GUEST_DIR: &str = "/guest";
+/// The emulated host's second disk, which has a QEMU for guests.
+pub const QEMU_DISK: &str = "/dev/vdb";
+/// Where that disk is mounted.
+pub const QEMU_DIR: &str = "/qemu";
+/// The program there.
+pub const QEMU_PROGRAM: &str = "qemu";
 /// The name of the virtio port that carries the command's input.
 pub const PORT_STDIN: &str = "vmgenie.stdin";
 /// The name of the virtio port that carries the command's output.

@@ -79,9 +79,15 @@ pub(crate) fn run(kvm: Kvm, resources: &Resources, request: &Request) -> Result<
 }
 
 /// The variables that a job finds in its environment.
-fn environment(guests: &str, vmgenie: Option<&str>, kvm: &str) -> Vec<(String, String)> {
+fn environment(
+    guests: &str,
+    qemu: &str,
+    vmgenie: Option<&str>,
+    kvm: &str,
+) -> Vec<(String, String)> {
     let mut variables = vec![
         ("VMGENIE_GUEST_DIR".to_owned(), guests.to_owned()),
+        ("VMGENIE_QEMU".to_owned(), qemu.to_owned()),
         ("VMGENIE_KVM".to_owned(), kvm.to_owned()),
     ];
     if let Some(path) = vmgenie {

@@ -16,7 +16,13 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let run = resources.cache.run_dir()?;
     let vmgenie = request.vmgenie.as_ref().map(|path| path.to_string_lossy());
     let guests = resources.guests.to_string_lossy();
-    let mut env = environment(&guests, vmgenie.as_deref(), "native");
+    let qemu = resources.peer.program();
+    let mut env = environment(
+        &guests,
+        &qemu.to_string_lossy(),
+        vmgenie.as_deref(),
+        "native",
+    );
     // Temporary files of the job go with this run, whatever ends it.
     let temporary = run.path().join("tmp");
     fs::create_dir(&temporary).context("could not make a directory for temporary files")?;

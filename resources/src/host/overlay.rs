@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use vm_agent::{GUEST_DIR, JOB_PATH, Job, Work};
+use vm_agent::{GUEST_DIR, JOB_PATH, Job, QEMU_DIR, QEMU_PROGRAM, Work};
 
 use super::{Request, environment};
 use crate::archive::Archive;
@@ -29,6 +29,7 @@ pub(super) fn write(path: &Path, base: &Path, request: &Request) -> Result<()> {
     let job = Job {
         env: environment(
             GUEST_DIR,
+            &format!("{QEMU_DIR}/{QEMU_PROGRAM}"),
             request.vmgenie.as_ref().map(|_| VMGENIE),
             "emulated",
         ),

@@ -108,11 +108,16 @@ fn command(
         .arg("-initrd")
         .arg(initramfs)
         .args(["-append", KERNEL_COMMAND_LINE]);
-    let disk = option_text(&resources.host.disk)?;
-    let drive = format!("if=none,id=guests,format=raw,readonly=on,file={disk}");
-    command
-        .args(["-drive", &drive])
-        .args(["-device", "virtio-blk-pci,drive=guests"]);
+    // In this order: the agent knows the disks by the names that Linux gives them.
+    for (name, disk) in [
+        ("guests", &resources.host.disk),
+        ("qemu", &resources.peer.disk()),
+    ] {
+        let disk = option_text(disk)?;
+        let drive = format!("if=none,id={name},format=raw,readonly=on,file={disk}");
+        let device = format!("virtio-blk-pci,drive={name}");
+        command.args(["-drive", &drive, "-device", &device]);
+    }
     let file = |name: &str| option_text(&run.join(name));
     command
         .args([
