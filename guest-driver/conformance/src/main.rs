@@ -4,10 +4,12 @@
 //! The tests begin generations and wait for all watchers, so they need a machine of their own: run
 //! as root, one at a time, with no other watcher that is slow to acknowledge.
 
+mod clock;
 mod compat;
 mod concurrency;
 mod descriptors;
 mod files;
+mod latency;
 mod mapping;
 mod memory;
 mod observers;
@@ -148,6 +150,9 @@ enum Test {
     Hold,
     /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
     FirstLoad,
+    /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
+    /// a mapping and a blocked read show the new generation. Does not end.
+    Latency,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -253,6 +258,7 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
             Box::new(move |subject| restores::at_once(subject, call)),
         )],
         Test::Hold => one("hold", restores::hold),
+        Test::Latency => one("latency", latency::latency),
         Test::FirstLoad => one("first-load", restores::first_load),
     }
 }

@@ -6,27 +6,25 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
+use crate::Subject;
+use crate::clock::{VmClock, ticks};
 use crate::observers::Uevents;
 use crate::outcome::{Failure, Outcome, equal, success, wanted};
 use crate::process::Child;
 use crate::raw::Mapping;
-use crate::{Subject, raw};
 
 /// How often the interrupt of the generation ID's event has come.
 const EVENTS: &str = "/sys/firmware/acpi/interrupts/gpe05";
-/// VMClock's page, and where its generation counter is.
-const VMCLOCK: &str = "/dev/vmclock0";
-const VMCLOCK_GENERATION: usize = 0x68;
 
 /// Prints a line at once: the machine may be restored before a buffer is written.
-fn tell(line: &str) -> Outcome {
+pub(crate) fn tell(line: &str) -> Outcome {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
         .map_err(|error| Failure::new(format!("could not print: {error}")))
 }
 
-fn mapping(subject: Subject<'_>) -> Outcome<Mapping> {
+pub(crate) fn mapping(subject: Subject<'_>) -> Outcome<Mapping> {
     let device = subject.open_with(libc::O_RDONLY)?;
     success("mmap", device.map(4, libc::PROT_READ, libc::MAP_SHARED, 0))
 }
@@ -145,20 +143,18 @@ fn events() -> Outcome<u64> {
         .ok_or_else(|| Failure::new(format!("{EVENTS} has no number: {text:?}")))
 }
 
-/// Loads VMClock's generation and the mapped counter without pause. For each resume, which the first
+/// Loads VMClock's word and the mapped counter without pause. For each resume, which the first
 /// tells of, prints how many loads of the second still were the old value.
 pub(crate) fn first_load(subject: Subject<'_>) -> Outcome {
     let page = mapping(subject)?;
-    let clock = raw::map_file(VMCLOCK, libc::PROT_READ, 4096)
-        .map_err(|errno| Failure::new(format!("could not map {VMCLOCK}: errno {errno}")))?;
-    let generation = || clock.word(VMCLOCK_GENERATION / 4);
-    let (mut resumes, mut counter) = (generation(), page.load());
+    let clock = VmClock::map()?;
+    let (mut resumes, mut counter) = (clock.resumes(), page.load());
     tell(&format!("ready {counter}"))?;
     loop {
         // In this order: both move at one instant, so what is loaded before an old clock is old, and what
         // is loaded after a new one has to be new.
         let before = page.load();
-        let now = generation();
+        let now = clock.resumes();
         if now == resumes {
             counter = before;
             continue;
@@ -191,10 +187,4 @@ pub(crate) fn hold(subject: Subject<'_>) -> Outcome {
         }
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// The processor's time-stamp counter.
-fn ticks() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction, and Linux lets programs use it.
-    unsafe { std::arch::x86_64::_rdtsc() }
 }
