@@ -268,4 +268,22 @@ proptest! {
         let state = device.saved();
         prop_assert_eq!(device.restore(Entropy::default()).transport.save(), state);
     }
+
+    /// Random bytes over descriptors, indices and entries that the device reads next.
+    #[test]
+    fn chains_that_lie_over_the_rings_themselves_end(
+        buffers in prop::collection::vec((0..0x2_0000u64, 0..0x2000u32), 1..8),
+    ) {
+        let device = &mut entropy();
+        let rings = device.queues[0].desc_table;
+        for (offset, len) in buffers {
+            device.queues[0].send(&[writable(rings + offset, len)]);
+            // A driver like this one can keep its device busy for ever, but only turn after turn.
+            for _ in 0..4 {
+                let _ = device.transport.doorbell(0);
+            }
+        }
+        let state = device.saved();
+        prop_assert_eq!(device.saved(), state);
+    }
 }

@@ -241,11 +241,12 @@ impl<D: VirtioDevice> VirtioMmio<D> {
         }
     }
 
-    /// A doorbell that no ioeventfd has taken: a number out of range, or a machine without KVM. Once is enough for the first, and the
-    /// second rings again.
+    /// A doorbell that no ioeventfd has taken: a number out of range, or a machine without KVM. What is left to do is for the event
+    /// loop.
     fn notify(&self, value: u32) {
-        if let Ok(queue) = u16::try_from(value) {
-            let _ = self.doorbell(queue);
+        let turn = u16::try_from(value).map(|queue| self.doorbell(queue));
+        if turn == Ok(Turn::More) {
+            self.irq.kick();
         }
     }
 

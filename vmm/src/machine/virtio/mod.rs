@@ -166,14 +166,16 @@ impl VirtioDevices {
         self.kick_all();
     }
 
-    /// Ends or takes back what is in flight: until the vCPUs run again, nobody writes guest memory. *vCPUs:* standing still.
+    /// Ends or takes back what is in flight: until the vCPUs run again, nobody writes guest memory. What was taken back is taken up
+    /// then. *vCPUs:* standing still.
     pub(super) fn drain(&self) {
         for slot in &self.slots {
             slot.device.transport().drain();
         }
+        self.kick_all();
     }
 
-    /// Saves all devices. *vCPUs:* standing still. *Afterwards:* drained; what was taken back is taken up when the vCPUs run again.
+    /// Saves all devices. *vCPUs:* standing still. *Afterwards:* drained.
     pub(super) fn save(&self) -> SavedVirtio {
         self.drain();
         let mut saved = SavedVirtio {
@@ -185,7 +187,6 @@ impl VirtioDevices {
             saved.transports.push(TransportPart(state));
             slot.device.save(&mut saved);
         }
-        self.kick_all();
         saved
     }
 
