@@ -16,6 +16,7 @@ use crate::stats::{Series, ms, ratio};
 const SIZE: Size = Size {
     vcpus: 1,
     memory_mib: 256,
+    devices: false,
 };
 /// How long a guest may take to boot in the emulated host.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);

@@ -14,6 +14,7 @@ use crate::stats::{Series, ms, ratio};
 const SIZE: Size = Size {
     vcpus: 1,
     memory_mib: 1024,
+    devices: false,
 };
 
 /// One program's snapshots.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod create;
+mod devices;
 mod file_system;
 mod floor;
 mod http;

@@ -174,11 +174,17 @@ pub(crate) struct Size {
     pub(crate) vcpus: u8,
     /// Memory in MiB.
     pub(crate) memory_mib: u64,
+    /// With virtio devices: one of each kind.
+    pub(crate) devices: bool,
 }
 
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} vCPU, {} MiB", self.vcpus, self.memory_mib)
+        write!(f, "{} vCPU, {} MiB", self.vcpus, self.memory_mib)?;
+        if self.devices {
+            write!(f, ", drive, net, vsock, entropy")?;
+        }
+        Ok(())
     }
 }
 

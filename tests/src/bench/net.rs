@@ -16,6 +16,7 @@ use crate::stats::{Series, ms, ratio};
 const SIZE: Size = Size {
     vcpus: 1,
     memory_mib: 256,
+    devices: false,
 };
 /// How many bytes one transfer has.
 const TRANSFER: u64 = 32 << 20;

@@ -4,21 +4,29 @@ use anyhow::{Context, Result};
 use comfy_table::Table;
 use serde_json::{Value, json};
 
+use crate::devices::Devices;
 use crate::floor::Floor;
 use crate::monitor::{Files, Kind, Program, Size, Workplace, vm_state};
 use crate::report::{Report, table};
 use crate::resident::Resident;
 use crate::stats::{Series, ms, ratio};
 
-/// The two sizes, which shall cost the same.
-const SIZES: [Size; 2] = [
+/// Two sizes, which shall cost the same; and the first one with devices.
+const SIZES: [Size; 3] = [
     Size {
         vcpus: 1,
         memory_mib: 128,
+        devices: false,
     },
     Size {
         vcpus: 2,
         memory_mib: 1024,
+        devices: false,
+    },
+    Size {
+        vcpus: 1,
+        memory_mib: 128,
+        devices: true,
     },
 ];
 /// Rounds before the measured ones: page cache, CPU frequency.
@@ -32,6 +40,7 @@ struct Case<'a> {
     files: Files,
     times: Series,
     resident: Option<Resident>,
+    devices: &'a Devices,
 }
 
 /// The floor of one size.
@@ -46,15 +55,16 @@ struct FloorCase {
 /// Measures `runs` restores of each size by each program, all in turn.
 pub(crate) fn run(programs: &[Program], runs: usize) -> Result<Report> {
     let place = Workplace::new()?;
+    let devices = Devices::new(place.path())?;
     let mut cases = Vec::new();
     for program in programs {
         for size in SIZES {
-            cases.push(Case::new(program, size, &place)?);
+            cases.push(Case::new(program, size, &place, &devices)?);
         }
     }
     let mut floors = cases
         .iter()
-        .filter(|case| case.program.kind == Kind::Vmgenie)
+        .filter(|case| case.program.kind == Kind::Vmgenie && !case.size.devices)
         .map(FloorCase::new)
         .collect::<Result<Vec<_>>>()?;
     for round in 0..WARM_UP + runs {
@@ -73,9 +83,19 @@ pub(crate) fn run(programs: &[Program], runs: usize) -> Result<Report> {
 }
 
 impl<'a> Case<'a> {
-    fn new(program: &'a Program, size: Size, place: &Workplace) -> Result<Self> {
-        let files = place.snapshot(&format!("{}-{}", program.name(), size.memory_mib));
+    fn new(
+        program: &'a Program,
+        size: Size,
+        place: &Workplace,
+        devices: &'a Devices,
+    ) -> Result<Self> {
+        let name = if size.devices { "-devices" } else { "" };
+        let files = place.snapshot(&format!("{}-{}{name}", program.name(), size.memory_mib));
+        devices.tidy_up();
         let mut monitor = program.start()?;
+        if size.devices {
+            devices.configure(&mut monitor.connection)?;
+        }
         monitor.boot_tiny(size, &place.elf())?;
         let api = &mut monitor.connection;
         api.send("PATCH /vm", &vm_state("Paused"))?;
@@ -87,10 +107,12 @@ impl<'a> Case<'a> {
             files,
             times: Series::default(),
             resident: None,
+            devices,
         })
     }
 
     fn restore(&mut self, measured: bool) -> Result<()> {
+        self.devices.tidy_up();
         let mut monitor = self.program.start()?;
         let answer = monitor
             .connection
@@ -102,6 +124,7 @@ impl<'a> Case<'a> {
     }
 
     fn look_at_memory(&self) -> Result<Resident> {
+        self.devices.tidy_up();
         let mut monitor = self.program.start()?;
         monitor
             .connection
@@ -115,6 +138,7 @@ impl<'a> Case<'a> {
             "monitor": self.program.name(),
             "vcpus": self.size.vcpus,
             "memory_mib": self.size.memory_mib,
+            "devices": self.size.devices,
             "restore": self.times.json(),
             "resident_outside_guest_memory": self.resident.as_ref().map(Resident::json),
         })
@@ -144,6 +168,7 @@ impl FloorCase {
         json!({
             "vcpus": self.size.vcpus,
             "memory_mib": self.size.memory_mib,
+            "devices": self.size.devices,
             "floor": self.whole.json(),
             "floor_without_create_vm": self.without_create_vm.json(),
         })
@@ -154,7 +179,9 @@ fn report(cases: &[Case<'_>], floors: &[FloorCase]) -> Report {
     let mut notes = Vec::new();
     let mut equal = Vec::new();
     for pair in cases.chunks(SIZES.len()) {
-        let [small, large] = pair else { continue };
+        let [small, large, with_devices] = pair else {
+            continue;
+        };
         let name = small.program.name();
         let Some(ratio) = ratio(large.times.p50(), small.times.p50()) else {
             continue;
@@ -164,6 +191,11 @@ fn report(cases: &[Case<'_>], floors: &[FloorCase]) -> Report {
             large.size, small.size
         ));
         equal.push(json!({ "monitor": name, "large_to_small": ratio }));
+        let micros = |case: &Case<'_>| case.times.p50().as_secs_f64() * 1e6;
+        notes.push(format!(
+            "{name}: devices take {:.0} us of the p50",
+            micros(with_devices) - micros(small)
+        ));
     }
     notes.push(
         "floor: the bare ioctls of the same restore in the benchmark's own process, in the same turn".to_owned(),
