@@ -24,6 +24,7 @@ pub mod small_disk;
 pub mod snapshot;
 pub mod tiny;
 pub mod vm;
+pub mod vsock;
 
 pub use guest::Guest;
 pub use qemu::Qemu;

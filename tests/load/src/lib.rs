@@ -1,12 +1,15 @@
 //! Moves bytes between a guest and its host over a stream, and checks each of them.
 //!
-//! The server runs in the guest, the client where the test or the benchmark runs. A connection begins with one
+//! The server runs in the guest, the client where the test or the benchmark runs, or the other way round. A connection begins with one
 //! byte that says what is wanted and a u64, little-endian, with the number of bytes.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
+
+pub mod vsock;
 
 /// The server sends.
 const DOWNLOAD: u8 = b'd';
@@ -60,7 +63,10 @@ impl Pattern {
 }
 
 /// Sends `count` bytes of the pattern.
-fn send(mut to: impl Write, count: u64) -> io::Result<()> {
+///
+/// # Errors
+/// The stream's.
+pub fn send(mut to: impl Write, count: u64) -> io::Result<()> {
     let mut pattern = Pattern::new();
     let mut left = count;
     while left > 0 {
@@ -72,7 +78,10 @@ fn send(mut to: impl Write, count: u64) -> io::Result<()> {
 }
 
 /// Receives `count` bytes; whether they were those of the pattern.
-fn receive(mut from: impl Read, count: u64) -> io::Result<bool> {
+///
+/// # Errors
+/// The stream's; an end before the last byte.
+pub fn receive(mut from: impl Read, count: u64) -> io::Result<bool> {
     let mut pattern = Pattern::new();
     let mut buffer = vec![0; BLOCK];
     let mut left = count;
@@ -89,7 +98,32 @@ fn receive(mut from: impl Read, count: u64) -> io::Result<bool> {
     Ok(right)
 }
 
-fn echo(mut stream: TcpStream) -> io::Result<()> {
+/// What bytes go through.
+pub trait Stream: Read + Write + Send + 'static {
+    /// Sends small pieces at once, and does not wait for the other side for ever.
+    ///
+    /// # Errors
+    /// The system's.
+    fn prepare(&self) -> io::Result<()>;
+}
+
+impl Stream for TcpStream {
+    fn prepare(&self) -> io::Result<()> {
+        self.set_nodelay(true)?;
+        self.set_read_timeout(Some(PATIENCE))?;
+        self.set_write_timeout(Some(PATIENCE))
+    }
+}
+
+/// A Unix socket, or one of vsock's, which the standard library does not know.
+impl Stream for UnixStream {
+    fn prepare(&self) -> io::Result<()> {
+        self.set_read_timeout(Some(PATIENCE))?;
+        self.set_write_timeout(Some(PATIENCE))
+    }
+}
+
+fn echo(mut stream: impl Stream) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
         match stream.read(&mut buffer)? {
@@ -104,8 +138,16 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
 /// # Errors
 /// The listener's.
 pub fn serve(listener: &TcpListener) -> io::Result<()> {
+    serve_all(|| Ok(listener.accept()?.0))
+}
+
+/// Serves each stream that `accept` returns.
+///
+/// # Errors
+/// Those of `accept`.
+pub fn serve_all<S: Stream>(mut accept: impl FnMut() -> io::Result<S>) -> io::Result<()> {
     loop {
-        let (stream, _) = listener.accept()?;
+        let stream = accept()?;
         thread::spawn(move || {
             // A client that goes away is no fault of the server's.
             let _ = answer(stream);
@@ -113,8 +155,8 @@ pub fn serve(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-fn answer(mut stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+fn answer(mut stream: impl Stream) -> io::Result<()> {
+    stream.prepare()?;
     let mut request = [0; 9];
     stream.read_exact(&mut request)?;
     let mut count = [0; 8];
@@ -123,7 +165,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     match request[0] {
         DOWNLOAD => send(stream, count),
         UPLOAD => {
-            let right = receive(&stream, count)?;
+            let right = receive(&mut stream, count)?;
             stream.write_all(&[if right { RIGHT } else { WRONG }])
         }
         ECHO => echo(stream),
@@ -132,10 +174,8 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Asks for something over a stream that was just connected.
-fn ask(stream: &mut TcpStream, what: u8, count: u64) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn ask(stream: &mut impl Stream, what: u8, count: u64) -> io::Result<()> {
+    stream.prepare()?;
     let mut request = [what; 9];
     request[1..].copy_from_slice(&count.to_le_bytes());
     stream.write_all(&request)
@@ -154,7 +194,7 @@ fn checked(right: bool) -> io::Result<()> {
 ///
 /// # Errors
 /// The stream's; other bytes than were sent.
-pub fn download(mut stream: TcpStream, count: u64) -> io::Result<Duration> {
+pub fn download(mut stream: impl Stream, count: u64) -> io::Result<Duration> {
     let begun = Instant::now();
     ask(&mut stream, DOWNLOAD, count)?;
     checked(receive(stream, count)?)?;
@@ -165,10 +205,10 @@ pub fn download(mut stream: TcpStream, count: u64) -> io::Result<Duration> {
 ///
 /// # Errors
 /// The stream's; other bytes than were sent.
-pub fn upload(mut stream: TcpStream, count: u64) -> io::Result<Duration> {
+pub fn upload(mut stream: impl Stream, count: u64) -> io::Result<Duration> {
     let begun = Instant::now();
     ask(&mut stream, UPLOAD, count)?;
-    send(&stream, count)?;
+    send(&mut stream, count)?;
     let mut answer = [0];
     stream.read_exact(&mut answer)?;
     checked(answer == [RIGHT])?;
@@ -179,7 +219,7 @@ pub fn upload(mut stream: TcpStream, count: u64) -> io::Result<Duration> {
 ///
 /// # Errors
 /// The stream's.
-pub fn round_trips(mut stream: TcpStream, count: usize) -> io::Result<Vec<Duration>> {
+pub fn round_trips(mut stream: impl Stream, count: usize) -> io::Result<Vec<Duration>> {
     ask(&mut stream, ECHO, 0)?;
     (0..count)
         .map(|n| {

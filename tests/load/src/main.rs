@@ -1,27 +1,107 @@
-//! `guest-load serve PORT`: the guest's side.
+//! The guest's side of what moves bytes between a guest and its host.
 
-use std::net::TcpListener;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::process::ExitCode;
+use std::thread;
+
+use guest_load::{download, send, serve, serve_all, upload, vsock};
+
+const USAGE: &str = "usage: guest-load serve PORT
+       guest-load vsock-cid
+       guest-load vsock-serve PORT
+       guest-load vsock-upload PORT BYTES CONNECTIONS
+       guest-load vsock-download PORT BYTES CONNECTIONS
+       guest-load vsock-pour PORT BYTES  sends, and ends at once
+       guest-load vsock-halves PORT     sends a line, ends, prints what comes back
+       guest-load vsock-hold PORT       sends a line, prints how the connection ends";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let port = match &arguments[..] {
-        [command, port] if command == "serve" => port.parse::<u16>().ok(),
-        _ => None,
-    };
-    let Some(port) = port else {
-        eprintln!("usage: guest-load serve PORT");
-        return ExitCode::from(2);
-    };
-    let served = TcpListener::bind(("0.0.0.0", port)).and_then(|listener| {
-        println!("ready");
-        guest_load::serve(&listener)
-    });
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
             eprintln!("guest-load: {error}");
             ExitCode::FAILURE
         }
+        None => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
     }
+}
+
+fn run(words: &[&str]) -> Option<io::Result<()>> {
+    Some(match *words {
+        ["serve", port] => serve_tcp(port.parse().ok()?),
+        ["vsock-cid"] => vsock::local_cid().map(|cid| println!("{cid}")),
+        ["vsock-serve", port] => serve_vsock(port.parse().ok()?),
+        ["vsock-upload", port, bytes, connections] => {
+            let (port, bytes) = (port.parse().ok()?, bytes.parse().ok()?);
+            at_once(connections.parse().ok()?, move || {
+                upload(vsock::connect_to_host(port)?, bytes).map(drop)
+            })
+        }
+        ["vsock-download", port, bytes, connections] => {
+            let (port, bytes) = (port.parse().ok()?, bytes.parse().ok()?);
+            at_once(connections.parse().ok()?, move || {
+                download(vsock::connect_to_host(port)?, bytes).map(drop)
+            })
+        }
+        ["vsock-pour", port, bytes] => {
+            let bytes = bytes.parse().ok()?;
+            vsock::connect_to_host(port.parse().ok()?).and_then(|stream| send(stream, bytes))
+        }
+        ["vsock-halves", port] => halves(port.parse().ok()?),
+        ["vsock-hold", port] => hold(port.parse().ok()?),
+        _ => return None,
+    })
+}
+
+fn serve_tcp(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    println!("ready");
+    serve(&listener)
+}
+
+fn serve_vsock(port: u32) -> io::Result<()> {
+    let listener = vsock::Listener::bind(port)?;
+    println!("ready");
+    serve_all(|| listener.accept())
+}
+
+/// So many at the same time; the first failure.
+fn at_once(
+    count: usize,
+    job: impl Fn() -> io::Result<()> + Send + Clone + 'static,
+) -> io::Result<()> {
+    let threads: Vec<_> = (0..count).map(|_| thread::spawn(job.clone())).collect();
+    for thread in threads {
+        thread
+            .join()
+            .map_err(|_| io::Error::other("a thread panicked"))??;
+    }
+    Ok(())
+}
+
+fn halves(port: u32) -> io::Result<()> {
+    let mut stream = vsock::connect_to_host(port)?;
+    stream.write_all(b"a question\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    print!("{answer}");
+    Ok(())
+}
+
+fn hold(port: u32) -> io::Result<()> {
+    let mut stream = vsock::connect_to_host(port)?;
+    stream.write_all(b"held\n")?;
+    let end = stream.read(&mut [0]);
+    match end {
+        Ok(len) => println!("read {len}"),
+        Err(error) => println!("{}", error.kind()),
+    }
+    Ok(())
 }
