@@ -2,12 +2,17 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
+use guest_load::disk::{self, Timing};
 use guest_load::{download, send, serve, serve_all, upload, vsock};
 
 const USAGE: &str = "usage: guest-load serve PORT
+       guest-load churn DISK WORKERS STOP-FILE
+       guest-load log DISK
+       guest-load time DISK read|write random|sequential BYTES COUNT WORKERS
        guest-load vsock-cid
        guest-load vsock-serve PORT
        guest-load vsock-upload PORT BYTES CONNECTIONS
@@ -35,6 +40,24 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Option<io::Result<()>> {
     Some(match *words {
         ["serve", port] => serve_tcp(port.parse().ok()?),
+        ["churn", disk, workers, stop] => {
+            let workers = workers.parse().ok()?;
+            let progress = |done| tell(&format!("done {done}"));
+            let total = disk::churn(Path::new(disk), workers, Path::new(stop), progress);
+            total.map(|total| tell(&format!("all right after {total}")))
+        }
+        ["log", disk] => disk::log(Path::new(disk), |number| tell(&format!("record {number}"))),
+        ["time", disk, direction, order, bytes, count, workers] => {
+            let timing = Timing {
+                write: direction == "write",
+                random: order == "random",
+                bytes: bytes.parse().ok()?,
+                count: count.parse().ok()?,
+                workers: workers.parse().ok()?,
+            };
+            let took = disk::time(Path::new(disk), timing);
+            took.map(|took| tell(&format!("nanoseconds {}", took.as_nanos())))
+        }
         ["vsock-cid"] => vsock::local_cid().map(|cid| println!("{cid}")),
         ["vsock-serve", port] => serve_vsock(port.parse().ok()?),
         ["vsock-upload", port, bytes, connections] => {
@@ -61,13 +84,13 @@ fn run(words: &[&str]) -> Option<io::Result<()>> {
 
 fn serve_tcp(port: u16) -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port))?;
-    println!("ready");
+    tell("ready");
     serve(&listener)
 }
 
 fn serve_vsock(port: u32) -> io::Result<()> {
     let listener = vsock::Listener::bind(port)?;
-    println!("ready");
+    tell("ready");
     serve_all(|| listener.accept())
 }
 
@@ -104,4 +127,11 @@ fn hold(port: u32) -> io::Result<()> {
         Err(error) => println!("{}", error.kind()),
     }
     Ok(())
+}
+
+/// A line that is seen at once.
+fn tell(line: &str) {
+    println!("{line}");
+    // Nobody reads any more: what is done is done nevertheless.
+    let _ = io::stdout().flush();
 }

@@ -1,5 +1,6 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|notify`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|block|notify`. What each measures is told in `docs/benchmarks.md`.
 
+mod block;
 mod boot;
 mod create;
 mod devices;
@@ -41,6 +42,8 @@ enum Benchmark {
     Boot(Options),
     /// Throughput and round trip of a guest's network interface.
     Net(Options),
+    /// A guest's disk: 4 KiB anywhere, 1 MiB in a row, read and written.
+    Block(Options),
     /// From the resume of a clone to its programs' and the host's knowledge of it, beside QEMU.
     Notify(NotifyOptions),
 }
@@ -62,7 +65,7 @@ struct Options {
     #[arg(long)]
     json: bool,
 
-    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net.
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net and block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
 
@@ -111,6 +114,10 @@ fn run(benchmark: Benchmark) -> Result<()> {
         }
         Benchmark::Net(options) => {
             let report = net::run(&options.programs()?, options.runs(10))?;
+            (options.json, report)
+        }
+        Benchmark::Block(options) => {
+            let report = block::run(&options.programs()?, options.runs(10))?;
             (options.json, report)
         }
         Benchmark::Notify(options) => (options.json, notify::run(options.runs as usize)?),
