@@ -17,6 +17,7 @@ use crate::stats::{Series, ms, ratio};
 const SIZE: Size = Size {
     vcpus: 1,
     memory_mib: 256,
+    devices: false,
 };
 /// The size of the disk. All of it is in the host's page cache: what is measured is the way there.
 const DISK_MIB: usize = 64;
