@@ -75,6 +75,8 @@ fn clones_have_taps_and_addresses_of_their_own() {
         let address = clone.shell("cat /sys/class/net/eth0/address");
         assert_eq!(address.trim(), text(*mac));
         set_up_guest(clone);
+        // The host believes in the old address for up to a minute, unless it hears from the new one.
+        clone.shell(&format!("ping -c 1 -W 10 {HOST}"));
         guest_load::upload(namespace.connect(LOAD_PORT), 1 << 20).unwrap();
         no_complaints(clone);
     }
