@@ -47,6 +47,7 @@ pub use save::SaveError;
 use vcpu::{Vcpu, VcpuError};
 pub use vcpus::Standstill;
 use vcpus::VcpuSet;
+pub use virtio::UpdateDriveError;
 use virtio::{VirtioDevices, VirtioError, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.
@@ -96,14 +97,6 @@ pub enum BuildError {
     /// Virtio devices.
     #[error("could not set up the virtio devices")]
     Virtio(#[from] VirtioError),
-}
-
-/// Why a drive could not be updated.
-#[derive(Debug, Error)]
-pub enum UpdateDriveError {
-    /// There is no such drive.
-    #[error("there is no drive {0} in this microVM")]
-    NoSuchDrive(DeviceId),
 }
 
 /// Where a machine's console and events go.
@@ -229,13 +222,13 @@ impl Machine {
     /// Puts another file behind a drive, or opens the present one anew. The guest learns of another size.
     ///
     /// # Errors
-    /// There is no such drive.
+    /// There is no such drive, or the file cannot be used; nothing has changed.
     pub fn update_drive(
         &mut self,
         id: &DeviceId,
-        _path: Option<PathBuf>,
+        path: Option<PathBuf>,
     ) -> Result<(), UpdateDriveError> {
-        Err(UpdateDriveError::NoSuchDrive(id.clone()))
+        self.devices.virtio.update_drive(id, path)
     }
 
     /// The present generation.

@@ -104,6 +104,16 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether the disk is another one afterwards.
+    pub fn writes(&self) -> bool {
+        match self {
+            Self::Read { .. } | Self::Flush => false,
+            Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. } => true,
+        }
+    }
+}
+
 /// Guest memory in pieces, for `preadv` and its like.
 ///
 /// It keeps the memory mapped. The guest may read and write the pieces at any time, and they may overlap, so nobody may make

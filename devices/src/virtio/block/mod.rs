@@ -129,6 +129,8 @@ pub struct Block<B> {
     memory: Option<Arc<GuestMemory>>,
     /// The driver has not been told yet that the size has changed.
     resized: bool,
+    /// Something was written since the disk was last synced.
+    dirty: bool,
 }
 
 impl<B: BlockBackend> Block<B> {
@@ -157,6 +159,7 @@ impl<B: BlockBackend> Block<B> {
             free: (0..depth).rev().collect(),
             memory: None,
             resized: false,
+            dirty: false,
         }
     }
 
@@ -190,7 +193,7 @@ impl<B: BlockBackend> Block<B> {
     }
 
     /// Has the disk stored elsewhere from now on, and tells the driver of its size. Requests in flight are ended before that, on the
-    /// old backend, which is returned.
+    /// old backend.
     ///
     /// # Errors
     /// The backend's access is not what the driver was told.
@@ -198,7 +201,7 @@ impl<B: BlockBackend> Block<B> {
         &mut self,
         backend: B,
         active: Option<&mut Active<'_>>,
-    ) -> Result<B, BlockError> {
+    ) -> Result<(), BlockError> {
         check_access(&self.id, self.features, &backend)?;
         let depth = backend.depth().clamp(1, QUEUE_SIZE);
         match active {
@@ -211,12 +214,18 @@ impl<B: BlockBackend> Block<B> {
         self.sectors = backend.sectors();
         self.pending = vec![None; depth.into()];
         self.free = (0..depth).rev().collect();
-        Ok(std::mem::replace(&mut self.backend, backend))
+        self.backend = backend;
+        Ok(())
     }
 
     /// The disk's name.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What stores the disk.
+    pub fn store(&self) -> &B {
+        &self.backend
     }
 
     /// The configuration space (section 5.2.4).
@@ -326,6 +335,7 @@ impl<B: BlockBackend> Block<B> {
                     unreachable!("the caller has seen a free token");
                 };
                 self.pending[usize::from(token)] = Some(pending);
+                self.dirty |= operation.writes();
                 self.backend.start(Task { token, operation });
                 Ok(())
             }
@@ -469,6 +479,9 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 
     fn drain(&mut self, active: &mut Active<'_>) {
         self.end_all(Some(active));
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
         if let Err(error) = self.backend.sync() {
             tracing::error!(disk = self.id, %error, "a disk could not be synced for a snapshot");
         }

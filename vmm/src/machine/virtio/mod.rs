@@ -4,6 +4,7 @@
 //! remembered and done when they run again, so that a machine that stands still stays as it is.
 
 mod device;
+mod drives;
 mod events;
 mod slot;
 pub mod state;
@@ -25,6 +26,7 @@ use super::memory::GuestMemory;
 use crate::config::DevicesConfig;
 use crate::machine::backends::vsock::VsockHostError;
 
+pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
 use slot::{Pending, Slot, Slots};

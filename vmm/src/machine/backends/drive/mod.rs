@@ -3,7 +3,6 @@
 //! The file is locked as long as it is in use (`flock`): by one VMM alone if the guest may write, by many if it may not. The lock is
 //! advisory; what goes round it is on its own.
 
-mod copy;
 mod job;
 mod threads;
 mod uring;
@@ -22,7 +21,6 @@ use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
 
 use crate::config::{CacheMode, DriveConfig, IoEngine};
 
-pub use copy::{CopyError, copy_image};
 use threads::Threads;
 use uring::Uring;
 

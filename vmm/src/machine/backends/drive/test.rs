@@ -1,7 +1,7 @@
 //! Drives on real files, by each engine.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -443,38 +443,4 @@ fn what_is_no_image_is_refused_by_name() {
     };
     let refused = Drive::open(&config).unwrap_err();
     assert!(matches!(refused, DriveError::Open { .. }), "{refused}");
-}
-
-#[test]
-fn a_copy_has_the_same_bytes_and_the_same_holes() {
-    let place = Place::new(&[]);
-    let file = File::options().write(true).open(place.path()).unwrap();
-    file.set_len((64 << 20) + 100).unwrap();
-    file.write_all_at(b"beginning", 0).unwrap();
-    file.write_all_at(&[3; 100_000], 40 << 20).unwrap();
-    let copy = place.dir.path().join("copy");
-    copy_image(&place.path(), &copy).unwrap();
-    assert!(place.bytes() == fs::read(&copy).unwrap());
-    assert!(fs::metadata(&copy).unwrap().blocks() <= blocks(&place) + 16);
-    // They are two files.
-    file.write_all_at(b"changed!!", 0).unwrap();
-    assert!(fs::read(&copy).unwrap().starts_with(b"beginning"));
-}
-
-#[test]
-fn a_copy_replaces_nothing_and_is_not_made_of_an_image_that_changes() {
-    let place = Place::new(&[1; 512]);
-    let copy = place.dir.path().join("copy");
-    let writer = place.drive(IoEngine::Sync);
-    let refused = copy_image(&place.path(), &copy).unwrap_err();
-    assert!(
-        matches!(refused, CopyError::Image(DriveError::InUse { .. })),
-        "{refused}"
-    );
-    assert!(!copy.exists());
-    drop(writer);
-    fs::write(&copy, "precious").unwrap();
-    let refused = copy_image(&place.path(), &copy).unwrap_err();
-    assert!(matches!(refused, CopyError::Create(..)), "{refused}");
-    assert_eq!(fs::read(&copy).unwrap(), b"precious");
 }
