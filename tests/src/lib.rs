@@ -11,6 +11,7 @@
 )]
 
 pub mod console;
+pub mod disk;
 pub mod evidence;
 pub mod guest;
 pub mod http;

@@ -1,7 +1,9 @@
-//! Moves bytes between a guest and its host over a stream, and checks each of them.
+//! Loads for guests. This: moves bytes between a guest and its host over a stream, and checks each of them; [`disk`]: disks.
 //!
 //! The server runs in the guest, the client where the test or the benchmark runs. A connection begins with one
 //! byte that says what is wanted and a u64, little-endian, with the number of bytes.
+
+pub mod disk;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,5 +1,6 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|block`. What each measures is told in `docs/benchmarks.md`.
 
+mod block;
 mod boot;
 mod create;
 mod devices;
@@ -40,6 +41,8 @@ enum Benchmark {
     Boot(Options),
     /// Throughput and round trip of a guest's network interface.
     Net(Options),
+    /// A guest's disk: 4 KiB anywhere, 1 MiB in a row, read and written.
+    Block(Options),
 }
 
 #[derive(Debug, Args)]
@@ -48,7 +51,7 @@ struct Options {
     #[arg(long)]
     json: bool,
 
-    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net.
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net and block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
 
@@ -97,6 +100,10 @@ fn run(benchmark: Benchmark) -> Result<()> {
         }
         Benchmark::Net(options) => {
             let report = net::run(&options.programs()?, options.runs(10))?;
+            (options, report)
+        }
+        Benchmark::Block(options) => {
+            let report = block::run(&options.programs()?, options.runs(10))?;
             (options, report)
         }
     };
