@@ -7,14 +7,42 @@
     reason = "a test fails by a panic"
 )]
 
+mod clones;
+mod crash;
+mod files;
 mod function;
+mod snapshots;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmgenie_tests::Vm;
 
 /// How long a guest may take for something, on a host that may be emulated and busy.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// Starts a load in the background; its output goes to `/tmp/NAME`.
+fn start_load(vm: &mut Vm, name: &str, arguments: &str) {
+    vm.shell(&format!("guest-load {arguments} > /tmp/{name} 2>&1 &"));
+}
+
+/// Waits until a load's last line begins with `word` and has a number larger than `least` after it; returns the number.
+fn wait_for_load(vm: &mut Vm, name: &str, word: &str, least: u64) -> u64 {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let (_, last) = vm.run(&format!("tail -n 1 /tmp/{name}"));
+        let last = last.trim();
+        let number = last.strip_prefix(word).map(str::trim);
+        if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
+            if number > least {
+                return number;
+            }
+        } else {
+            assert!(!last.starts_with("guest-load"), "{last}");
+        }
+        assert!(Instant::now() < deadline, "{word} {least}: {last:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
 
 /// The kernel log has nothing to complain about.
 fn no_complaints(vm: &mut Vm) {

@@ -1,0 +1,82 @@
+//! The file behind a drive: locked, exchanged, grown.
+
+use serde_json::json;
+use vmgenie_tests::disk::{self, Image, with};
+use vmgenie_tests::http::{done, refused_with};
+use vmgenie_tests::{Guest, Vm};
+
+use crate::{no_complaints, start_load, wait_for_load};
+
+#[test]
+fn an_image_that_one_guest_writes_is_no_other_guest_s() {
+    let image = Image::new(4);
+    let _first = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    for read_only in [false, true] {
+        let mut second = Vm::empty();
+        let drive = with(image.drive("data"), &json!({ "is_read_only": read_only }));
+        disk::configure(&mut second, Guest::Small, 1, &[drive]);
+        let start = json!({ "action_type": "InstanceStart" }).to_string();
+        refused_with(
+            &mut second.client,
+            "PUT /actions",
+            start,
+            "is in use by another microVM",
+        );
+    }
+}
+
+#[test]
+fn an_image_that_is_only_read_is_shared() {
+    let image = Image::new(4);
+    std::fs::write(image.path(), vec![b'r'; 4 << 20]).unwrap();
+    let drive = with(image.drive("data"), &json!({ "is_read_only": true }));
+    let mut vms = [(); 2].map(|()| disk::boot(Guest::Small, 1, std::slice::from_ref(&drive)));
+    for vm in &mut vms {
+        assert_eq!(vm.shell("head -c 3 /dev/vda"), "rrr");
+    }
+}
+
+#[test]
+fn a_drive_gets_another_file_or_size_while_the_guest_runs() {
+    let (image, other) = (Image::new(16), Image::new(20));
+    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    start_load(&mut vm, "churn", "churn /dev/vda 2 /tmp/stop");
+    let so_far = wait_for_load(&mut vm, "churn", "done", 0);
+    // The same file, which has grown, under load.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(image.path())
+        .unwrap();
+    file.set_len(18 << 20).unwrap();
+    let patch = |vm: &mut Vm, fields: serde_json::Value| {
+        let body = with(json!({ "drive_id": "data" }), &fields);
+        done(&mut vm.client, "PATCH /drives/data", body.to_string());
+    };
+    patch(&mut vm, json!({}));
+    wait_for_load(&mut vm, "churn", "done", so_far);
+    assert_eq!(
+        vm.shell("cat /sys/block/vda/size").trim(),
+        (18 * 2048).to_string()
+    );
+    vm.shell("touch /tmp/stop");
+    wait_for_load(&mut vm, "churn", "all right after", 0);
+    // Another one.
+    std::fs::write(other.path(), vec![b'o'; 20 << 20]).unwrap();
+    patch(&mut vm, json!({ "path_on_host": other.path() }));
+    assert_eq!(
+        vm.shell("cat /sys/block/vda/size").trim(),
+        (20 * 2048).to_string()
+    );
+    assert_eq!(vm.shell("head -c 3 /dev/vda"), "ooo");
+    // One that is not there changes nothing.
+    let missing = json!({ "drive_id": "data", "path_on_host": other.beside("missing") });
+    refused_with(
+        &mut vm.client,
+        "PATCH /drives/data",
+        missing.to_string(),
+        "missing",
+    );
+    vm.shell("echo new | dd of=/dev/vda conv=fsync");
+    assert!(other.bytes().starts_with(b"new\n"));
+    no_complaints(&mut vm);
+}
