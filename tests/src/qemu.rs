@@ -18,6 +18,8 @@ use crate::vm::BOOT_LIMIT;
 const MACHINE: &str = "q35,accel=kvm,sata=off,smbus=off,usb=off,vmport=off,hpet=off";
 /// How long QEMU may take until its control socket is there.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a QEMU whose console has ended may take to end itself.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// A QEMU process. It is killed when this is dropped.
 #[derive(Debug)]
@@ -156,6 +158,22 @@ impl Qemu {
     }
 }
 
+impl Qemu {
+    /// Whether the process has ended, or is about to: its console goes a moment before it.
+    fn has_ended(&mut self) -> bool {
+        let deadline = Instant::now() + LAST_MOMENT;
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(status) => return status.is_some(),
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
 impl Shell for Qemu {
     fn console(&mut self) -> &mut Console {
         &mut self.console
@@ -164,10 +182,9 @@ impl Shell for Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
         // QEMU takes a triple fault for a reset; a kernel that gives up says so on the console before.
         if std::thread::panicking()
-            && ended
+            && self.has_ended()
             && self.qmp.reason_of_end().as_deref() == Some("guest-reset")
             && !self.console.text().contains("Kernel panic")
         {

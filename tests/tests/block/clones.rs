@@ -5,9 +5,8 @@ use std::fs;
 use serde_json::json;
 use vmgenie_tests::disk::{self, Image};
 use vmgenie_tests::http::{done, refused_with};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Vm};
-
-use crate::no_complaints;
 
 #[test]
 fn each_clone_writes_to_a_copy_of_its_own() {

@@ -3,9 +3,10 @@
 use serde_json::json;
 use vmgenie_tests::disk::{self, Image, with};
 use vmgenie_tests::http::{done, refused_with};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{no_complaints, start_load, wait_for_load};
+use crate::{start_load, wait_for_load};
 
 #[test]
 fn an_image_that_one_guest_writes_is_no_other_guest_s() {

@@ -6,8 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use serde_json::json;
 use vmgenie_tests::Guest;
 use vmgenie_tests::disk::{self, Image, with};
-
-use crate::no_complaints;
+use vmgenie_tests::shell::no_complaints;
 
 /// What the guest says of a disk.
 fn queue(vm: &mut vmgenie_tests::Vm, disk: &str, name: &str) -> String {

@@ -43,11 +43,3 @@ fn wait_for_load(vm: &mut Vm, name: &str, word: &str, least: u64) -> u64 {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
-
-/// The kernel log has nothing to complain about.
-fn no_complaints(vm: &mut Vm) {
-    const COMPLAINTS: &str =
-        "BUG:|WARNING:|Oops|Call Trace|I/O error|virtio.*(error|fail)|id .* is not a head|hung";
-    let log = vm.shell(&format!("dmesg | grep -iE '{COMPLAINTS}' || true"));
-    assert_eq!(log, "");
-}

@@ -3,9 +3,10 @@
 use serde_json::json;
 use vmgenie::api::wire::GenerationChoice;
 use vmgenie_tests::disk::{self, Image, with};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Snapshot, Vm};
 
-use crate::{no_complaints, start_load, wait_for_load};
+use crate::{start_load, wait_for_load};
 
 /// Under load from four threads, the guest is snapshotted, its VMM is killed, and it goes on in another one, again and again.
 fn goes_on_through(cycles: usize, engine: &str) {

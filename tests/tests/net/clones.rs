@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, http};
 
-use super::{LIMIT, no_complaints, until_it_succeeds};
+use super::{LIMIT, until_it_succeeds};
 
 const MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 1];
 

@@ -44,11 +44,3 @@ fn until_it_succeeds(vm: &mut Vm, command: &str) -> String {
         std::thread::sleep(Duration::from_millis(100));
     }
 }
-
-/// The kernel log has nothing to complain about.
-fn no_complaints(vm: &mut Vm) {
-    const COMPLAINTS: &str = "BUG|WARNING|Oops|Call Trace|NETDEV WATCHDOG|is not a head|bad gso|\
-                              bad csum|virtio_net.*rror";
-    let log = vm.shell(&format!("dmesg | grep -E '{COMPLAINTS}' || true"));
-    assert_eq!(log, "");
-}

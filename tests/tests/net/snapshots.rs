@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Snapshot, Vm, http};
 
-use super::{file, no_complaints, until_it_succeeds};
+use super::{file, until_it_succeeds};
 
 fn load(vm: &mut Vm, snapshot: &Snapshot) {
     let body = json!({

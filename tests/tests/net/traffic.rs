@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Vm};
 
-use super::{file, no_complaints};
+use super::file;
 
 /// The modules that the stock kernel needs, in this order.
 const MODULES: [&str; 4] = ["virtio_mmio", "failover", "net_failover", "virtio_net"];

@@ -5,12 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_load::{download, round_trips, upload};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vsock::{
     CID, LOAD_PORT, boot, cid, connect, listen, restore, serve, socket, start_load,
 };
 use vmgenie_tests::{Guest, Vm};
-
-use super::no_complaints;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use guest_load::{download, round_trips, upload, vsock::connect_to_guest};
 use vmgenie_tests::Guest;
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vsock::{CID, LOAD_PORT, boot, cid, connect, listen, serve, socket, start_load};
-
-use super::no_complaints;
 
 /// What goes both ways, and where nobody listens.
 fn both_ways(guest: Guest) {
