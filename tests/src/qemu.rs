@@ -38,7 +38,12 @@ struct Setting {
     guest: Guest,
     cpus: u8,
     cmdline: String,
+    /// What `-device` takes.
+    devices: &'static [&'static str],
 }
+
+/// The device that tells of generations, and the one by which tests see a resume.
+const DEVICES: &[&str] = &["vmgenid,guid=auto", "vmclock"];
 
 /// The state of a stopped guest, in a file.
 #[derive(Debug)]
@@ -61,11 +66,25 @@ impl Qemu {
 
     /// The same with more on the kernel command line.
     pub fn boot_with(guest: Guest, cpus: u8, cmdline: &str) -> Self {
-        let setting = Setting {
+        Self::boot_setting(Setting {
             guest,
             cpus,
             cmdline: format!("{} {cmdline}", guest.cmdline()),
-        };
+            devices: DEVICES,
+        })
+    }
+
+    /// A guest on a hypervisor that does not tell of generations.
+    pub fn boot_without_vmgenid(guest: Guest) -> Self {
+        Self::boot_setting(Setting {
+            guest,
+            cpus: 1,
+            cmdline: guest.cmdline().to_owned(),
+            devices: &[],
+        })
+    }
+
+    fn boot_setting(setting: Setting) -> Self {
         let mut qemu = Self::start(setting, None);
         qemu.console.wait_for("@@ready\n", BOOT_LIMIT);
         qemu
@@ -114,7 +133,12 @@ impl Qemu {
             .args(["-machine", MACHINE, "-cpu", "host", "-no-reboot"])
             .args(["-smp", &setting.cpus.to_string()])
             .args(["-m", setting.guest.memory()])
-            .args(["-device", "vmgenid,guid=auto", "-device", "vmclock"])
+            .args(
+                setting
+                    .devices
+                    .iter()
+                    .flat_map(|device| ["-device", device]),
+            )
             .args(["-chardev", "stdio,id=console,signal=off"])
             .args(["-serial", "chardev:console"])
             .arg("-qmp")

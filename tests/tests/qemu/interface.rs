@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vmgenie_tests::shell::{load_modules, no_complaints, start, told};
+use vmgenie_tests::shell::{generation, load_modules, no_complaints, start, told};
 use vmgenie_tests::{Guest, Qemu, Shell};
 
 /// How long all checks may take.
@@ -58,4 +58,19 @@ fn on_qemu_it_drives_the_device_where_the_kernels_driver_is_absent() {
     // Once when the driver was loaded, and once in the new generation.
     assert_eq!(reseeds.trim(), "2");
     no_complaints(&mut clone);
+}
+
+#[test]
+fn where_there_is_no_vmgenid_device_the_modules_load_and_say_so() {
+    let mut qemu = Qemu::boot_without_vmgenid(Guest::Debian);
+    load_modules(&mut qemu, "");
+    let text = log(&mut qemu);
+    assert!(
+        text.contains("no VMGENID device: the generation moves by request alone"),
+        "{text}"
+    );
+    qemu.shell("sysgenctl trigger");
+    assert_eq!(generation(&mut qemu), 1);
+    qemu.shell("rmmod sysgenid_vmgenid && rmmod sysgenid");
+    no_complaints(&mut qemu);
 }
