@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ impl Console {
             let mut buffer = [0; 4096];
             loop {
                 let len = output.read(&mut buffer).unwrap_or(0);
-                let mut state = writer.state.lock().expect("no reader panics");
+                let mut state = lock(&writer.state);
                 state
                     .text
                     .push_str(&String::from_utf8_lossy(&buffer[..len]).replace('\r', ""));
@@ -69,7 +69,7 @@ impl Console {
     /// With the whole console output when it does not come within `limit`.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
-        let mut state = self.shared.state.lock().expect("the reader does not panic");
+        let mut state = lock(&self.shared.state);
         loop {
             if let Some(at) = state.text[self.seen..].find(text) {
                 let before = state.text[self.seen..self.seen + at].to_owned();
@@ -91,7 +91,7 @@ impl Console {
                 .shared
                 .changed
                 .wait_timeout(state, left)
-                .expect("no panic")
+                .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
     }
@@ -99,7 +99,7 @@ impl Console {
     /// Waits for the end of the output and returns all of it.
     pub fn wait_for_end(&mut self, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
-        let mut state = self.shared.state.lock().expect("the reader does not panic");
+        let mut state = lock(&self.shared.state);
         while !state.ended {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
@@ -111,7 +111,7 @@ impl Console {
                 .shared
                 .changed
                 .wait_timeout(state, left)
-                .expect("no panic")
+                .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
         state.text.clone()
@@ -119,11 +119,11 @@ impl Console {
 
     /// Everything so far.
     pub fn text(&self) -> String {
-        self.shared
-            .state
-            .lock()
-            .expect("the reader does not panic")
-            .text
-            .clone()
+        lock(&self.shared.state).text.clone()
     }
+}
+
+/// A test fails by a panic, also with this lock held; what the console said is still told after that.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
