@@ -54,10 +54,10 @@ Examples:
 
 const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot|net|notify
+  restore|create|boot|net|block|notify
                          what is measured; first
   --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of net, 10 clones]
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of net and block, 10 clones]
   --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
                          which measures a QEMU of its own
 
@@ -216,7 +216,10 @@ fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
 
 /// The demo shows the stock kernel unless it is told otherwise; then nobody waits for a kernel build.
 fn demo_guests(arguments: &[String]) -> Guests {
-    match arguments.iter().any(|argument| argument.contains("small")) {
+    let small = arguments
+        .iter()
+        .any(|argument| argument == "small" || argument == "--guest=small");
+    match small {
         true => Guests::All(Flavor::Plain),
         false => Guests::Stock,
     }

@@ -4,9 +4,9 @@
 //! ends; one that was left behind by a process that was killed is removed by whoever lists the machines next. A process is
 //! known by its number *and* the time of its start, because numbers are used again.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,12 @@ fn register_in(dir: &Path, id: &str, api_socket: Option<&Path>) -> io::Result<Re
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
+    if !is_ours(dir) {
+        return Err(io::Error::other(format!(
+            "{} is no directory of this user's alone",
+            dir.display()
+        )));
+    }
     let path = dir.join(format!("{pid}.json"));
     // Left by an earlier process of this number.
     let _ = fs::remove_file(&path);
@@ -84,7 +90,19 @@ pub fn list() -> Vec<Entry> {
     list_in(&directory())
 }
 
+/// Whether nobody else can put entries there, by which a process of this user's would be ended.
+fn is_ours(dir: &Path) -> bool {
+    fs::symlink_metadata(dir).is_ok_and(|metadata| {
+        metadata.is_dir()
+            && metadata.uid() == rustix::process::geteuid().as_raw()
+            && metadata.mode() & 0o022 == 0
+    })
+}
+
 fn list_in(dir: &Path) -> Vec<Entry> {
+    if !is_ours(dir) {
+        return Vec::new();
+    }
     let files = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut entries: Vec<Entry> = files
         .map(|file| file.path())
@@ -98,7 +116,10 @@ fn list_in(dir: &Path) -> Vec<Entry> {
 /// What a file says, if its process lives.
 fn read(path: &Path) -> Option<Entry> {
     let mut text = Vec::new();
-    File::open(path)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
         .ok()?
         .take(MAX_LEN)
         .read_to_end(&mut text)
@@ -134,6 +155,25 @@ fn start_ticks(pid: i32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        let registered = register_in(&real, "a", None).unwrap();
+        assert_eq!(list_in(&real).len(), 1);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(register_in(&link, "b", None).is_err());
+        assert_eq!(list_in(&link), []);
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(register_in(&real, "b", None).is_err());
+        assert_eq!(list_in(&real), []);
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(list_in(&real).len(), 1);
+        drop(registered);
+    }
 
     #[test]
     fn a_process_is_listed_while_it_is_registered() {

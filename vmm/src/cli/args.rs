@@ -149,11 +149,11 @@ pub enum Command {
     Generation(GenerationArgs),
     /// Write a full snapshot of a machine.
     Snapshot(SnapshotArgs),
-    /// Restore a snapshot into an empty VMM.
+    /// Restore a snapshot: here, or into an empty VMM.
     Restore(RestoreArgs),
     /// Start several machines from one snapshot.
     Clone(CloneArgs),
-    /// List the machines that run on this host.
+    /// List the machines that this user runs on this host.
     #[command(after_help = PS_HELP)]
     Ps,
     /// End a machine.

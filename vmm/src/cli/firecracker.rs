@@ -2,8 +2,8 @@
 //! a program that starts Firecracker needs nothing but another path.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{self, stdin};
+use std::fs::File;
+use std::io::{self, Read, stdin};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -270,8 +270,23 @@ fn report_start_time(options: &Options) {
     }
 }
 
+/// The longest configuration file, in bytes.
+const MAX_CONFIG_LEN: u64 = 1 << 20;
+
 fn read_config(path: &PathBuf) -> Result<CheckedConfigFile, OptionsError> {
-    let text = fs::read(path).map_err(|error| OptionsError::ReadConfig(path.clone(), error))?;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        File::open(path)?
+            .take(MAX_CONFIG_LEN + 1)
+            .read_to_end(&mut text)?;
+        match text.len() as u64 > MAX_CONFIG_LEN {
+            true => Err(io::Error::other(format!(
+                "it has more than {MAX_CONFIG_LEN} bytes"
+            ))),
+            false => Ok(text),
+        }
+    };
+    let text = read().map_err(|error| OptionsError::ReadConfig(path.clone(), error))?;
     let file: ConfigFile = serde_json::from_slice(&text)
         .map_err(|error| OptionsError::ParseConfig(path.clone(), error))?;
     file.checked()

@@ -187,11 +187,23 @@ impl Cmdline {
         };
         let mode = if drive.read_only { "ro" } else { "rw" };
         // What follows a `--` is for the first program, not for the kernel.
-        let (kernel, init) = match self.0.split_once(" -- ") {
-            Some((kernel, init)) => (kernel, format!(" -- {init}")),
+        let (kernel, init) = match self.first_argument_of_init() {
+            Some(at) => (self.0[..at].trim_end(), format!(" {}", &self.0[at..])),
             None => (self.0.as_str(), String::new()),
         };
         Self::new(format!("{kernel} root={root} {mode}{init}").trim_start())
+    }
+
+    /// Where the word `--` is.
+    fn first_argument_of_init(&self) -> Option<usize> {
+        let mut at = 0;
+        for word in self.0.split(' ') {
+            if word == "--" {
+                return Some(at);
+            }
+            at += word.len() + 1;
+        }
+        None
     }
 
     /// The text.
@@ -256,6 +268,8 @@ mod tests {
         };
         assert_eq!(with_root("quiet", &drive), "quiet root=/dev/vda ro");
         assert_eq!(with_root("", &drive), "root=/dev/vda ro");
+        assert_eq!(with_root("quiet --", &drive), "quiet root=/dev/vda ro --");
+        assert_eq!(with_root("-- x", &drive), "root=/dev/vda ro -- x");
         assert_eq!(
             with_root("quiet -- single", &drive),
             "quiet root=/dev/vda ro -- single"

@@ -303,7 +303,11 @@ impl Controller {
         set: impl FnOnce(&mut DevicesConfig) -> Result<(), ConfigError>,
     ) -> CommandResult {
         self.before_start(what)?;
-        set(&mut self.devices).map_err(refused)?;
+        let mut devices = self.devices.clone();
+        set(&mut devices).map_err(refused)?;
+        // No later request could take one away again.
+        crate::machine::virtio::check_number(&devices).map_err(refused)?;
+        self.devices = devices;
         self.configured = true;
         Ok(Reply::Done)
     }

@@ -192,7 +192,7 @@ impl Machine {
         let virtio = virtio
             .overridden(overrides)
             .map_err(RestoreError::Overrides)?;
-        copy_drives(&saved.devices.virtio.config, overrides)?;
+        let copies = copy_drives(&saved.devices.virtio.config, overrides)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
@@ -237,6 +237,7 @@ impl Machine {
                 devices.generation.keep(standstill, memory)
             })?,
         }
+        copies.keep();
         Ok(machine)
     }
 }

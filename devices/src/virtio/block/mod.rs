@@ -379,6 +379,19 @@ impl<B: BlockBackend> Block<B> {
         Some((pending, result))
     }
 
+    /// Makes durable what the guest has written, before a snapshot refers to it. What could not be is tried again the next time.
+    fn sync_what_was_written(&mut self) {
+        if !self.dirty {
+            return;
+        }
+        match self.backend.sync() {
+            Ok(()) => self.dirty = false,
+            Err(error) => {
+                tracing::error!(disk = self.id, %error, "a disk could not be synced");
+            }
+        }
+    }
+
     /// Waits for all requests in flight, and answers them if there is somebody to answer to.
     fn end_all(&mut self, mut active: Option<&mut Active<'_>>) {
         self.backend.kick();
@@ -459,6 +472,8 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 
     fn reset(&mut self) {
         self.end_all(None);
+        // A snapshot does not drain a device that has no driver any more.
+        self.sync_what_was_written();
         self.memory = None;
     }
 
@@ -479,12 +494,7 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 
     fn drain(&mut self, active: &mut Active<'_>) {
         self.end_all(Some(active));
-        if !std::mem::take(&mut self.dirty) {
-            return;
-        }
-        if let Err(error) = self.backend.sync() {
-            tracing::error!(disk = self.id, %error, "a disk could not be synced for a snapshot");
-        }
+        self.sync_what_was_written();
     }
 
     fn restored(&mut self, active: &mut Active<'_>) {

@@ -261,10 +261,15 @@ impl<H: Host> Vsock<H> {
         for buffer in &buffers {
             let len = packet::len(&buffer.data).min(left);
             left -= len;
+            // A header tells the guest of its credit: one that is not sent must not be made.
+            if len == 0 {
+                unused += 1;
+                continue;
+            }
             // A u32 holds it: there were `MAX_READ` bytes at most.
             match self.muxer.data_header(key, len as u32) {
-                Some(header) if len > 0 => rx.give(buffer, &header)?,
-                _ => unused += 1,
+                Some(header) => rx.give(buffer, &header)?,
+                None => unused += 1,
             }
         }
         rx.untake(unused);

@@ -423,6 +423,25 @@ impl Guest {
         assert_eq!(self.harness.queues[usize::from(TX)].take_used().len(), 1);
     }
 
+    /// Sends several packets by one doorbell.
+    pub(super) fn send_at_once(&mut self, packets: &[(Header, &[u8])]) {
+        let mut gpa = TX_BUFFER;
+        for (header, data) in packets {
+            let mut bytes = header.as_bytes().to_vec();
+            bytes.extend(*data);
+            (self.harness.memory)
+                .write_slice(&bytes, GuestAddress(gpa))
+                .unwrap();
+            let buffer = readable(gpa, bytes.len() as u32);
+            self.harness.queues[usize::from(TX)].send(&[buffer]);
+            gpa += bytes.len() as u64;
+        }
+        assert!(gpa <= EVENT_BUFFERS);
+        self.harness.doorbell(TX);
+        let used = self.harness.queues[usize::from(TX)].take_used();
+        assert_eq!(used.len(), packets.len());
+    }
+
     /// Sends a packet.
     pub(super) fn send(&mut self, header: Header, data: &[u8]) {
         self.send_raw(&header, data, usize::MAX);

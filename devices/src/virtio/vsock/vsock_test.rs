@@ -261,6 +261,25 @@ fn a_guest_that_sends_more_than_there_is_room_for_is_cut_off() {
 }
 
 #[test]
+fn a_guest_that_fills_the_buffer_at_once_is_told_of_its_credit() {
+    let mut guest = Guest::ready();
+    let end = guest.host.dial(b"CONNECT 52\n");
+    end.set_capacity(1 << 20);
+    let (request, _) = guest.receive_one();
+    let room = request.buf_alloc.get() as usize;
+    let chunk = vec![7; 64 << 10];
+    let mut packet = answer(&request, op::RW);
+    packet.len = (chunk.len() as u32).into();
+    // Nobody has looked yet whether the host has something to say: it has not.
+    let mut packets: Vec<(Header, &[u8])> = vec![(answer(&request, op::RESPONSE), &[])];
+    packets.extend((0..room / chunk.len()).map(|_| (packet, &chunk[..])));
+    guest.send_at_once(&packets);
+    let told = guest.receive();
+    let forwarded = told.last().map_or(0, |(header, _)| header.fwd_cnt.get());
+    assert_eq!(forwarded as usize, room);
+}
+
+#[test]
 fn a_slow_host_gives_credit_only_for_what_it_has_read() {
     let mut guest = Guest::ready();
     let (end, request) = guest.connected_from_host(52);

@@ -122,6 +122,8 @@ pub fn router(info: ApiInfo, handle: ControllerHandle) -> Router {
     served()
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_route)
+        // `limits` has bounded the body already, as the command line says.
+        .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(shared)
 }
 

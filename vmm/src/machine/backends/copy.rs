@@ -13,40 +13,58 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::config::{DeviceOverrides, DevicesConfig};
+use crate::snapshot::open_regular;
 
 /// An image could not be copied.
 #[derive(Debug, Error)]
 #[error("could not copy the drive {0} to {1}")]
 pub struct CopyError(PathBuf, PathBuf, #[source] io::Error);
 
+/// Copies of images. They go with this, unless they are kept.
+#[derive(Debug, Default)]
+pub struct Copies(Vec<PathBuf>);
+
+impl Copies {
+    /// The machine that they are for is there.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// Makes the copies that `overrides` ask for, of the images that `saved` names. If one fails, none stays.
-pub fn copy_drives(saved: &DevicesConfig, overrides: &DeviceOverrides) -> Result<(), CopyError> {
-    let mut made: Vec<&Path> = Vec::new();
+pub fn copy_drives(
+    saved: &DevicesConfig,
+    overrides: &DeviceOverrides,
+) -> Result<Copies, CopyError> {
+    let mut made = Copies::default();
     for wanted in overrides.drives.iter().filter(|drive| drive.copy) {
         let Some(drive) = saved.drives().iter().find(|drive| drive.id == wanted.id) else {
             continue; // refused elsewhere
         };
-        if let Err(error) = copy(&drive.path, &wanted.path) {
-            for path in made {
-                let _ = fs::remove_file(path);
-            }
-            return Err(CopyError(drive.path.clone(), wanted.path.clone(), error));
-        }
-        made.push(&wanted.path);
+        copy(&drive.path, &wanted.path)
+            .map_err(|error| CopyError(drive.path.clone(), wanted.path.clone(), error))?;
+        made.0.push(wanted.path.clone());
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Copies a regular file to a place where nothing is.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = File::open(from)?;
-    let metadata = source.metadata()?;
-    if !metadata.is_file() {
+    // The path may be a state file's: opening a pipe must not wait for its other end.
+    let Some((mut source, len)) = open_regular(from)? else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "only a regular file can be copied",
         ));
-    }
+    };
     let mut target = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -54,7 +72,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         .open(to)?;
     let copied = match ioctl_ficlone(&target, &source) {
         Ok(()) => Ok(()),
-        Err(_) => copy_data(&mut source, &mut target, metadata.len()),
+        Err(_) => copy_data(&mut source, &mut target, len),
     };
     copied.inspect_err(|_| {
         let _ = fs::remove_file(to);
@@ -76,7 +94,7 @@ fn copy_data(source: &mut File, target: &mut File, len: u64) -> io::Result<()> {
         source.seek(SeekFrom::Start(begin))?;
         target.seek(SeekFrom::Start(begin))?;
         let copied = io::copy(&mut source.take(end.saturating_sub(begin)), target)?;
-        if copied == 0 {
+        if copied == 0 || copied < end.saturating_sub(begin) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         at = end;
@@ -106,7 +124,33 @@ mod tests {
         let refused = copy(&from, &to).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert!(to.exists(), "what was there stays");
+        // Nobody writes to it: an open that waits for that would hang.
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        assert!(copy(&pipe, &dir.path().join("x")).is_err());
         assert!(copy(dir.path(), &dir.path().join("x")).is_err());
         assert!(!dir.path().join("x").exists());
+    }
+    #[test]
+    fn copies_go_unless_the_machine_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        for kept in [false, true] {
+            fs::write(&path, "").unwrap();
+            let copies = Copies(vec![path.clone()]);
+            if kept {
+                copies.keep();
+            } else {
+                drop(copies);
+            }
+            assert_eq!(path.exists(), kept);
+        }
     }
 }

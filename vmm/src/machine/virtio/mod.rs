@@ -251,7 +251,8 @@ impl VirtioDevices {
     }
 }
 
-fn check_number(config: &DevicesConfig) -> Result<(), VirtioError> {
+/// Whether so many devices have a place.
+pub(crate) fn check_number(config: &DevicesConfig) -> Result<(), VirtioError> {
     if config.len() > VIRTIO_GSIS.len() {
         return Err(VirtioError::TooMany);
     }

@@ -101,6 +101,7 @@ impl SavedVirtio {
     pub(in crate::machine) fn contradiction(&self) -> Option<String> {
         let counts = [
             ("transports", self.transports.len(), self.config.len()),
+            ("drives", self.drives.len(), self.config.drives().len()),
             (
                 "network interfaces",
                 self.nets.len(),
