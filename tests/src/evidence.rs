@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::vm::Vm;
+use crate::shell::Shell;
 
 /// The line in the kernel log.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
@@ -22,7 +22,7 @@ pub struct Noticed {
 
 impl Noticed {
     /// Asks the guest.
-    pub fn of(vm: &mut Vm) -> Self {
+    pub fn of(vm: &mut impl Shell) -> Self {
         let (_, log) = vm.run(&format!("dmesg | grep -c '{RESEEDED}'"));
         let trace = vm.shell("grep add_vmfork_randomness /sys/kernel/tracing/trace || true");
         Self {
@@ -35,7 +35,7 @@ impl Noticed {
     ///
     /// # Panics
     /// When it has not within `limit`.
-    pub fn wait(vm: &mut Vm, changes: usize, limit: Duration) -> Self {
+    pub fn wait(vm: &mut impl Shell, changes: usize, limit: Duration) -> Self {
         let deadline = Instant::now() + limit;
         loop {
             let noticed = Self::of(vm);

@@ -1,7 +1,7 @@
 //! What the integration tests and benchmarks share: guests on a real KVM, reached as a user would reach them.
 //!
 //! A test gets its surroundings from `cargo xtask test`: `VMGENIE_BIN` names the program, `VMGENIE_GUEST_DIR` the kernels and
-//! initramfs archives.
+//! initramfs archives, `VMGENIE_QEMU` the other monitor that guests of the driver's tests run on.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,11 +18,16 @@ pub mod http;
 pub mod net;
 pub mod process;
 pub mod pty;
+pub mod qemu;
+pub mod qmp;
+pub mod shell;
 pub mod small_disk;
 pub mod snapshot;
 pub mod tiny;
 pub mod vm;
 
 pub use guest::Guest;
+pub use qemu::Qemu;
+pub use shell::Shell;
 pub use snapshot::Snapshot;
 pub use vm::Vm;

@@ -10,6 +10,7 @@ use vmgenie::client::Client;
 
 use crate::console::Console;
 use crate::guest::{self, Guest};
+use crate::shell::Shell;
 use crate::snapshot::Snapshot;
 
 /// How long a guest may take to boot: the emulated host is slow, and may be busy with another test.
@@ -204,23 +205,17 @@ impl Vm {
 
     /// Runs a shell command in the guest; returns its exit status and what it wrote.
     pub fn run(&mut self, command: &str) -> (i32, String) {
-        self.run_within(command, COMMAND_LIMIT)
+        Shell::run(self, command)
     }
 
     /// The same for one that may take longer, or shorter.
     pub fn run_within(&mut self, command: &str, limit: Duration) -> (i32, String) {
-        assert!(!command.contains('\n'), "one line at a time: {command:?}");
-        self.console.send(&format!("{command}\n"));
-        let output = self.console.wait_for("@@exit:", limit);
-        let status = self.console.wait_for("\n", COMMAND_LIMIT);
-        (status.trim().parse().expect("an exit status"), output)
+        Shell::run_within(self, command, limit)
     }
 
     /// Runs a shell command in the guest that must succeed; returns what it wrote.
     pub fn shell(&mut self, command: &str) -> String {
-        let (status, output) = self.run(command);
-        assert_eq!(status, 0, "{command}:\n{output}");
-        output
+        Shell::shell(self, command)
     }
 
     /// Pauses the guest and takes a snapshot of it; the guest stays paused.

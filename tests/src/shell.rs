@@ -1,0 +1,83 @@
+//! The shell of a guest, whichever monitor it runs on, and what tests of the driver do with it.
+
+use std::time::{Duration, Instant};
+
+use crate::console::Console;
+use crate::vm::{COMMAND_LIMIT, Vm};
+
+/// How long a guest may take for something, on a host that may be emulated and busy.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest that takes commands on its console and answers each with its output and `@@exit:STATUS`.
+pub trait Shell {
+    /// The guest's console.
+    fn console(&mut self) -> &mut Console;
+
+    /// Runs a shell command in the guest; returns its exit status and what it wrote.
+    fn run(&mut self, command: &str) -> (i32, String) {
+        self.run_within(command, COMMAND_LIMIT)
+    }
+
+    /// The same for one that may take longer, or shorter.
+    fn run_within(&mut self, command: &str, limit: Duration) -> (i32, String) {
+        assert!(!command.contains('\n'), "one line at a time: {command:?}");
+        let console = self.console();
+        console.send(&format!("{command}\n"));
+        let output = console.wait_for("@@exit:", limit);
+        let status = console.wait_for("\n", COMMAND_LIMIT);
+        (status.trim().parse().expect("an exit status"), output)
+    }
+
+    /// Runs a shell command in the guest that must succeed; returns what it wrote.
+    fn shell(&mut self, command: &str) -> String {
+        let (status, output) = self.run(command);
+        assert_eq!(status, 0, "{command}:\n{output}");
+        output
+    }
+}
+
+impl Shell for Vm {
+    fn console(&mut self) -> &mut Console {
+        &mut self.console
+    }
+}
+
+/// Loads both modules, the first with parameters.
+pub fn load_modules(guest: &mut impl Shell, parameters: &str) {
+    guest.shell(&format!("insmod /modules/sysgenid.ko {parameters}"));
+    guest.shell("insmod /modules/sysgenid_vmgenid.ko");
+}
+
+/// The counter as the driver has it.
+pub fn generation(guest: &mut impl Shell) -> u32 {
+    let text = guest.shell("cat /sys/kernel/debug/sysgenid/generation");
+    let number = text.trim().parse();
+    number.unwrap_or_else(|error| panic!("{error} in {text:?}"))
+}
+
+/// Starts a program in the guest's background, and waits for its line `ready ...`; returns what it has told.
+pub fn start(guest: &mut impl Shell, program: &str) -> String {
+    guest.shell(&format!("{program} > /tmp/told 2>&1 &"));
+    told(guest, "ready")
+}
+
+/// What the program has told once it has told a line that starts with `word`.
+pub fn told(guest: &mut impl Shell, word: &str) -> String {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let text = guest.shell("cat /tmp/told");
+        if text.lines().any(|line| line.starts_with(word)) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "no {word:?} in {text:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The kernel log has nothing to complain about.
+pub fn no_complaints(guest: &mut impl Shell) {
+    const COMPLAINTS: &str = "BUG|WARNING|Oops|Call Trace|general protection|possible recursive|\
+                              circular locking|KASAN|sleeping function|refcount_t";
+    let log = guest.shell(&format!("dmesg | grep -E '{COMPLAINTS}' || true"));
+    assert_eq!(log, "");
+}
