@@ -36,7 +36,7 @@ enum Subcommands {
     /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
     #[command(after_help = DEMO_HELP)]
     Demo(Passed),
-    /// Measure: `restore`, `boot`, `create` or `net`.
+    /// Measure: `restore`, `create`, `boot`, `net`, `block` or `notify`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
 }
@@ -54,14 +54,17 @@ Examples:
 
 const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot|net  what is measured; first
+  restore|create|boot|net|block|notify
+                         what is measured; first
   --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of net]
-  --firecracker PATH     measure this Firecracker too, in turn, and print ratios
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of all else]
+  --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
+                         which measures a QEMU of its own
 
 Examples:
   cargo xtask bench restore
-  cargo xtask bench create --runs 50 --json";
+  cargo xtask bench create --runs 50 --json
+  cargo xtask bench notify";
 
 #[derive(Debug, Args)]
 struct KvmHost {

@@ -173,10 +173,24 @@ impl Vm {
         snapshot: &Snapshot,
         generation: GenerationChoice,
     ) -> Self {
+        Self::load_as(environment, snapshot, generation, true)
+    }
+
+    /// A VMM restored from `snapshot` in a new generation, whose guest does not run yet.
+    pub fn load(snapshot: &Snapshot) -> Self {
+        Self::load_as(&[], snapshot, GenerationChoice::New, false)
+    }
+
+    fn load_as(
+        environment: &[(&str, &str)],
+        snapshot: &Snapshot,
+        generation: GenerationChoice,
+        resume_vm: bool,
+    ) -> Self {
         let mut vm = Self::spawn(&["api".to_owned()], environment);
         vm.client
             .load_snapshot(&SnapshotLoad {
-                resume_vm: true,
+                resume_vm,
                 generation,
                 ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
             })

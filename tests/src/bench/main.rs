@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|block`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|block|notify`. What each measures is told in `docs/benchmarks.md`.
 
 mod block;
 mod boot;
@@ -9,6 +9,7 @@ mod floor;
 mod http;
 mod monitor;
 mod net;
+mod notify;
 mod report;
 mod resident;
 mod restore;
@@ -43,6 +44,19 @@ enum Benchmark {
     Net(Options),
     /// A guest's disk: 4 KiB anywhere, 1 MiB in a row, read and written.
     Block(Options),
+    /// From the resume of a clone to its programs' and the host's knowledge of it, beside QEMU.
+    Notify(NotifyOptions),
+}
+
+#[derive(Debug, Args)]
+struct NotifyOptions {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+
+    /// How many clones of each monitor are measured.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: u32,
 }
 
 #[derive(Debug, Args)]
@@ -85,28 +99,29 @@ fn main() -> ExitCode {
 }
 
 fn run(benchmark: Benchmark) -> Result<()> {
-    let (options, report): (Options, Report) = match benchmark {
+    let (json, report): (bool, Report) = match benchmark {
         Benchmark::Restore(options) => {
             let report = restore::run(&options.programs()?, options.runs(100))?;
-            (options, report)
+            (options.json, report)
         }
         Benchmark::Create(options) => {
             let report = create::run(&options.programs()?, options.runs(20))?;
-            (options, report)
+            (options.json, report)
         }
         Benchmark::Boot(options) => {
             let report = boot::run(&options.programs()?, options.runs(5))?;
-            (options, report)
+            (options.json, report)
         }
         Benchmark::Net(options) => {
             let report = net::run(&options.programs()?, options.runs(10))?;
-            (options, report)
+            (options.json, report)
         }
         Benchmark::Block(options) => {
             let report = block::run(&options.programs()?, options.runs(10))?;
-            (options, report)
+            (options.json, report)
         }
+        Benchmark::Notify(options) => (options.json, notify::run(options.runs as usize)?),
     };
-    report.print(options.json);
+    report.print(json);
     Ok(())
 }
