@@ -36,7 +36,7 @@ enum Subcommands {
     /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
     #[command(after_help = DEMO_HELP)]
     Demo(Passed),
-    /// Measure: `restore`, `create`, `boot`, `net` or `notify`.
+    /// Measure: `restore`, `create`, `boot`, `net`, `block` or `notify`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
 }
@@ -57,7 +57,7 @@ What the program takes:
   restore|create|boot|net|block|notify
                          what is measured; first
   --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of net and block, 10 clones]
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of all else]
   --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
                          which measures a QEMU of its own
 

@@ -48,9 +48,10 @@ fn read(watcher: &Device) -> Outcome {
         let now = ticks();
         // Where it has moved on meanwhile, the next read tells.
         if watcher.acknowledge(new) == Ok(4) {
+            // First this line, whose arrival the host takes the time of, then that of the other thread.
+            tell("read")?;
             READ.store(new.into(), Ordering::Relaxed);
             READ_AT.store(now, Ordering::Release);
-            tell("read")?;
         }
     }
 }
