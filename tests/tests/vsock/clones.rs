@@ -51,7 +51,11 @@ fn clones(guest: Guest) {
         download(connect(&own, LOAD_PORT), 1 << 20).unwrap();
         upload(connect(&own, LOAD_PORT), 1 << 20).unwrap();
         let end = until_it_succeeds(&mut clone, "grep . /tmp/held");
-        assert_eq!(end, "connection reset\n");
+        // The second is what the kernel says to a read that begins after the reset: the snapshot may have come before it.
+        assert!(
+            ["connection reset\n", "not connected\n"].contains(&end.as_str()),
+            "{end}"
+        );
         assert_eq!(cid(&mut clone), other_cid.unwrap_or(CID));
         serve(&own, 80);
         clone.shell("guest-load vsock-download 80 100000 10");
