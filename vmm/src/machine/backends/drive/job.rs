@@ -2,13 +2,15 @@
 //! system cannot do in one way it may do in another.
 
 use std::io;
+use std::sync::atomic::AtomicU8;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 
-/// What zeros are written from, where the file system cannot make any.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// What zeros are written from, where the file system cannot make any. Atomic although nobody writes them: plain ones would be constants,
+/// in the program's file and in memory with their neighbours; these are there when they are first read.
+static ZEROS: [AtomicU8; 64 << 10] = [const { AtomicU8::new(0) }; 64 << 10];
 /// How often [`ZEROS`] go into one system call.
 const ZEROS_AT_ONCE: u64 = 16;
 
