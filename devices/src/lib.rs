@@ -11,6 +11,7 @@ use std::{fmt::Debug, io, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub mod boot_timer;
 pub mod pm;
 pub mod serial;
 pub mod sgen;
@@ -18,6 +19,7 @@ pub mod virtio;
 pub mod vmclock;
 pub mod vmgenid;
 
+pub use boot_timer::BootTimer;
 pub use pm::{PowerManagement, PowerRequest};
 pub use serial::SerialPort;
 pub use sgen::SysGen;

@@ -10,6 +10,7 @@
 # With "ring" besides "echo" it plays the driver of the generation counter before it sends a byte back: "v" says that it is there, "r"
 # adds one to the counter and says that the random number generator was reseeded, "w" that one watcher is outdated, "a" that none
 # is, "t" that watchers have been told, "g" that it is gone. The counter is where `machine::layout` has it in 32 MiB of memory.
+# With "timer" it tells the boot timer that it has booted, right before it says "ready".
 # Everything in it is simple enough for a software KVM.
 
 .intel_syntax noprefix
@@ -25,6 +26,8 @@
 .equ PAGE, 4096
 .equ COUNTER, (32 << 20) - (64 << 10) + PAGE
 .equ DOORBELL, 0x640
+.equ BOOT_TIMER, 0xc0000000
+.equ BOOTED, 123
 
 _start:
     mov     r8d, dword ptr [rsi + CMD_LINE_PTR]
@@ -32,6 +35,7 @@ _start:
     xor     r10d, r10d              # echo?
     xor     r11d, r11d              # crash?
     xor     r12d, r12d              # ring?
+    xor     r13d, r13d              # timer?
 parse:
     mov     al, byte ptr [r8]
     test    al, al
@@ -42,6 +46,9 @@ parse:
 1:  cmp     dword ptr [r8], 0x676e6972      # "ring"
     jne     1f
     mov     r12d, 1
+1:  cmp     dword ptr [r8], 0x656d6974      # "time"
+    jne     1f
+    mov     r13d, 1
 1:  cmp     dword ptr [r8], 0x73617263      # "cras"
     jne     1f
     mov     r11d, 1
@@ -73,7 +80,11 @@ touch:
     jmp     3b
 
 ready:
-    lea     rsi, [rip + message]
+    test    r13d, r13d
+    jz      4f
+    mov     ebx, BOOT_TIMER
+    mov     byte ptr [rbx], BOOTED
+4:  lea     rsi, [rip + message]
 4:  mov     al, byte ptr [rsi]
     test    al, al
     jz      5f

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use firecracker_rs_sdk::firecracker::FirecrackerOption;
@@ -223,4 +224,57 @@ fn devices_log_and_metrics_are_configured_before_the_start_only() {
     let line = fs::read_to_string(dir.path().join("metrics")).unwrap();
     let line: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
     assert!(line["put_api_requests"]["drive_fails"].as_u64().unwrap() >= 3);
+}
+
+#[test]
+fn the_boot_timer_tells_how_long_a_guest_took_to_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let config = json!({
+        "boot-source": { "kernel_image_path": Guest::Tiny.kernel(), "boot_args": "timer" },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 32 },
+    });
+    fs::write(dir.join("config"), config.to_string()).unwrap();
+    for timer in [true, false] {
+        let name = format!("timer-{timer}");
+        let console = fs::File::create(dir.join(format!("{name}.console"))).unwrap();
+        let mut vm = Command::new(vmgenie_tests::guest::vmgenie());
+        vm.args(["--no-api", "--level", "Info", "--config-file"])
+            .arg(dir.join("config"))
+            .arg("--log-path")
+            .arg(dir.join(&name))
+            .args(timer.then_some("--boot-timer"))
+            .stdin(Stdio::null())
+            .stdout(console);
+        let mut vm = Killed(vm.spawn().unwrap());
+        // What the guest writes without a timer goes nowhere, and it goes on.
+        wait_for(dir, &name, "ready");
+        assert!(vm.0.try_wait().unwrap().is_none());
+        let log = fs::read_to_string(dir.join(&name)).unwrap();
+        let times: Vec<u64> = log
+            .lines()
+            .filter_map(|line| line.split_once("Guest-boot-time = "))
+            .flat_map(|(_, times)| times.split(' '))
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        match (timer, times.as_slice()) {
+            (true, &[us, ms, cpu_us, cpu_ms]) => {
+                assert!(us > 0 && ms == us / 1000, "{log}");
+                assert!(cpu_us > 0 && cpu_ms == cpu_us / 1000, "{log}");
+            }
+            (false, []) => {}
+            _ => panic!("{log}"),
+        }
+    }
+}
+
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

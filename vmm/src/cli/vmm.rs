@@ -29,6 +29,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
         restore: None,
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
+        boot_timer: false,
     })
 }
 
@@ -42,6 +43,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
         restore: None,
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
+        boot_timer: false,
     })
 }
 
@@ -58,6 +60,7 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
         restore: Some(LoadSnapshot::try_from(request)?),
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
+        boot_timer: false,
     })
 }
 

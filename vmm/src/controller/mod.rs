@@ -20,6 +20,7 @@ use vmgenie_devices::sgen::DriverReport;
 use crate::boot;
 use crate::config::{BootSource, ConfigError, DevicesConfig, DriveConfig, MachineConfig};
 use crate::generation::{GenerationError, LastGeneration};
+use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
@@ -87,6 +88,8 @@ pub(crate) struct Controller {
     /// The name of this process's machine.
     id: String,
     metrics: Option<MetricsFile>,
+    /// Machines that boot have a boot timer.
+    boot_timer: bool,
 }
 
 impl Controller {
@@ -112,6 +115,7 @@ impl Controller {
             virtio: Arc::new(virtio),
             id,
             metrics: None,
+            boot_timer: false,
         })
     }
 
@@ -351,7 +355,11 @@ impl Controller {
         }
         let vm = self.take_vm()?;
         let generation = last.as_ref().map(|last| &last.generation);
-        let io = self.io()?;
+        let boot_timer = self.boot_timer.then(boot_timer::begun_now);
+        let io = MachineIo {
+            boot_timer,
+            ..self.io()?
+        };
         let mut machine = Machine::boot(
             &self.host,
             vm,
@@ -378,6 +386,7 @@ impl Controller {
             events: self.events.try_clone()?,
             reports: Arc::clone(&self.reports),
             virtio: Arc::clone(&self.virtio),
+            boot_timer: None,
         })
     }
 

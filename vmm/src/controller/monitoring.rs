@@ -35,6 +35,11 @@ impl Controller {
         Ok(Reply::Done)
     }
 
+    /// Shall machines that boot have a boot timer?
+    pub(super) fn set_boot_timer(&mut self, there: bool) {
+        self.boot_timer = there;
+    }
+
     /// Shall lines of metrics be written?
     pub(super) fn has_metrics(&self) -> bool {
         self.metrics.is_some()

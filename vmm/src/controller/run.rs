@@ -40,6 +40,8 @@ pub struct RunOptions {
     pub console_input: bool,
     /// The name that `GET /` tells.
     pub id: String,
+    /// A machine that boots has a boot timer.
+    pub boot_timer: bool,
 }
 
 /// How a process ended well.
@@ -100,6 +102,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     ignore_file_size_signal();
     let (events, machine_events) = EventSender::new()?;
     let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
+    controller.set_boot_timer(options.boot_timer);
     let command_wake = EventFd::new(EFD_NONBLOCK)?;
     let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?, controller.reports());
     let _api = match &options.api_socket {

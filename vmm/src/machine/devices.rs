@@ -6,14 +6,14 @@ use std::{fmt, io};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_device::DevicePio;
-use vm_device::bus::{self, PioAddress, PioRange};
-use vm_device::device_manager::{IoManager, PioManager};
+use vm_device::bus::{self, MmioAddress, MmioRange, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_memory::Bytes;
 use vmgenie_acpi::{Aml, IoApic, MachineDescription};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
 use vmgenie_devices::sgen::{self, OnReport};
-use vmgenie_devices::{InterruptLine, Persist, vmclock, vmgenid};
+use vmgenie_devices::{BootTimer, InterruptLine, Persist, boot_timer, vmclock, vmgenid};
 
 use crate::generation::{self, GenerationDevices, GenerationError};
 
@@ -109,6 +109,7 @@ impl Devices {
         mut console: ConsoleOutput,
         events: &EventSender,
         on_report: OnReport,
+        boot_timer: Option<BootTimer>,
     ) -> Result<Self, DeviceError> {
         let line = |gsi| GsiLine {
             vm: Arc::clone(vm),
@@ -153,6 +154,12 @@ impl Devices {
             Arc::clone(&generation.sysgen) as _,
         )?;
         virtio.register(&mut bus)?;
+        if let Some(timer) = boot_timer {
+            let base = MmioAddress(boot_timer::GPA);
+            let range = MmioRange::new(base, boot_timer::LEN).map_err(DeviceError::Bus)?;
+            bus.register_mmio(range, Arc::new(timer))
+                .map_err(DeviceError::Bus)?;
+        }
         Ok(Self {
             pm,
             serial,

@@ -2,6 +2,7 @@
 
 pub mod backends;
 mod boot_state;
+pub(crate) mod boot_timer;
 pub mod console;
 mod cpuid;
 mod devices;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use tokio::sync::watch;
+use vmgenie_devices::BootTimer;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
@@ -110,6 +112,8 @@ pub struct MachineIo {
     pub reports: Arc<watch::Sender<DriverReport>>,
     /// Hears of the virtio devices' doorbells and backends.
     pub virtio: Arc<VirtioEvents>,
+    /// Where the guest says that it has booted, if anybody wants to know.
+    pub boot_timer: Option<BootTimer>,
 }
 
 impl MachineIo {
@@ -160,7 +164,15 @@ impl Machine {
         let generation = GenerationDevices::boot(memory.map(), bytes, last)?;
         let on_report = io.on_report();
         let virtio = VirtioDevices::boot(&vm, memory.map(), virtio, &io.virtio)?;
-        let devices = Devices::new(&vm, generation, virtio, io.console, &io.events, on_report)?;
+        let devices = Devices::new(
+            &vm,
+            generation,
+            virtio,
+            io.console,
+            &io.events,
+            on_report,
+            io.boot_timer,
+        )?;
         let rsdp = devices.write_acpi(memory.map(), config.vcpus())?;
         let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
         let vcpus = (0..config.vcpus())

@@ -215,6 +215,7 @@ impl Machine {
             io.console,
             &io.events,
             on_report,
+            io.boot_timer,
         )?;
         devices.restore(&saved.devices)?;
         devices.sync_lines()?;
