@@ -10,7 +10,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmgenie_acpi::{IoApic, MAX_CPUS, MachineDescription, Tables, build};
 
 use crate::{
-    SerialPort, SysGen, VmClock, VmGenId, pm, testing::TestLine, virtio::MmioSlot, vmclock, vmgenid,
+    FwCfg, SerialPort, SysGen, VmClock, VmGenId, pm, testing::TestLine, virtio::MmioSlot, vmclock,
+    vmgenid,
 };
 
 const GENERATION_ID: u64 = 0x9_d000;
@@ -23,6 +24,7 @@ fn tables(cpus: u8, base: u64) -> Tables {
     let sysgen = SysGen::new(&memory, COUNTER, 0).unwrap();
     let vmclock = VmClock::new(&memory, CLOCK).unwrap();
     let serial = SerialPort::new(TestLine::default(), std::io::sink());
+    let fw_cfg = FwCfg::default();
     let virtio = [0, 0xfff].map(|index| MmioSlot {
         index,
         gpa: 0xd000_0000 + u32::from(index) * MmioSlot::LEN,
@@ -33,7 +35,9 @@ fn tables(cpus: u8, base: u64) -> Tables {
         sci_gsi: pm::SCI_GSI as u8,
         pm: pm::ports(),
         s5_sleep_type: pm::S5_SLEEP_TYPE,
-        devices: vec![&serial, &vmgenid, &sysgen, &vmclock, &virtio[0], &virtio[1]],
+        devices: vec![
+            &serial, &vmgenid, &sysgen, &vmclock, &fw_cfg, &virtio[0], &virtio[1],
+        ],
         gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
         io_apic: IoApic {
             id: 0,
@@ -148,6 +152,8 @@ fn iasl_understands_every_table_of_a_small_machine() {
         "Method (_E06, 0, Serialized)",
         "Notify (\\_SB.VCLK, 0x80)",
         "EisaId (\"PNP0501\")",
+        "Name (_HID, \"QEMU0002\")",
+        "0x0510,             // Range Minimum",
         "Name (\\_S5, Package (0x04)",
     ] {
         assert!(dsdt.contains(part), "no {part} in:\n{dsdt}");

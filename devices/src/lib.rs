@@ -12,6 +12,7 @@ use std::{fmt::Debug, io, sync::Arc};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub mod boot_timer;
+pub mod fw_cfg;
 pub mod pm;
 pub mod serial;
 pub mod sgen;
@@ -20,6 +21,7 @@ pub mod vmclock;
 pub mod vmgenid;
 
 pub use boot_timer::BootTimer;
+pub use fw_cfg::FwCfg;
 pub use pm::{PowerManagement, PowerRequest};
 pub use serial::SerialPort;
 pub use sgen::SysGen;

@@ -20,7 +20,7 @@ use crate::stock::Stock;
 const INIT: &str = include_str!("../guest-init.sh");
 
 /// The stock kernel's modules that lie in its guests, in an order in which they can be loaded: the small kernel
-/// has the drivers of virtio devices built in.
+/// has the drivers of virtio devices, of `fw_cfg` and of the power button built in.
 const STOCK_MODULES: &[&str] = &[
     "ptp_vmclock",
     "virtio_mmio",
@@ -32,6 +32,9 @@ const STOCK_MODULES: &[&str] = &[
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
+    "qemu_fw_cfg",
+    "evdev",
+    "button",
 ];
 
 /// Where the Debian package puts the static busybox.

@@ -16,9 +16,12 @@ const SERIES: &str = "7";
 
 /// What the emulated host and the guests load of its modules.
 const MODULES: &[&str] = &[
+    "button",
+    "evdev",
     "kvm-amd",
     "kvm-intel",
     "ptp_vmclock",
+    "qemu_fw_cfg",
     "tun",
     "virtio_blk",
     "virtio_mmio",

@@ -289,6 +289,20 @@ impl Client {
         self.send(Method::PUT, "/snapshot/load", body).map(drop)
     }
 
+    /// GET `/instance-data`: by which string the guest knows who it is.
+    pub fn instance_data(&mut self) -> Result<String, ClientError> {
+        let answer: wire::InstanceData = self.get("/instance-data")?;
+        Ok(answer.data)
+    }
+
+    /// PUT `/instance-data`.
+    pub fn set_instance_data(&mut self, data: &str) -> Result<(), ClientError> {
+        let body = wire::InstanceData {
+            data: data.to_owned(),
+        };
+        self.send(Method::PUT, "/instance-data", &body).map(drop)
+    }
+
     /// GET `/generation`.
     pub fn generation(&mut self) -> Result<wire::GenerationInfo, ClientError> {
         self.get("/generation")

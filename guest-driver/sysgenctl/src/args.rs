@@ -39,6 +39,12 @@ Examples:
   sysgenctl trigger
   sysgenctl trigger --min 100 --json";
 
+const DATA_HELP: &str = "\
+A hook of the agent learns by it which clone it is in.
+
+Example:
+  hostname \"$(sysgenctl data)\"";
+
 const AGENT_HELP: &str = "\
 Hooks are the executable files of the directory, in the order of their names (bytes). Names that start
 with a dot or end in ~, .bak, .disabled, .sample or .dpkg-* are left out. Environment of a hook:
@@ -115,6 +121,9 @@ pub(crate) enum Command {
     /// Begin a new generation.
     #[command(after_help = TRIGGER_HELP)]
     Trigger(TriggerArgs),
+    /// Print the string by which this machine knows who it is, which vmgenie has given it; root only.
+    #[command(after_help = DATA_HELP)]
+    Data,
     /// Run the hooks of a directory in every new generation, then acknowledge it.
     #[command(after_help = AGENT_HELP)]
     Agent(AgentArgs),

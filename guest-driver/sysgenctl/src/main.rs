@@ -3,6 +3,7 @@
 mod agent;
 mod args;
 mod commands;
+mod data;
 mod output;
 
 use std::io;
@@ -29,6 +30,11 @@ enum Failure {
     Trigger(#[from] sysgenid::TriggerError),
     #[error(transparent)]
     Agent(#[from] agent::AgentError),
+    #[error(
+        "could not read {}: is the module qemu_fw_cfg loaded, and this machine one of vmgenie's?",
+        data::FILE
+    )]
+    Data(#[source] io::Error),
     #[error("no new generation began in {0:?}")]
     NoGeneration(std::time::Duration),
     #[error("could not write the output")]
@@ -65,6 +71,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Watch(args) => commands::watch(cli, args),
         Command::Wait(args) => commands::wait(cli, args),
         Command::Trigger(args) => commands::trigger(cli, args),
+        Command::Data => data::data(cli),
         Command::Agent(args) => Ok(agent::run(cli, args)?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -9,7 +9,7 @@ use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{BootSource, Cmdline, DevicesConfig, MachineConfig};
+use crate::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
 use crate::controller::command::{
     Command, CommandError, CommandResult, ControllerHandle, Envelope, Generation, Reply,
     SnapshotCreated, VmConfig, VmState,
@@ -70,6 +70,7 @@ pub(crate) fn agreeable(command: &Command) -> CommandResult {
             devices: DevicesConfig::default(),
         }),
         Command::Generation => Reply::Generation(generation(0)),
+        Command::InstanceData => Reply::InstanceData(InstanceData::new("web-1").unwrap()),
         Command::NewGeneration => Reply::Generation(generation(1)),
         Command::CreateSnapshot(_) => Reply::SnapshotCreated(SnapshotCreated {
             standstill: Duration::from_micros(1234),

@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
 use super::devices::{
-    DriveArg, NetArg, Override, Template, parse_device_override, parse_drive, parse_net,
-    parse_template, parse_vsock,
+    DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
+    parse_net, parse_template, parse_vsock,
 };
 use super::units::{parse_memory_mib, parse_vcpus, parse_wait};
 use crate::api::wire::GenerationChoice;
@@ -103,7 +103,7 @@ When one clone fails, all are ended.
 
 Examples:
   vmgenie clone /tmp/snapshot -n 3
-  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --json
+  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --data 'web-{n}' --json
   vmgenie clone /tmp/snapshot -n 3 --net 'net0=tap{n}' --vsock '/tmp/clone-{n}.vsock' --cid '100+{n}' --drive 'disk0=/tmp/disk-{n}.ext4,copy'";
 
 /// A microVM monitor whose guests always know when they have been cloned.
@@ -196,6 +196,10 @@ pub struct RunArgs {
     /// A device with the host's random numbers.
     #[arg(long)]
     pub entropy: bool,
+    /// By which string the guest knows who it is: it reads it in /sys/firmware/qemu_fw_cfg/by_name/opt/org.vmgenie.instance/raw;
+    /// @FILE is a file's content; 4096 bytes at most.
+    #[arg(long, value_name = "TEXT")]
+    pub data: Option<String>,
     /// Serve the API on this Unix socket, too.
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
@@ -342,6 +346,10 @@ pub struct OverrideArgs {
     /// Another CID for the vsock device: a number, or a sum of numbers.
     #[arg(long, value_name = "CID", value_parser = parse_template)]
     pub cid: Option<Template>,
+    /// By which string the guest knows who it is; @FILE is a file's content, as it is. Without it, none (with --generation keep: as
+    /// before).
+    #[arg(long, value_name = "TEXT", value_parser = parse_any_template)]
+    pub data: Option<Template>,
 }
 
 /// `vmgenie stop`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::args::{OverrideArgs, RunArgs};
+use super::data::{DataError, instance_data};
 use crate::api::wire;
 use crate::config::{
     CacheMode, Cid, ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig,
@@ -152,7 +153,7 @@ pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {
 pub struct Template(String);
 
 impl Template {
-    fn of(&self, number: Option<u16>) -> String {
+    pub(super) fn of(&self, number: Option<u16>) -> String {
         match number {
             Some(number) => self.0.replace("{n}", &number.to_string()),
             None => self.0.clone(),
@@ -192,10 +193,19 @@ pub(super) fn parse_template(text: &str) -> Result<Template, String> {
     }
 }
 
+/// Any text, none included.
+pub(super) fn parse_any_template(text: &str) -> Result<Template, String> {
+    Ok(Template(text.to_owned()))
+}
+
 /// What is wrong with an override.
 #[derive(Debug, Error)]
-#[error("the devices cannot be changed so: {0}")]
-pub(super) struct OverrideError(String);
+pub(super) enum OverrideError {
+    #[error("the devices cannot be changed so: {0}")]
+    Device(String),
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
 
 /// Has `request` change the devices as `args` say, for clone `number`, or for a machine that is the only one.
 pub(super) fn override_devices(
@@ -203,7 +213,12 @@ pub(super) fn override_devices(
     args: &OverrideArgs,
     number: Option<u16>,
 ) -> Result<(), OverrideError> {
-    try_override(request, args, number).map_err(OverrideError)
+    let data = args
+        .data
+        .as_ref()
+        .map(|data| instance_data(&data.of(number)));
+    request.instance_data = data.transpose()?.map(String::from);
+    try_override(request, args, number).map_err(OverrideError::Device)
 }
 
 fn try_override(
@@ -336,6 +351,7 @@ mod tests {
             drive: vec![parse_device_override("disk0=/d/{n}.ext4,copy").unwrap()],
             vsock: Some(parse_template("/v/{n}.sock").unwrap()),
             cid: Some(parse_template("100+{n}").unwrap()),
+            data: Some(parse_any_template("web-{n}").unwrap()),
         };
         let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
         override_devices(&mut request, &args, Some(7)).unwrap();
@@ -350,6 +366,7 @@ mod tests {
         let vsock = request.vsock_override.unwrap();
         assert_eq!(vsock.uds_path.as_deref(), Some(Path::new("/v/7.sock")));
         assert_eq!(vsock.guest_cid, Some(107));
+        assert_eq!(request.instance_data.as_deref(), Some("web-7"));
     }
 
     #[test]

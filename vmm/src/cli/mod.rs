@@ -7,6 +7,7 @@ pub mod args;
 mod client_commands;
 mod clone;
 mod clone_process;
+mod data;
 mod devices;
 mod firecracker;
 mod machines;

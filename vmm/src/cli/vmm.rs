@@ -5,15 +5,17 @@ use std::os::fd::AsFd;
 
 use super::args::{ApiArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
+use super::data::instance_data;
 use super::{Failure, devices};
 use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
-use crate::controller::command::LoadSnapshot;
+use crate::controller::command::{Command, LoadSnapshot};
 use crate::controller::{Outcome, RunOptions};
 use crate::{controller, terminal};
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let devices = devices::of_run(&args)?;
+    let data = args.data.as_deref().map(instance_data).transpose()?;
     let machine = MachineConfig::new(args.cpus, args.memory)?;
     let source = BootSource {
         kernel: args.kernel,
@@ -23,7 +25,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     become_vmm(RunOptions {
         api_socket: args.api_sock,
         body_limit: BODY_LIMIT,
-        first: Vec::new(),
+        first: data.into_iter().map(Command::SetInstanceData).collect(),
         on_reboot: args.on_reboot.into(),
         machine: Some((machine, source, devices)),
         restore: None,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
 use super::names::{Cid, DeviceId, InterfaceName, MacAddress, Mtu};
+use super::{ConfigError, InstanceData};
 
 /// One drive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +291,8 @@ pub struct DeviceOverrides {
     pub nets: Vec<NetOverride>,
     /// Another socket and CID.
     pub vsock: VsockOverride,
+    /// By which string the guest knows who it is. Without one another machine has none, and the same one has its own.
+    pub instance_data: Option<InstanceData>,
 }
 
 /// Another file behind a drive.

@@ -118,6 +118,7 @@ fn overrides_change_what_they_name_and_nothing_else() {
             uds_path: None,
             guest_cid: Some(Cid::new(9).unwrap()),
         },
+        instance_data: None,
     };
     let changed = devices.clone().overridden(&overrides).unwrap();
     assert_eq!(changed.drives()[0], devices.drives()[0]);

@@ -12,6 +12,10 @@ pub use devices::{
     CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, EntropyConfig, IoEngine,
     NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
 };
+pub use vmgenie_devices::fw_cfg::{
+    FILE_LEN as MAX_INSTANCE_DATA_LEN, InstanceData, InstanceDataError,
+};
+
 pub use names::{
     Cid, DeviceId, InterfaceName, MAX_CID, MAX_DEVICE_ID_LEN, MAX_INTERFACE_LEN, MIN_CID, MIN_MTU,
     MacAddress, Mtu,
@@ -89,6 +93,9 @@ pub enum ConfigError {
     /// A vsock override without a vsock device.
     #[error("there is no vsock device")]
     NoVsock,
+    /// A string that cannot be given to a guest.
+    #[error(transparent)]
+    InstanceData(#[from] InstanceDataError),
     /// A list of devices that contradicts itself.
     #[error(
         "the list of devices contradicts itself: a name appears twice, or the root drive is not the first"

@@ -11,7 +11,7 @@ use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{
-    BootSource, DeviceId, DeviceOverrides, DevicesConfig, DriveConfig, EntropyConfig,
+    BootSource, DeviceId, DeviceOverrides, DevicesConfig, DriveConfig, EntropyConfig, InstanceData,
     MachineConfig, NetConfig, VsockConfig,
 };
 use crate::logging::LogConfig;
@@ -36,6 +36,10 @@ pub enum Command {
     SetVsock(VsockConfig),
     /// Sets or replaces the entropy device; before the start only.
     SetEntropy(EntropyConfig),
+    /// Sets the string by which the guest knows who it is; before the start or later.
+    SetInstanceData(InstanceData),
+    /// That string. Always answered, with [`Reply::InstanceData`].
+    InstanceData,
     /// Another file behind a drive of a machine; none if the file is opened anew.
     UpdateDrive(DeviceId, Option<PathBuf>),
     /// Is there such a network interface in the machine? There is nothing to change yet.
@@ -111,6 +115,8 @@ pub enum Reply {
     Config(VmConfig),
     /// The generation.
     Generation(Generation),
+    /// The string by which the guest knows who it is.
+    InstanceData(InstanceData),
     /// A snapshot was written.
     SnapshotCreated(SnapshotCreated),
 }

@@ -18,7 +18,9 @@ use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 
 use crate::boot;
-use crate::config::{BootSource, ConfigError, DevicesConfig, DriveConfig, MachineConfig};
+use crate::config::{
+    BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig,
+};
 use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
@@ -75,6 +77,8 @@ pub(crate) struct Controller {
     config: MachineConfig,
     boot_source: Option<BootSource>,
     devices: DevicesConfig,
+    /// Of a machine that boots; once there is one, the machine's device knows better.
+    instance_data: InstanceData,
     /// Something was configured, so that no snapshot may be loaded any more.
     configured: bool,
     machine: Option<Machine>,
@@ -107,6 +111,7 @@ impl Controller {
             config: MachineConfig::default(),
             boot_source: None,
             devices: DevicesConfig::default(),
+            instance_data: InstanceData::default(),
             configured: false,
             machine: None,
             restored_from: None,
@@ -169,6 +174,20 @@ impl Controller {
                 devices.set_entropy(entropy);
                 Ok(())
             }),
+            Command::SetInstanceData(data) => {
+                match &self.machine {
+                    Some(machine) => machine.set_instance_data(data.clone()),
+                    None => self.configured = true,
+                }
+                // Of the machine that boots again after a reboot, too.
+                self.instance_data = data;
+                Ok(Reply::Done)
+            }
+            Command::InstanceData => Ok(Reply::InstanceData(
+                self.machine
+                    .as_ref()
+                    .map_or_else(|| self.instance_data.clone(), Machine::instance_data),
+            )),
             Command::UpdateNet(id) => {
                 self.with_machine("update a network interface of", |_, machine| {
                     let nets = machine.devices_config().nets();
@@ -369,6 +388,7 @@ impl Controller {
             generation,
             io,
         )?;
+        machine.set_instance_data(self.instance_data.clone());
         if last.as_ref().is_none_or(|last| last.ran) {
             machine.resume(&self.host)?;
         }

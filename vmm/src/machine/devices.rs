@@ -10,6 +10,7 @@ use vm_device::bus::{self, MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_memory::Bytes;
 use vmgenie_acpi::{Aml, IoApic, MachineDescription};
+use vmgenie_devices::fw_cfg::{self, FwCfg};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
 use vmgenie_devices::sgen::{self, OnReport};
@@ -21,7 +22,7 @@ use super::console::ConsoleOutput;
 use super::events::{EventSender, MachineEvent};
 use super::layout;
 use super::memory::GuestMemory;
-use super::state::{PmPart, SerialPart, SysGenPart, VmClockPart, VmGenIdPart};
+use super::state::{FwCfgPart, PmPart, SerialPart, SysGenPart, VmClockPart, VmGenIdPart};
 use super::vcpus::Standstill;
 use super::virtio::{SavedVirtio, VirtioDevices, VirtioError};
 
@@ -73,6 +74,7 @@ impl InterruptLine for GsiLine {
 pub(super) struct Devices {
     pm: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort<ConsoleOutput>>>,
+    fw_cfg: Arc<Mutex<FwCfg>>,
     pub(super) generation: GenerationDevices,
     pub(super) virtio: VirtioDevices,
     pub(super) bus: Arc<IoManager>,
@@ -85,6 +87,7 @@ pub(super) struct DeviceStates {
     pub(super) vmgenid: VmGenIdPart,
     pub(super) sysgen: SysGenPart,
     pub(super) vmclock: VmClockPart,
+    pub(super) fw_cfg: FwCfgPart,
     pub(super) virtio: SavedVirtio,
 }
 
@@ -94,6 +97,7 @@ impl fmt::Debug for Devices {
         f.debug_struct("Devices")
             .field("pm", &self.pm)
             .field("serial", &self.serial)
+            .field("fw_cfg", &self.fw_cfg)
             .field("generation", &self.generation)
             .field("virtio", &self.virtio)
             .finish_non_exhaustive()
@@ -153,6 +157,13 @@ impl Devices {
             sgen::PORT_LEN,
             Arc::clone(&generation.sysgen) as _,
         )?;
+        let fw_cfg = Arc::new(Mutex::new(FwCfg::default()));
+        put(
+            &mut bus,
+            fw_cfg::PORT_BASE,
+            fw_cfg::PORT_LEN,
+            Arc::clone(&fw_cfg) as _,
+        )?;
         virtio.register(&mut bus)?;
         if let Some(timer) = boot_timer {
             let base = MmioAddress(boot_timer::GPA);
@@ -163,6 +174,7 @@ impl Devices {
         Ok(Self {
             pm,
             serial,
+            fw_cfg,
             generation,
             virtio,
             bus: Arc::new(bus),
@@ -182,6 +194,11 @@ impl Devices {
     pub(super) fn pm(&self) -> MutexGuard<'_, PowerManagement> {
         // Devices do not panic on what a guest does; if one did, its registers are still plain values.
         self.pm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The firmware configuration device.
+    pub(super) fn fw_cfg(&self) -> MutexGuard<'_, FwCfg> {
+        self.fw_cfg.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The serial port.
@@ -206,6 +223,7 @@ impl Devices {
             vmgenid: VmGenIdPart(self.generation.vmgenid.save()),
             sysgen: SysGenPart(self.generation.sysgen().save()),
             vmclock: VmClockPart(self.generation.vmclock.save()),
+            fw_cfg: FwCfgPart(self.fw_cfg().save()),
             virtio: self.virtio.save(),
         }
     }
@@ -214,6 +232,7 @@ impl Devices {
     pub(super) fn restore(&self, states: &DeviceStates) -> Result<(), DeviceError> {
         self.pm().restore(&states.pm.0)?;
         self.serial().restore(&states.serial.0)?;
+        let Ok(()) = self.fw_cfg().restore(&states.fw_cfg.0);
         Ok(())
     }
 
@@ -232,7 +251,8 @@ impl Devices {
             vmgenid, vmclock, ..
         } = &self.generation;
         let sysgen = self.generation.sysgen();
-        let mut devices: Vec<&dyn Aml> = vec![&*serial, vmgenid, &*sysgen, vmclock];
+        let fw_cfg = self.fw_cfg();
+        let mut devices: Vec<&dyn Aml> = vec![&*serial, vmgenid, &*sysgen, vmclock, &*fw_cfg];
         devices.extend(self.virtio.acpi());
         let tables = vmgenie_acpi::build(
             &MachineDescription {

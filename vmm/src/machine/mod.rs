@@ -28,6 +28,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::BootTimer;
+use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
@@ -345,6 +346,16 @@ impl Machine {
     /// The interrupt could not be raised.
     pub fn press_power_button(&mut self) -> Result<(), vmgenie_devices::pm::PmError> {
         self.devices.pm().press_power_button()
+    }
+
+    /// The string by which the guest knows who it is.
+    pub fn instance_data(&self) -> InstanceData {
+        self.devices.fw_cfg().data().clone()
+    }
+
+    /// Gives the guest another such string, which its next read has.
+    pub fn set_instance_data(&self, data: InstanceData) {
+        self.devices.fw_cfg().set_data(data);
     }
 
     /// The PM timer's interrupt is due: raises it, and says when the next one is.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
+use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
 use super::backends::copy::{CopyError, copy_drives};
@@ -102,6 +103,7 @@ impl SavedMachine {
             vmgenid: reader.take()?,
             sysgen: reader.take()?,
             vmclock: reader.take()?,
+            fw_cfg: reader.take()?,
             virtio: SavedVirtio::read(&mut reader)?,
         };
         devices.virtio.config.check()?;
@@ -218,6 +220,11 @@ impl Machine {
             io.boot_timer,
         )?;
         devices.restore(&saved.devices)?;
+        devices.fw_cfg().set_data(instance_data(
+            restore_as,
+            overrides,
+            saved.devices.fw_cfg.0.data,
+        ));
         devices.sync_lines()?;
         if let edge @ Some(_) = devices.pm().next_timer_edge() {
             io.events.send(MachineEvent::PmTimer(edge));
@@ -241,6 +248,20 @@ impl Machine {
         copies.keep();
         Ok(machine)
     }
+}
+
+/// Who the restored machine is. Another one than the one that was snapshotted is nobody until it is told: it must not take
+/// itself for that.
+fn instance_data(
+    restore_as: RestoreAs,
+    overrides: &DeviceOverrides,
+    saved: InstanceData,
+) -> InstanceData {
+    let own = overrides.instance_data.clone();
+    own.unwrap_or_else(|| match restore_as {
+        RestoreAs::New => InstanceData::default(),
+        RestoreAs::Keep => saved,
+    })
 }
 
 fn restore_vcpu(

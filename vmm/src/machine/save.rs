@@ -78,7 +78,8 @@ impl Machine {
             .part(&devices.serial)?
             .part(&devices.vmgenid)?
             .part(&devices.sysgen)?
-            .part(&devices.vmclock)?;
+            .part(&devices.vmclock)?
+            .part(&devices.fw_cfg)?;
         devices.virtio.write(&mut writer)?;
         Ok(writer.finish()?)
     }

@@ -6,6 +6,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 use vmgenie_devices::DeviceState;
+use vmgenie_devices::fw_cfg::FwCfgState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
 use vmgenie_devices::sgen::SysGenState;
@@ -111,3 +112,44 @@ device_part!(
     "What is expected of the guest's driver, and what it told; the counter is in guest memory."
 );
 device_part!(VmClockPart, VmClockState, "vmclock", "VMClock.");
+device_part!(
+    FwCfgPart,
+    FwCfgState,
+    "fw-cfg",
+    "The firmware configuration device, with the string that tells the guest who it is."
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{SnapshotId, StateReader, StateWriter};
+    use vmgenie_devices::fw_cfg::{FILE_LEN, FwCfg, InstanceData};
+
+    /// Encodes as a state whose string has not been checked.
+    #[derive(Serialize, Deserialize)]
+    struct Forged(u16, u32, String);
+
+    impl Part for Forged {
+        const TAG: &'static str = FwCfgPart::TAG;
+        const VERSION: u16 = FwCfgPart::VERSION;
+    }
+
+    fn read<P: Part>(part: &P) -> Result<FwCfgPart, crate::snapshot::StateError> {
+        let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+        writer.part(part).unwrap();
+        StateReader::from_bytes(writer.finish().unwrap())
+            .unwrap()
+            .take()
+    }
+
+    #[test]
+    fn a_state_file_gives_back_the_instance_data_and_no_string_that_is_none() {
+        use vmgenie_devices::Persist;
+        let device = FwCfg::new(InstanceData::new("web-1").unwrap());
+        assert_eq!(read(&FwCfgPart(device.save())).unwrap().0, device.save());
+        assert!(read(&Forged(0, 0, "x".repeat(FILE_LEN))).is_ok());
+        for wrong in ["x".repeat(FILE_LEN + 1), "a\0b".to_owned()] {
+            assert!(read(&Forged(0, 0, wrong)).is_err());
+        }
+    }
+}

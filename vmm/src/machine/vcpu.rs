@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::{io, ptr};
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -72,7 +72,7 @@ impl Vcpu {
 #[derive(Debug)]
 pub(super) struct VcpuHandle {
     vcpu: Arc<Mutex<Vcpu>>,
-    immediate_exit: ImmediateExit,
+    run_page: RunPage,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,11 +85,11 @@ impl VcpuHandle {
         events: EventSender,
     ) -> Result<Self, VcpuError> {
         let index = vcpu.index;
-        let immediate_exit = ImmediateExit::of(&mut vcpu.fd);
+        let run_page = RunPage::of(&mut vcpu.fd);
         let vcpu = Arc::new(Mutex::new(vcpu));
         let runner = Runner {
             vcpu: Arc::clone(&vcpu),
-            immediate_exit,
+            run_page,
             gate,
             bus,
             events,
@@ -101,14 +101,14 @@ impl VcpuHandle {
             .map_err(|source| VcpuError::Thread { index, source })?;
         Ok(Self {
             vcpu,
-            immediate_exit,
+            run_page,
             thread: Some(thread),
         })
     }
 
     /// Makes the vCPU leave the guest and look at the gate.
     pub(super) fn kick(&self) {
-        self.immediate_exit.set(1);
+        self.run_page.set_immediate_exit(1);
         if let Some(thread) = &self.thread {
             // SAFETY: the thread has not been joined, so its pthread_t is valid; the signal's handler does nothing.
             unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
@@ -130,24 +130,35 @@ impl VcpuHandle {
     }
 }
 
-/// The byte in the page shared with KVM that makes `KVM_RUN` return at once.
+/// The page shared with KVM.
 #[derive(Debug, Clone, Copy)]
-struct ImmediateExit(ptr::NonNull<u8>);
+struct RunPage(ptr::NonNull<kvm_run>);
 
-// SAFETY: the byte is only reached through an `AtomicU8`, and it stays mapped as long as the `VcpuFd`, which both owners of an
-// `ImmediateExit` (`VcpuHandle` and `Runner`) keep alive by their `Arc<Mutex<Vcpu>>`.
-unsafe impl Send for ImmediateExit {}
+// SAFETY: the page stays mapped as long as the `VcpuFd`, which both owners of a `RunPage` (`VcpuHandle` and `Runner`) keep alive by
+// their `Arc<Mutex<Vcpu>>`. What both reach is one byte, through an `AtomicU8`; the rest is the runner's alone.
+unsafe impl Send for RunPage {}
 // SAFETY: see above.
-unsafe impl Sync for ImmediateExit {}
+unsafe impl Sync for RunPage {}
 
-impl ImmediateExit {
+impl RunPage {
     fn of(fd: &mut VcpuFd) -> Self {
-        Self(ptr::NonNull::from(&mut fd.get_kvm_run().immediate_exit))
+        Self(ptr::NonNull::from(fd.get_kvm_run()))
     }
 
-    fn set(self, value: u8) {
+    /// Sets the byte that makes `KVM_RUN` return at once.
+    fn set_immediate_exit(self, value: u8) {
         // SAFETY: mapped and aligned (see above); KVM reads it as a plain byte.
-        unsafe { AtomicU8::from_ptr(self.0.as_ptr()) }.store(value, Ordering::SeqCst);
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.0.as_ptr()).immediate_exit) }
+            .store(value, Ordering::SeqCst);
+    }
+
+    /// The width in bytes of the port accesses that the vCPU has left the guest for. A string instruction makes several at once,
+    /// whose data lie one behind the other.
+    fn access_width(self) -> usize {
+        // SAFETY: mapped (see above), and written by KVM alone, before `KVM_RUN` has returned. Any bytes make a `u8`, whichever
+        // exit it was.
+        let width = unsafe { (&raw const (*self.0.as_ptr()).__bindgen_anon_1.io.size).read() };
+        usize::from(width.max(1))
     }
 }
 
@@ -165,7 +176,7 @@ pub(super) fn install_kick_handler() -> Result<(), vmm_sys_util::errno::Error> {
 /// What a vCPU thread owns.
 struct Runner {
     vcpu: Arc<Mutex<Vcpu>>,
-    immediate_exit: ImmediateExit,
+    run_page: RunPage,
     gate: Arc<Gate>,
     bus: Arc<IoManager>,
     events: EventSender,
@@ -181,7 +192,7 @@ enum Stop {
 
 impl Runner {
     fn run(self) {
-        while self.gate.enter(|| self.immediate_exit.set(0)) {
+        while self.gate.enter(|| self.run_page.set_immediate_exit(0)) {
             let stop = {
                 let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
                 loop {
@@ -208,15 +219,30 @@ impl Runner {
                 vcpu: index,
                 registers: registers(&vcpu.fd),
             })),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                for access in data.chunks_mut(self.run_page.access_width()) {
+                    if self.bus.pio_read(PioAddress(port), access).is_err() {
+                        access.fill(0xff);
+                    }
+                }
+                None
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                for access in data.chunks(self.run_page.access_width()) {
+                    // Nobody home: the write is lost, as on a PC.
+                    let _ = self.bus.pio_write(PioAddress(port), access);
+                }
+                None
+            }
             Ok(exit) => self.handle(index, exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 if !self.gate.may_run() {
                     return Some(Stop::Gate);
                 }
-                self.immediate_exit.set(0);
+                self.run_page.set_immediate_exit(0);
                 // The gate may have been closed between the two lines above.
                 (!self.gate.may_run()).then(|| {
-                    self.immediate_exit.set(1);
+                    self.run_page.set_immediate_exit(1);
                     Stop::Gate
                 })
             }
@@ -226,17 +252,6 @@ impl Runner {
 
     fn handle(&self, index: u8, exit: VcpuExit<'_>) -> Option<Stop> {
         match exit {
-            VcpuExit::IoIn(port, data) => {
-                if self.bus.pio_read(PioAddress(port), data).is_err() {
-                    data.fill(0xff);
-                }
-                None
-            }
-            VcpuExit::IoOut(port, data) => {
-                // Nobody home: the write is lost, as on a PC.
-                let _ = self.bus.pio_write(PioAddress(port), data);
-                None
-            }
             VcpuExit::MmioRead(address, data) => {
                 if self.bus.mmio_read(MmioAddress(address), data).is_err() {
                     data.fill(0xff);

@@ -5,9 +5,10 @@ use std::time::Instant;
 use axum::extract::State;
 
 use super::{Answer, Api, Json, NoBody, deprecated, ok};
+use crate::api::fault::ApiFault;
 use crate::api::wire;
 use crate::config::{BootSource, MachineConfig};
-use crate::controller::command::Command;
+use crate::controller::command::{Command, Reply};
 use crate::metrics::METRICS;
 
 /// The whole configuration.
@@ -52,6 +53,28 @@ pub(super) async fn patch_machine_config(
     let _alone = api.machine_config.lock().await;
     let config = body.apply(api.config().await?.machine)?;
     deprecated(old, api.done(Command::SetMachineConfig(config)).await)
+}
+
+/// By which string the guest knows who it is. Ours.
+#[utoipa::path(get, path = "/instance-data", responses((status = 200, body = wire::InstanceData), (status = 400, body = wire::Fault)))]
+pub(super) async fn instance_data(State(api): Api, _: NoBody) -> Answer {
+    match api.handle.call(Command::InstanceData).await? {
+        Reply::InstanceData(data) => Ok(ok(&wire::InstanceData { data: data.into() })),
+        _ => Err(ApiFault::UnexpectedReply(
+            "the question for the instance data",
+        )),
+    }
+}
+
+/// Sets that string, before the start or later; the guest's next read has it. Ours.
+#[utoipa::path(put, path = "/instance-data", request_body = wire::InstanceData, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_instance_data(
+    State(api): Api,
+    Json(body): Json<wire::InstanceData>,
+) -> Answer {
+    api.done(body.try_into()?).await
 }
 
 /// Sets kernel, initrd and command line; before the start only.

@@ -105,6 +105,7 @@ routes! {
     "/network-interfaces/{iface_id}": put => devices::put_network_interface, patch => devices::patch_network_interface;
     "/vsock": put => devices::put_vsock;
     "/entropy": put => devices::put_entropy;
+    "/instance-data": get => machine::instance_data, put => machine::put_instance_data;
     "/snapshot/create": put => snapshot::create_snapshot;
     "/snapshot/load": put => snapshot::load_snapshot;
     "/generation": get => generation::generation, put => generation::new_generation;

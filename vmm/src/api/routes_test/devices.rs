@@ -348,3 +348,25 @@ fn what_is_not_here_says_so() {
     );
     assert_eq!(api.commands(), []);
 }
+
+#[test]
+fn a_guest_is_told_who_it_is() {
+    let api = willing();
+    let data = |text: &str| json!({ "data": text });
+    assert_eq!(api.json("GET", "/instance-data", ""), data("web-1"));
+    api.done("PUT", "/instance-data", data("ä\n"));
+    api.done("PUT", "/instance-data", data(""));
+    let set = |text| Command::SetInstanceData(crate::config::InstanceData::new(text).unwrap());
+    assert_eq!(api.commands(), [Command::InstanceData, set("ä\n"), set("")]);
+    for (text, said) in [
+        ("x".repeat(4097), "it may have 4096 at most"),
+        ("a\0".to_owned(), "zero byte at offset 1"),
+    ] {
+        let fault = api.fault("PUT", "/instance-data", data(&text).to_string());
+        assert!(fault.contains(said), "{fault}");
+        let load = json!({ "snapshot_path": "/s", "mem_file_path": "/m", "instance_data": text });
+        let fault = api.fault("PUT", "/snapshot/load", load.to_string());
+        assert!(fault.contains(said), "{fault}");
+    }
+    assert_eq!(api.commands(), []);
+}

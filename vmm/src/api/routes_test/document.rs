@@ -118,6 +118,7 @@ fn the_answers_have_the_documented_fields() {
         "/vm/config",
         "/machine-config",
         "/generation",
+        "/instance-data",
     ] {
         let answer = api.json("GET", path, "");
         let schema = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]

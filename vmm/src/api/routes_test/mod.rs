@@ -327,6 +327,8 @@ fn endpoints() -> Vec<(&'static str, &'static str, String)> {
         ("PATCH", "/network-interfaces/n", json!({ "iface_id": "n" })),
         ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v" })),
         ("PUT", "/entropy", json!({})),
+        ("GET", "/instance-data", json!(null)),
+        ("PUT", "/instance-data", json!({ "data": "web-1" })),
         ("PUT", "/logger", json!({ "level": "Off" })),
         ("PUT", "/metrics", json!({ "metrics_path": "/m" })),
     ];

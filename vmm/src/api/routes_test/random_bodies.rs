@@ -41,6 +41,8 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "network_overrides",
         "vsock_override",
         "drive_overrides",
+        "instance_data",
+        "data",
         "level",
         "metrics_path",
         "other",

@@ -97,6 +97,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         ],
         "vsock_override": { "uds_path": "/v7", "guest_cid": 7 },
         "drive_overrides": [{ "drive_id": "root", "path_on_host": "/r7", "copy": true }],
+        "instance_data": "web-7",
     });
     let (status, headers, answer) = api.send("PUT", "/snapshot/load", body.to_string());
     assert_eq!(status, 204, "{answer:?}");
@@ -124,6 +125,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
             uds_path: Some("/v7".into()),
             guest_cid: Some(config::Cid::new(7).unwrap()),
         },
+        instance_data: Some(config::InstanceData::new("web-7").unwrap()),
     };
     let expected = Command::LoadSnapshot(LoadSnapshot {
         state: "/s".into(),

@@ -163,6 +163,23 @@ pub struct Version {
     pub vmgenie_version: String,
 }
 
+/// GET and PUT `/instance-data`. Ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceData {
+    /// By which string the guest knows who it is: at most 4,096 bytes of UTF-8 without a zero; empty when there is none.
+    pub data: String,
+}
+
+impl TryFrom<InstanceData> for Command {
+    type Error = WireError;
+
+    fn try_from(wire: InstanceData) -> Result<Self, WireError> {
+        let data = crate::config::InstanceData::new(wire.data).map_err(ConfigError::from)?;
+        Ok(Command::SetInstanceData(data))
+    }
+}
+
 fn not_empty(field: &'static str, path: PathBuf) -> Result<PathBuf, WireError> {
     if path.as_os_str().is_empty() {
         Err(WireError::EmptyPath(field))

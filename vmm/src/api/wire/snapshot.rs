@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{WireError, not_empty};
-use crate::config::{self, Cid, DeviceId, DeviceOverrides, InterfaceName};
+use crate::config::{self, Cid, DeviceId, DeviceOverrides, InstanceData, InterfaceName};
 use crate::controller::command::{CreateSnapshot, LoadSnapshot, RestoreAs};
 
 /// PUT `/snapshot/create`.
@@ -99,6 +99,9 @@ pub struct SnapshotLoad {
     /// Other files behind drives. Ours.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drive_overrides: Vec<DriveOverride>,
+    /// By which string the guest knows who it is; without it, none, or that of the snapshot with the generation `keep`. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_data: Option<String>,
 }
 
 impl SnapshotLoad {
@@ -120,6 +123,7 @@ impl SnapshotLoad {
             network_overrides: Vec::new(),
             vsock_override: None,
             drive_overrides: Vec::new(),
+            instance_data: None,
         }
     }
 }
@@ -218,6 +222,7 @@ fn overrides(
             uds_path: uds_path.transpose()?,
             guest_cid: vsock.guest_cid.map(Cid::new).transpose()?,
         },
+        instance_data: None,
     })
 }
 
@@ -294,16 +299,20 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             GenerationChoice::New => RestoreAs::New,
             GenerationChoice::Keep => RestoreAs::Keep,
         };
+        let instance_data = wire.instance_data.map(InstanceData::new).transpose();
         Ok(Self {
             state,
             memory,
             resume: wire.resume_vm,
             generation,
-            overrides: overrides(
-                wire.network_overrides,
-                wire.vsock_override,
-                wire.drive_overrides,
-            )?,
+            overrides: DeviceOverrides {
+                instance_data: instance_data.map_err(config::ConfigError::from)?,
+                ..overrides(
+                    wire.network_overrides,
+                    wire.vsock_override,
+                    wire.drive_overrides,
+                )?
+            },
         })
     }
 }
