@@ -114,7 +114,7 @@ fn enter(root: &Path, binds: &[(&Path, &str)], argv: &[&str]) -> Command {
 
 /// `unshare` with the namespaces that tie a command's mounts and processes to it; where we are
 /// not root, in a user namespace in which we are.
-fn unshare() -> Command {
+pub(crate) fn unshare() -> Command {
     let mut command = Command::new("unshare");
     if !is_root() {
         command.args(["--map-auto", "--map-root-user"]);

@@ -77,6 +77,9 @@ struct KvmHost {
     /// Put the command, by default a shell, on a terminal of its own.
     #[arg(long)]
     shell: bool,
+    /// Have the Debian image there too, in the file that VMGENIE_IMAGE names; in the emulated host a copy that may be written to.
+    #[arg(long)]
+    image: bool,
     /// Do not build the vmgenie program for VMGENIE_BIN.
     #[arg(long)]
     no_vmgenie: bool,
@@ -116,20 +119,23 @@ struct Passed {
 pub(crate) fn run(arguments: Arguments) -> Result<i32> {
     match arguments.command {
         Subcommands::Setup => {
-            let resources = setup::setup()?;
+            let resources = setup::setup(Guests::All(Flavor::Plain), true)?;
             println!("guests: {}", resources.guests.display());
+            if let Some(image) = &resources.image {
+                println!("image: {}", image.display());
+            }
             Ok(0)
         }
         Subcommands::KvmHost(options) => kvm_host(options),
         Subcommands::Test(options) => test(options),
         Subcommands::Demo(passed) => {
             let guests = demo_guests(&passed.arguments);
-            program("demo", passed.arguments, detect::detect()?, guests)
+            program("demo", passed.arguments, detect::detect()?, guests, false)
         }
         Subcommands::Bench(passed) => {
             let kvm = bench_kvm(&passed.arguments)?;
             let guests = Guests::All(Flavor::Plain);
-            program("bench", passed.arguments, kvm, guests)
+            program("bench", passed.arguments, kvm, guests, false)
         }
     }
 }
@@ -153,7 +159,7 @@ fn test(options: Test) -> Result<i32> {
 
 fn kvm_host(options: KvmHost) -> Result<i32> {
     let kvm = detect::detect()?;
-    let resources = setup::setup()?;
+    let resources = setup::setup(Guests::All(Flavor::Plain), options.image)?;
     let work = match options.shell {
         true => {
             let (rows, columns) = host::terminal_size();
@@ -226,8 +232,14 @@ fn demo_guests(arguments: &[String]) -> Guests {
 }
 
 /// Runs a program of the tests package, as it would be shipped.
-fn program(name: &str, arguments: Vec<String>, kvm: Kvm, guests: Guests) -> Result<i32> {
-    let resources = setup::setup_for(guests)?;
+fn program(
+    name: &str,
+    arguments: Vec<String>,
+    kvm: Kvm,
+    guests: Guests,
+    image: bool,
+) -> Result<i32> {
+    let resources = setup::setup(guests, image)?;
     let built = build::build(Profile::Release, Wanted::Program(name))?;
     let program = built.program.context("cargo built no program")?;
     let mut argv = vec![program.to_string_lossy().into_owned()];

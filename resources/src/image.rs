@@ -80,14 +80,14 @@ fn write(inside: &Path, stock: &Stock, guests: &Path, busybox: &initramfs::Busyb
     archive.directory(GUEST_DIR)?;
     archive.directory(QEMU_DIR)?;
     archive.finish()?;
-    make_disk(&inside.join("guests.ext4"), guests)
+    make_disk(&inside.join("guests.ext4"), guests, 0)
 }
 
-/// Makes a disk image whose file system has the contents of the directory `from`.
-pub(crate) fn make_disk(path: &Path, from: &Path) -> Result<()> {
+/// Makes a disk image whose file system has the contents of the directory `from` and `room` bytes more.
+pub(crate) fn make_disk(path: &Path, from: &Path, room: u64) -> Result<()> {
     let size = size_of_tree(from).with_context(|| format!("could not size {}", from.display()))?;
     fs::File::create(path)
-        .and_then(|file| file.set_len((size + DISK_SPARE).next_multiple_of(1 << 20)))
+        .and_then(|file| file.set_len((size + room + DISK_SPARE).next_multiple_of(1 << 20)))
         .with_context(|| format!("could not make {}", path.display()))?;
     let mut command = Command::new("mke2fs");
     command

@@ -67,6 +67,12 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
+    /// One of the programs.
+    pub(crate) fn program(&self, name: &str) -> Option<&[u8]> {
+        let program = self.programs.iter().find(|program| program.name == name)?;
+        Some(&program.contents)
+    }
+
     /// Names all of it: other contents are another text.
     fn recipe(&self) -> String {
         let mut text = format!(

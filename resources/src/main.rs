@@ -7,6 +7,7 @@ mod bzimage;
 mod cache;
 mod chroot;
 mod commands;
+mod debian;
 mod detect;
 mod driver;
 mod emulator;

@@ -88,7 +88,7 @@ fn collect(inside: &Path, emulator: &Emulator) -> Result<()> {
     fs::write(peer.program(), START)
         .and_then(|()| fs::set_permissions(peer.program(), fs::Permissions::from_mode(0o755)))
         .context("could not write what starts QEMU")?;
-    make_disk(&peer.disk(), &tree)
+    make_disk(&peer.disk(), &tree, 0)
 }
 
 /// The libraries that the emulator's program needs, as its own loader finds them.

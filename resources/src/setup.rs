@@ -14,7 +14,7 @@ use crate::peer::{self, Peer};
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
-use crate::{build, chroot, extras, initramfs, prepared, tools};
+use crate::{build, chroot, debian, extras, initramfs, prepared, tools};
 
 /// Which guests are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(crate) struct Resources {
     pub(crate) cache: Cache,
     /// The directory with the guests' kernels and initramfs.
     pub(crate) guests: PathBuf,
+    /// The Debian image, if it was asked for.
+    pub(crate) image: Option<PathBuf>,
     /// The parts of the emulated host.
     pub(crate) host: Image,
     /// What emulates it.
@@ -39,13 +41,8 @@ pub(crate) struct Resources {
     pub(crate) peer: Peer,
 }
 
-/// Makes what is missing for all guests. Nearly free when nothing is.
-pub(crate) fn setup() -> Result<Resources> {
-    setup_for(Guests::All(Flavor::Plain))
-}
-
-/// The same for some guests.
-pub(crate) fn setup_for(wanted: Guests) -> Result<Resources> {
+/// Makes what is missing for these guests, and with `image` the Debian image. Nearly free when nothing is.
+pub(crate) fn setup(wanted: Guests, image: bool) -> Result<Resources> {
     let cache = Cache::open()?;
     let progress = Progress::default();
     let _lock = cache.lock()?;
@@ -62,10 +59,15 @@ pub(crate) fn setup_for(wanted: Guests) -> Result<Resources> {
     };
     let ours = ours(&cache, &root, &source, &stock, small.as_ref(), &progress)?;
     let guests = initramfs::guests(&cache, &root, &stock, small.as_ref(), &ours)?;
+    let debian = match image {
+        true => Some(debian::debian(&cache, &root, &stock, &ours, &progress)?),
+        false => None,
+    };
     let host = image::image(&cache, &stock, &guests)?;
     Ok(Resources {
         cache,
         guests,
+        image: debian,
         host,
         emulator,
         peer,

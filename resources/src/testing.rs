@@ -184,7 +184,7 @@ fn libtest_result(line: &str) -> Option<Count> {
 fn vm_part(options: &Options) -> Result<Report> {
     println!("=== tests on KVM");
     let kvm = detect::detect()?;
-    let resources = setup::setup_for(Guests::All(options.kernel))?;
+    let resources = setup::setup(Guests::All(options.kernel), true)?;
     let built = build::build(Profile::VmTest, Wanted::Tests)?;
     let plan = TestPlan {
         binaries: built.tests,

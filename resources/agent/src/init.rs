@@ -12,8 +12,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use vm_agent::{
-    EXIT_PORT, Entry, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, MODULES_DIR, PORT_REPORT,
-    PORT_STDERR, PORT_STDIN, PORT_STDOUT, QEMU_DIR, QEMU_DISK,
+    EXIT_PORT, Entry, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, Job, MODULES_DIR, PORT_REPORT,
+    PORT_STDERR, PORT_STDIN, PORT_STDOUT, QEMU_DIR, QEMU_DISK, WORK_DIR, WORK_DISK,
 };
 
 /// What is mounted, where, and with which options.
@@ -49,8 +49,12 @@ fn set_up() -> Result<(), String> {
         symlink(to, &link).map_err(|e| format!("could not make {}: {e}", link.display()))?;
     }
     load_modules()?;
-    mount_disk(GUEST_DISK, GUEST_DIR)?;
-    mount_disk(QEMU_DISK, QEMU_DIR)?;
+    mount_disk(GUEST_DISK, GUEST_DIR, libc::MS_RDONLY)?;
+    mount_disk(QEMU_DISK, QEMU_DIR, libc::MS_RDONLY)?;
+    if job()?.work_disk {
+        fs::create_dir_all(WORK_DIR).map_err(|e| format!("could not make {WORK_DIR}: {e}"))?;
+        mount_disk(WORK_DISK, WORK_DIR, 0)?;
+    }
     if !Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm although its modules are loaded".into());
     }
@@ -87,7 +91,7 @@ fn mount_device(
 }
 
 /// Mounts a disk, which appears some time after its driver.
-fn mount_disk(disk: &str, dir: &str) -> Result<(), String> {
+fn mount_disk(disk: &str, dir: &str, flags: libc::c_ulong) -> Result<(), String> {
     let end = Instant::now() + PATIENCE;
     while !Path::new(disk).exists() {
         if Instant::now() >= end {
@@ -95,8 +99,12 @@ fn mount_disk(disk: &str, dir: &str) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    mount_device(disk, "ext4", dir, libc::MS_RDONLY, "")
-        .map_err(|e| format!("could not mount {disk}: {e}"))
+    mount_device(disk, "ext4", dir, flags, "").map_err(|e| format!("could not mount {disk}: {e}"))
+}
+
+fn job() -> Result<Job, String> {
+    let text = fs::read(JOB_PATH).map_err(|e| format!("could not read {JOB_PATH}: {e}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("could not read {JOB_PATH}: {e}"))
 }
 
 fn check(result: i64) -> io::Result<()> {

@@ -19,6 +19,10 @@ pub const QEMU_DISK: &str = "/dev/vdb";
 pub const QEMU_DIR: &str = "/qemu";
 /// The program there.
 pub const QEMU_PROGRAM: &str = "qemu";
+/// The emulated host's third disk, if the job asks for one: the run's own, with room to write.
+pub const WORK_DISK: &str = "/dev/vdc";
+/// Where that disk is mounted.
+pub const WORK_DIR: &str = "/work";
 /// The name of the virtio port that carries the command's input.
 pub const PORT_STDIN: &str = "vmgenie.stdin";
 /// The name of the virtio port that carries the command's output.
@@ -41,6 +45,8 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// The work itself.
     pub work: Work,
+    /// Whether the emulated host has a disk at [`WORK_DISK`].
+    pub work_disk: bool,
 }
 
 /// The kinds of work.
@@ -231,6 +237,7 @@ mod tests {
                 rows: 24,
                 columns: 80,
             },
+            work_disk: true,
         };
         let text = serde_json::to_string(&job).unwrap();
         assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);

@@ -83,6 +83,7 @@ fn environment(
     guests: &str,
     qemu: &str,
     vmgenie: Option<&str>,
+    image: Option<&str>,
     kvm: &str,
 ) -> Vec<(String, String)> {
     let mut variables = vec![
@@ -92,6 +93,9 @@ fn environment(
     ];
     if let Some(path) = vmgenie {
         variables.push(("VMGENIE_BIN".to_owned(), path.to_owned()));
+    }
+    if let Some(path) = image {
+        variables.push(("VMGENIE_IMAGE".to_owned(), path.to_owned()));
     }
     variables
 }

@@ -17,10 +17,12 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let vmgenie = request.vmgenie.as_ref().map(|path| path.to_string_lossy());
     let guests = resources.guests.to_string_lossy();
     let qemu = resources.peer.program();
+    let image = resources.image.as_ref().map(|path| path.to_string_lossy());
     let mut env = environment(
         &guests,
         &qemu.to_string_lossy(),
         vmgenie.as_deref(),
+        image.as_deref(),
         "native",
     );
     // Temporary files of the job go with this run, whatever ends it.
@@ -30,6 +32,7 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let job = Job {
         env,
         work: request.work.clone(),
+        work_disk: false,
     };
     let job_path = run.path().join("job.json");
     let report_path = run.path().join("report.json");

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use vm_agent::{GUEST_DIR, JOB_PATH, Job, QEMU_DIR, QEMU_PROGRAM, Work};
+use vm_agent::{GUEST_DIR, JOB_PATH, Job, QEMU_DIR, QEMU_PROGRAM, WORK_DIR, Work};
 
 use super::{Request, environment};
 use crate::archive::Archive;
@@ -17,8 +17,14 @@ const JOB_DIR: &str = "/job";
 /// Where the `vmgenie` program is in the emulated host.
 const VMGENIE: &str = "/bin/vmgenie";
 
-/// Writes the base initramfs and the run's own archive behind it to `path`.
-pub(super) fn write(path: &Path, base: &Path, request: &Request) -> Result<()> {
+/// Writes the base initramfs and the run's own archive behind it to `path`. `image` is the Debian image's name on the
+/// disk that is mounted at [`WORK_DIR`], if there is one.
+pub(super) fn write(
+    path: &Path,
+    base: &Path,
+    request: &Request,
+    image: Option<&str>,
+) -> Result<()> {
     let mut from =
         File::open(base).with_context(|| format!("could not open {}", base.display()))?;
     let mut to =
@@ -31,9 +37,11 @@ pub(super) fn write(path: &Path, base: &Path, request: &Request) -> Result<()> {
             GUEST_DIR,
             &format!("{QEMU_DIR}/{QEMU_PROGRAM}"),
             request.vmgenie.as_ref().map(|_| VMGENIE),
+            image.map(|name| format!("{WORK_DIR}/{name}")).as_deref(),
             "emulated",
         ),
         work: programs.move_work(&request.work)?,
+        work_disk: image.is_some(),
     };
     for (to, from) in &programs.files {
         add_program(&mut archive, to, Path::new(from))?;

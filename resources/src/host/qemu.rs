@@ -12,6 +12,7 @@ use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Re
 
 use super::terminal::RawTerminal;
 use super::{HostDied, Request, overlay};
+use crate::image;
 use crate::lifetime;
 use crate::setup::Resources;
 
@@ -42,11 +43,35 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// How much of the console an error shows.
 const TAIL_LINES: usize = 30;
 
+/// The file of the disk that a run has to itself, in its directory.
+const WORK_DISK: &str = "work.ext4";
+
+/// The room on that disk beside the Debian image, in bytes; nothing is taken for it in advance.
+const WORK_ROOM: u64 = 6 << 30;
+
+/// Makes a disk with a copy of the Debian image, and room for the disks of its clones, which a memory file system
+/// has not. Returns the image's name there.
+fn work_disk(path: &Path, image: &Path) -> Result<String> {
+    let dir = image.parent().context("the image is in a directory")?;
+    let name = image.file_name().context("the image is a file")?;
+    image::make_disk(path, dir, WORK_ROOM)?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
 /// Boots the host, runs the job in it, and returns its report.
 pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let run = resources.cache.run_dir()?;
     let initramfs = run.path().join("initramfs.cpio");
-    overlay::write(&initramfs, &resources.host.initramfs, request)?;
+    let image = match &resources.image {
+        Some(image) => Some(work_disk(&run.path().join(WORK_DISK), image)?),
+        None => None,
+    };
+    overlay::write(
+        &initramfs,
+        &resources.host.initramfs,
+        request,
+        image.as_deref(),
+    )?;
     let console = run.path().join("console.log");
     let report = run.path().join("report");
     let interactive = matches!(request.work, Work::Terminal { .. });
@@ -109,12 +134,18 @@ fn command(
         .arg(initramfs)
         .args(["-append", KERNEL_COMMAND_LINE]);
     // In this order: the agent knows the disks by the names that Linux gives them.
-    for (name, disk) in [
-        ("guests", &resources.host.disk),
-        ("qemu", &resources.peer.disk()),
-    ] {
+    let (qemu, work) = (resources.peer.disk(), run.join(WORK_DISK));
+    let mut disks = vec![
+        ("guests", &resources.host.disk, "readonly=on"),
+        ("qemu", &qemu, "readonly=on"),
+    ];
+    if resources.image.is_some() {
+        // It goes with the run: nothing on it has to survive the machine.
+        disks.push(("work", &work, "cache=unsafe"));
+    }
+    for (name, disk, options) in disks {
         let disk = option_text(disk)?;
-        let drive = format!("if=none,id={name},format=raw,readonly=on,file={disk}");
+        let drive = format!("if=none,id={name},format=raw,{options},file={disk}");
         let device = format!("virtio-blk-pci,drive={name}");
         command.args(["-drive", &drive, "-device", &device]);
     }

@@ -1,0 +1,437 @@
+//! The Debian image: a root file system that boots from a virtio disk, with everything that makes it a good clone.
+//!
+//! It has systemd, because that is what people's machines have, and what the guest driver's unit and udev rule are
+//! for; what a machine of this kind has no use for is masked. Made in two parts: what comes from Debian, which rarely
+//! changes and takes a minute, and what is ours, which takes seconds.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::archive::Archive;
+use crate::cache::{self, Cache};
+use crate::chroot::{self, Root};
+use crate::initramfs::{self, Ours};
+use crate::modules::{self, Module};
+use crate::progress::Progress;
+use crate::stock::Stock;
+use crate::{build, driver};
+
+/// The Debian release; the kernel is that of its backports.
+const SUITE: &str = "trixie";
+
+/// What the image has on top of Debian's essential packages and apt.
+const PACKAGES: &[&str] = &[
+    "busybox",
+    "ca-certificates",
+    "iproute2",
+    "kmod",
+    "openssh-server",
+    "procps",
+    "systemd-sysv",
+    "udev",
+    "udhcpc",
+];
+
+/// What of the packages is left out.
+const EXCLUDED: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+];
+
+/// What of the packages goes again: names of hardware that no microVM has, character sets, and keys, of which each
+/// machine makes its own.
+const REMOVED: &str = r#"
+cd "$1"
+rm -rf usr/lib/udev/hwdb.d usr/lib/udev/hwdb.bin usr/lib/x86_64-linux-gnu/gconv
+rm -rf etc/motd etc/update-motd.d
+rm -f etc/ssh/ssh_host_* etc/resolv.conf etc/hostname var/cache/debconf/*-old
+: > etc/machine-id
+"#;
+
+/// Units that are not started: they serve devices that are not there, or look after what this image does not have.
+const MASKED: &[&str] = &[
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "dpkg-db-backup.timer",
+    "fstrim.timer",
+    "getty-static.service",
+    "getty@tty1.service",
+    "modprobe@.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "remote-fs.target",
+    "run-lock.mount",
+    "sshd-keygen.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
+    "systemd-creds.socket",
+    "systemd-firstboot.service",
+    "systemd-hostnamed.socket",
+    "systemd-networkd.socket",
+    "systemd-pcrextend.socket",
+    "systemd-pcrlock.socket",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-sysext.socket",
+    "systemd-tmpfiles-clean.timer",
+    "systemd-tpm2-setup-early.service",
+    "systemd-tpm2-setup.service",
+    "systemd-udev-load-credentials.service",
+    "systemd-update-utmp.service",
+    "tmp.mount",
+];
+
+/// Programs that make up units at each boot, for what this image does not have: processes that the boot waits for.
+const MASKED_GENERATORS: &[&str] = &[
+    "systemd-debug-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-rc-local-generator",
+    "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-system-update-generator",
+    "systemd-sysv-generator",
+    "systemd-tpm2-generator",
+];
+
+/// Units of ours, and what wants them.
+const WANTED: &[(&str, &str)] = &[
+    ("eth0.service", "sys-subsystem-net-devices-eth0.device"),
+    ("generation-id.service", "sysinit.target"),
+    ("host-key.service", "multi-user.target"),
+    ("web.service", "multi-user.target"),
+];
+
+/// The kernel modules in the image; what they need comes along.
+const MODULES: &[&str] = &[
+    "button",
+    "evdev",
+    "ptp_vmclock",
+    "qemu_fw_cfg",
+    "virtio_blk",
+    "virtio_mmio",
+    "virtio_net",
+    "virtio_rng",
+    "vmw_vsock_virtio_transport",
+];
+
+/// Which of them its initramfs has: what finds a root drive.
+const INITRAMFS_MODULES: &[&str] = &["virtio_mmio", "virtio_blk"];
+
+/// Files of the workspace, and where they are in the image. A directory stands for all that is in it.
+const FILES: &[(&str, &str)] = &[
+    ("resources/image/etc", "etc"),
+    ("resources/image/srv", "srv"),
+    ("resources/image/usr", "usr"),
+    ("guest-driver/hooks", "etc/sysgenid/hooks.d"),
+    (
+        "guest-driver/systemd/sysgenctl-agent.service",
+        "etc/systemd/system/sysgenctl-agent.service",
+    ),
+    (
+        "guest-driver/systemd/sysgenid.modules-load.conf",
+        "etc/modules-load.d/sysgenid.conf",
+    ),
+    (
+        "guest-driver/udev/60-sysgenid.rules",
+        "etc/udev/rules.d/60-sysgenid.rules",
+    ),
+];
+
+const INIT: &str = include_str!("../image-init.sh");
+
+/// The size of the image's file system in bytes. What is not used of it is a hole.
+const SIZE: u64 = 1 << 30;
+
+/// The image's file name.
+const NAME: &str = "debian.ext4";
+/// The file beside it with its initramfs, for monitors that do not look into images.
+const INITRD: &str = "initrd.img";
+
+/// Puts the two parts together. Arguments: the base, the overlay, the tree to make, the image, its size in bytes.
+/// The time stamps tell systemd that nothing in /usr is newer than what it has made of it.
+const ASSEMBLE: &str = r#"
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mkdir "$3"
+cp -a "$1/." "$3"
+cp -a --no-preserve=ownership --remove-destination "$2/." "$3"
+touch "$3/etc/.updated" "$3/var/.updated"
+truncate -s "$5" "$4"
+mke2fs -q -F -t ext4 -m 0 -E lazy_itable_init=1 -L vmgenie -d "$3" "$4"
+rm -rf "$3"
+"#;
+
+/// The image, made if it is not there. Its kernel and its initramfs are in it.
+pub(crate) fn debian(
+    cache: &Cache,
+    root: &Root,
+    stock: &Stock,
+    ours: &Ours,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    let base = base(cache, progress)?;
+    let files = Files::of_workspace()?;
+    let busybox = initramfs::busybox()?;
+    let sysgenctl = ours
+        .program("sysgenctl")
+        .context("there is no sysgenctl for guests")?;
+    let recipe = format!(
+        "{}; {}; {}; {}; {}; {}; {}; {INIT}; {MASKED:?}; {MASKED_GENERATORS:?}; {WANTED:?}; {MODULES:?}; {INITRAMFS_MODULES:?}; {SIZE}; {ASSEMBLE}; 2",
+        base.display(),
+        root.dir().display(),
+        stock.dir().display(),
+        ours.stock_driver.display(),
+        cache::hex(&Sha256::digest(sysgenctl)),
+        files.digest(),
+        busybox.version,
+    );
+    let dir = cache.place("debian", &recipe);
+    if !dir.exists() {
+        let make = |inside: &Path| {
+            let log = cache.log("debian-image")?;
+            let step = progress.step("Debian image");
+            let overlay = inside.join("overlay");
+            files.write_to(&overlay)?;
+            write_units(&overlay)?;
+            put(&overlay.join("usr/bin/sysgenctl"), sysgenctl, 0o755)?;
+            write_modules(&overlay, stock, ours)?;
+            write_kernel(&overlay, stock, &busybox)?;
+            let initrd = format!("boot/initrd.img-{}", stock.version());
+            fs::copy(overlay.join(initrd), inside.join(INITRD))
+                .context("could not copy the image's initramfs")?;
+            let depmod = ["depmod", "-b", "/mnt/overlay/usr", stock.version()];
+            step.run(
+                &mut root.command(&[(&overlay, "/mnt/overlay")], &depmod),
+                &log,
+            )?;
+            let mut assemble = chroot::unshare();
+            assemble
+                .args(["sh", "-ec", ASSEMBLE, "sh"])
+                .args([&base, &overlay, &inside.join("tree"), &inside.join(NAME)])
+                .arg(SIZE.to_string());
+            step.run(&mut assemble, &log)?;
+            fs::remove_dir_all(&overlay).context("could not remove the image's parts")?;
+            step.done();
+            Ok(())
+        };
+        cache
+            .make(&dir, make)
+            .context("could not make the Debian image")?;
+    }
+    Ok(dir.join(NAME))
+}
+
+/// What comes from Debian: a directory with its root.
+fn base(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
+    let recipe = format!("{SUITE}; {PACKAGES:?}; {EXCLUDED:?}; {REMOVED}; 1");
+    let dir = cache.place("debian-base", &recipe);
+    if !dir.exists() {
+        let make = |inside: &Path| {
+            let log = cache.log("debian-base")?;
+            let _ = fs::remove_file(&log);
+            let step = progress.step("Debian image: packages");
+            let mut command = chroot::mmdebstrap();
+            command
+                .args(["--variant=minbase", "--format=directory"])
+                .arg("--aptopt=APT::Install-Recommends \"false\"")
+                .arg(format!("--include={}", PACKAGES.join(",")));
+            for path in EXCLUDED {
+                command.arg(format!("--dpkgopt=path-exclude={path}"));
+            }
+            command
+                .arg(format!("--customize-hook={REMOVED}"))
+                .arg(SUITE)
+                .arg(inside);
+            step.run(&mut command, &log)?;
+            step.done();
+            Ok(())
+        };
+        cache
+            .make(&dir, make)
+            .context("could not get the Debian image's packages")?;
+    }
+    Ok(dir)
+}
+
+/// The files of the workspace that the image has: the place in the image, what is in it, and its mode.
+struct Files(Vec<(PathBuf, Vec<u8>, u32)>);
+
+impl Files {
+    fn of_workspace() -> Result<Self> {
+        let mut files = Self(Vec::new());
+        for (from, to) in FILES {
+            files.add(&build::workspace().join(from), Path::new(to))?;
+        }
+        Ok(files)
+    }
+
+    fn add(&mut self, from: &Path, to: &Path) -> Result<()> {
+        let at = || format!("could not read {}", from.display());
+        let metadata = fs::metadata(from).with_context(at)?;
+        if !metadata.is_dir() {
+            // What else the umask of the checkout has taken is no part of the recipe.
+            let mode = match metadata.permissions().mode() & 0o111 {
+                0 => 0o644,
+                _ => 0o755,
+            };
+            let contents = fs::read(from).with_context(at)?;
+            self.0.push((to.to_owned(), contents, mode));
+            return Ok(());
+        }
+        let entries: std::io::Result<Vec<_>> = fs::read_dir(from).with_context(at)?.collect();
+        let mut names: Vec<_> = entries
+            .with_context(at)?
+            .iter()
+            .map(fs::DirEntry::file_name)
+            .collect();
+        names.sort();
+        names
+            .iter()
+            .try_for_each(|name| self.add(&from.join(name), &to.join(name)))
+    }
+
+    fn digest(&self) -> String {
+        let mut all = Sha256::new();
+        for (path, contents, mode) in &self.0 {
+            all.update(format!("{} {mode:o} {}\n", path.display(), contents.len()));
+            all.update(contents);
+        }
+        cache::hex(&all.finalize())
+    }
+
+    fn write_to(&self, dir: &Path) -> Result<()> {
+        self.0
+            .iter()
+            .try_for_each(|(path, contents, mode)| put(&dir.join(path), contents, *mode))
+    }
+}
+
+/// What is enabled and what is masked, and the rest of what is no file of the workspace.
+fn write_units(overlay: &Path) -> Result<()> {
+    let units = overlay.join("etc/systemd/system");
+    for unit in MASKED {
+        link("/dev/null", &units.join(unit))?;
+    }
+    for generator in MASKED_GENERATORS {
+        let path = format!("etc/systemd/system-generators/{generator}");
+        link("/dev/null", &overlay.join(path))?;
+    }
+    for (unit, wanting) in WANTED {
+        link(
+            &format!("../{unit}"),
+            &units.join(format!("{wanting}.wants/{unit}")),
+        )?;
+    }
+    link(
+        "/usr/lib/systemd/system/multi-user.target",
+        &units.join("default.target"),
+    )?;
+    // The interface is eth0 to its documentation, on each monitor.
+    link(
+        "/dev/null",
+        &overlay.join("etc/systemd/network/99-default.link"),
+    )?;
+    let etc = overlay.join("etc");
+    put(&etc.join("hostname"), b"vmgenie\n", 0o644)?;
+    put(&etc.join("hosts"), b"127.0.0.1 localhost\n", 0o644)
+}
+
+/// The stock kernel's modules and the guest driver's.
+fn write_modules(overlay: &Path, stock: &Stock, ours: &Ours) -> Result<()> {
+    let tree = overlay.join("usr/lib/modules").join(stock.version());
+    for Module { name, contents } in modules::collect(&stock.modules(), MODULES)? {
+        put(&tree.join(format!("kernel/{name}.ko")), &contents, 0o644)?;
+    }
+    for name in driver::MODULES {
+        let file = format!("{name}.ko");
+        let from = ours.stock_driver.join(&file);
+        let contents =
+            fs::read(&from).with_context(|| format!("could not read {}", from.display()))?;
+        put(&tree.join("extra").join(file), &contents, 0o644)?;
+    }
+    Ok(())
+}
+
+/// Kernel and initramfs, where Debian has them. Not the compressed kernel: to unpack itself takes longer than the
+/// rest of the boot where a processor is emulated.
+fn write_kernel(overlay: &Path, stock: &Stock, busybox: &initramfs::Busybox) -> Result<()> {
+    let version = stock.version();
+    let boot = overlay.join("boot");
+    let kernel = format!("vmlinux-{version}");
+    let initrd = format!("initrd.img-{version}");
+    let contents = fs::read(stock.vmlinux()).context("could not read the stock kernel")?;
+    put(&boot.join(&kernel), &contents, 0o644)?;
+    let mut archive = Archive::new(Vec::new());
+    archive.character_device("/dev/console", 5, 1)?;
+    archive.file("/init", INIT.as_bytes(), 0o755)?;
+    for directory in ["/proc", "/sys", "/root"] {
+        archive.directory(directory)?;
+    }
+    busybox.add_to(&mut archive)?;
+    let mut order = String::new();
+    for Module { name, contents } in modules::collect(&stock.modules(), INITRAMFS_MODULES)? {
+        let file = format!("{name}.ko");
+        archive.file(&format!("/modules/{file}"), &contents, 0o644)?;
+        order += &format!("{file}\n");
+    }
+    archive.file("/modules/order", order.as_bytes(), 0o644)?;
+    put(&boot.join(&initrd), &archive.finish()?, 0o644)?;
+    link(&format!("boot/{kernel}"), &overlay.join("vmlinux"))?;
+    link(&format!("boot/{initrd}"), &overlay.join("initrd.img"))
+}
+
+fn put(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(path.parent().unwrap_or(path))?;
+        fs::write(path, contents)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    write().with_context(|| format!("could not write {}", path.display()))
+}
+
+fn link(target: &str, path: &Path) -> Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))
+        .and_then(|()| symlink(target, path))
+        .with_context(|| format!("could not make the link {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_has_the_hooks_the_unit_and_the_rule_and_what_is_wanted_exists() {
+        let files = Files::of_workspace().unwrap();
+        let mode = |path: &str| {
+            let found = files.0.iter().find(|(place, ..)| place == Path::new(path));
+            found.map(|(_, _, mode)| *mode)
+        };
+        assert_eq!(mode("etc/sysgenid/hooks.d/10-machine-id"), Some(0o755));
+        assert_eq!(mode("etc/udev/rules.d/60-sysgenid.rules"), Some(0o644));
+        assert_eq!(mode("srv/www/cgi-bin/index.cgi"), Some(0o755));
+        for (unit, _) in WANTED {
+            assert!(
+                mode(&format!("etc/systemd/system/{unit}")).is_some(),
+                "{unit}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_content_or_mode_is_another_digest() {
+        let files = |contents: &str, mode| Files(vec![("a".into(), contents.into(), mode)]);
+        let digest = files("x", 0o644).digest();
+        assert_eq!(digest, files("x", 0o644).digest());
+        assert_ne!(digest, files("y", 0o644).digest());
+        assert_ne!(digest, files("x", 0o755).digest());
+    }
+}
