@@ -3,14 +3,17 @@
 //! An ELF kernel with a PVH note is entered in 32-bit protected mode (`hvm_start_info`), any other ELF kernel and a bzImage by
 //! the 64-bit boot protocol of Linux (`Documentation/arch/x86/boot.rst`).
 
+mod image;
 mod linux64;
 
 mod pvh;
 
+pub use image::ImageError;
 pub(crate) use linux64::GDT;
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::setup_header;
@@ -41,8 +44,11 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
+    /// The image of a root file system has nothing to boot.
+    #[error("could not boot from the image {}", .0.display())]
+    Image(PathBuf, #[source] ImageError),
     /// The kernel is neither an ELF file nor a bzImage.
-    #[error("{} is neither an ELF vmlinux nor a bzImage", .0.display())]
+    #[error("{} is neither an ELF vmlinux nor a bzImage, nor an image with an ext4 file system", .0.display())]
     NotAKernel(PathBuf),
     /// The kernel is for another machine: the ELF header's `e_machine`.
     #[error("the ELF kernel {} is not for x86_64 (its e_machine is {machine}, not {EM_X86_64})", path.display())]
@@ -125,7 +131,8 @@ pub fn load(
     memory_bytes: u64,
     source: &BootSource,
 ) -> Result<Images, BootError> {
-    let kernel = load_kernel(memory, memory_bytes, &source.kernel)?;
+    let (kernel, initrd) = open_source(source)?;
+    let kernel = load_kernel(memory, memory_bytes, &source.kernel, kernel)?;
     let (kernel_end, _) = limits(&kernel);
     let limit = layout::system_area(memory_bytes).0;
     if kernel_end > limit {
@@ -135,8 +142,8 @@ pub fn load(
             limit,
         });
     }
-    let initrd = match &source.initrd {
-        Some(path) => Some(load_initrd(memory, memory_bytes, path, &kernel)?),
+    let initrd = match initrd {
+        Some((path, file)) => Some(load_initrd(memory, memory_bytes, path, file, &kernel)?),
         None => None,
     };
     Ok(Images { kernel, initrd })
@@ -174,7 +181,7 @@ impl Images {
 
 /// Opens both files, so that a wrong path is told when it is set, not when the machine starts.
 pub fn check(source: &BootSource) -> Result<(), BootError> {
-    open("kernel", &source.kernel)?;
+    open_kernel(&source.kernel)?;
     if let Some(initrd) = &source.initrd {
         open("initrd", initrd)?;
     }
@@ -196,12 +203,74 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
     }
 }
 
+/// A file, and the path that it has to those who read errors.
+type Named<'a> = (&'a Path, File);
+
+/// What the path of a kernel leads to.
+enum Kernel {
+    /// Taken to be a kernel.
+    File(File),
+    /// A root file system with a kernel.
+    Image(image::Image),
+}
+
+fn open_kernel(path: &Path) -> Result<Kernel, BootError> {
+    use rustix::fs::{Mode, OFlags};
+
+    let at = |source| BootError::File {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    };
+    let in_image = |error| BootError::Image(path.to_owned(), error);
+    // Without NONBLOCK the open of a FIFO would wait for its writer.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file =
+        File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(e.into()))?);
+    let kind = file.metadata().map_err(at)?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        if let Some(superblock) = image::in_file(&mut file).map_err(in_image)? {
+            let image = image::Image::new(file, superblock).map_err(in_image)?;
+            return Ok(Kernel::Image(image));
+        }
+        if kind.is_file() {
+            return Ok(Kernel::File(file));
+        }
+    }
+    Err(at(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "neither a regular file nor an image",
+    )))
+}
+
+/// The kernel and the initrd. An image's own initrd is taken where no other is named.
+fn open_source(source: &BootSource) -> Result<(File, Option<Named<'_>>), BootError> {
+    let in_image = |error| BootError::Image(source.kernel.clone(), error);
+    let named = match &source.initrd {
+        Some(path) => Some((path.as_path(), open("initrd", path)?)),
+        None => None,
+    };
+    match open_kernel(&source.kernel)? {
+        Kernel::File(kernel) => Ok((kernel, named)),
+        Kernel::Image(image) => {
+            let initrd = match named {
+                Some(named) => Some(named),
+                None => image
+                    .initrd()
+                    .map_err(in_image)?
+                    .map(|file| (source.kernel.as_path(), file)),
+            };
+            Ok((image.kernel().map_err(in_image)?, initrd))
+        }
+    }
+}
+
 fn load_kernel(
     memory: &GuestMemory,
     memory_bytes: u64,
     path: &Path,
+    mut file: File,
 ) -> Result<KernelLoaderResult, BootError> {
-    let mut file = open("kernel", path)?;
     // Up to `e_machine`; a bzImage is longer as well.
     let mut header = [0; 20];
     file.read_exact(&mut header)
@@ -249,6 +318,7 @@ fn load_initrd(
     memory: &GuestMemory,
     memory_bytes: u64,
     path: &Path,
+    mut file: File,
     kernel: &KernelLoaderResult,
 ) -> Result<Initrd, BootError> {
     let at = |source| BootError::File {
@@ -256,7 +326,6 @@ fn load_initrd(
         path: path.to_owned(),
         source,
     };
-    let mut file = open("initrd", path)?;
     let len = file.metadata().map_err(at)?.len();
     let (kernel_end, highest) = limits(kernel);
     let limit = layout::system_area(memory_bytes)
@@ -419,7 +488,8 @@ mod tests {
             kernel_end: 2 << 20,
             ..Default::default()
         };
-        let error = load_initrd(memory.map(), 32 << 20, file.path(), &kernel).unwrap_err();
+        let content = file.reopen().unwrap();
+        let error = load_initrd(memory.map(), 32 << 20, file.path(), content, &kernel).unwrap_err();
         assert!(matches!(error, BootError::TooSmall { initrd_len, .. } if initrd_len == 33 << 20));
     }
 }

@@ -30,6 +30,7 @@ Exit status:
   5  `generation --wait`: the guest has not adapted in time
 
 Examples:
+  vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
   vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
   vmgenie clone /tmp/snapshot -n 3
@@ -40,6 +41,7 @@ const RUN_HELP: &str = "\
 The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one Ctrl-A.
 
 Examples:
+  vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux
   vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 quiet'
   vmgenie run --kernel vmlinux --disk root.ext4 --net tap0,mac=06:00:ac:10:00:02 --vsock /tmp/vm.vsock --entropy";
@@ -166,18 +168,24 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
 pub struct RunArgs {
-    /// The kernel: an ELF vmlinux or a bzImage.
-    #[arg(long, value_name = "FILE", env = "VMGENIE_KERNEL")]
-    pub kernel: PathBuf,
+    /// The kernel: an ELF vmlinux or a bzImage. Without it, the kernel of the image that --disk names, with its initial RAM disk.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "VMGENIE_KERNEL",
+        required_unless_present = "disk"
+    )]
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// The kernel command line.
     #[arg(long, value_name = "TEXT", default_value = config::DEFAULT_CMDLINE)]
     pub cmdline: String,
-    /// The guest's memory: a number with K, M, G or T (powers of 1024); MiB without.
-    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_memory_mib)]
-    pub memory: u64,
+    /// The guest's memory: a number with K, M, G or T (powers of 1024); MiB without. By default 128M, and 512M for a machine that boots
+    /// the kernel of its disk.
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory_mib)]
+    pub memory: Option<u64>,
     /// The number of vCPUs.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
     pub cpus: u64,

@@ -1,6 +1,6 @@
 //! Devices as they are named on the command line: a path or name, and options behind commas.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -152,6 +152,13 @@ pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(String);
 
+impl DriveArg {
+    /// The image.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Template {
     pub(super) fn of(&self, number: Option<u16>) -> String {
         match number {
@@ -286,8 +293,6 @@ fn cid_of(cid: &Template, clone: Option<u16>) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

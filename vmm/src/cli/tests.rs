@@ -25,11 +25,24 @@ fn run_has_the_defaults_that_its_help_tells() {
     let Command::Run(args) = parse("vmgenie run --kernel k").unwrap().command else {
         panic!()
     };
-    assert_eq!(args.kernel, PathBuf::from("k"));
-    assert_eq!((args.memory, args.cpus), (128, 1));
+    assert_eq!(args.kernel, Some(PathBuf::from("k")));
+    assert_eq!((args.memory, args.cpus), (None, 1));
     assert_eq!(args.cmdline, "console=ttyS0");
     assert_eq!(args.on_reboot, OnReboot::Restart);
     assert_eq!((args.initrd, args.api_sock), (None, None));
+}
+
+#[test]
+fn a_disk_is_enough_to_run() {
+    let line = "vmgenie run --disk debian.ext4";
+    let Command::Run(args) = parse(line).unwrap().command else {
+        panic!("{line}");
+    };
+    assert!(args.disk.is_some() && args.kernel.is_none());
+    assert_eq!(
+        refused("vmgenie run --drive debian.ext4"),
+        ErrorKind::MissingRequiredArgument
+    );
 }
 
 #[test]
@@ -38,7 +51,7 @@ fn run_takes_human_units() {
     let Command::Run(args) = parse(line).unwrap().command else {
         panic!()
     };
-    assert_eq!((args.memory, args.cpus), (1024, 4));
+    assert_eq!((args.memory, args.cpus), (Some(1024), 4));
     assert_eq!(args.api_sock, Some("s".into()));
 }
 

@@ -13,12 +13,23 @@ use crate::controller::command::{Command, LoadSnapshot};
 use crate::controller::{Outcome, RunOptions};
 use crate::{controller, terminal};
 
+/// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
+/// distribution is at ease with for one of its own.
+const KERNEL_MEMORY_MIB: u64 = 128;
+const IMAGE_MEMORY_MIB: u64 = 512;
+
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let devices = devices::of_run(&args)?;
     let data = args.data.as_deref().map(instance_data).transpose()?;
-    let machine = MachineConfig::new(args.cpus, args.memory)?;
+    let image = args.disk.as_ref().map(|disk| disk.path().to_owned());
+    let default = match args.kernel {
+        Some(_) => KERNEL_MEMORY_MIB,
+        None => IMAGE_MEMORY_MIB,
+    };
+    let machine = MachineConfig::new(args.cpus, args.memory.unwrap_or(default))?;
     let source = BootSource {
-        kernel: args.kernel,
+        // The parser has seen to it that there is one of the two.
+        kernel: args.kernel.or(image).unwrap_or_default(),
         initrd: args.initrd,
         cmdline: Cmdline::new(&args.cmdline)?,
     };

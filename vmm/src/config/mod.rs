@@ -155,9 +155,9 @@ impl MachineConfig {
 /// What the guest boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootSource {
-    /// An ELF `vmlinux` or a bzImage.
+    /// An ELF `vmlinux` or a bzImage; or the image of a root file system, in which the kernel and its initial RAM disk are.
     pub kernel: PathBuf,
-    /// An initial RAM disk.
+    /// An initial RAM disk, other than the image's.
     pub initrd: Option<PathBuf>,
     /// The kernel command line.
     pub cmdline: Cmdline,

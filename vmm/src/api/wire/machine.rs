@@ -133,7 +133,8 @@ fn check_unsupported(
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootSourceBody {
-    /// An ELF `vmlinux` or a bzImage. A relative path is relative to the VMM's working directory,
+    /// An ELF `vmlinux` or a bzImage; or the image of an ext4 root file system (**ours**), which has its kernel and its initial RAM disk
+    /// in it. A relative path is relative to the VMM's working directory,
     /// as all paths here.
     #[schema(value_type = String)]
     pub kernel_image_path: PathBuf,
