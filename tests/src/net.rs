@@ -69,9 +69,22 @@ impl Namespace {
         });
     }
 
+    /// Tells the host's side of `tap0` a guest's hardware address, so that it need not ask.
+    pub fn know(&self, address: Ipv4Addr, mac: &str) {
+        let arguments = ["-i", "tap0", "-s", &address.to_string(), mac].map(str::to_owned);
+        let output = self.run(|| Command::new("arp").args(arguments).output().expect("arp"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "arp: {errors}");
+    }
+
     /// Connects to the guest; waits until it listens.
     pub fn connect(&self, port: u16) -> TcpStream {
-        let address = SocketAddr::V4(SocketAddrV4::new(GUEST, port));
+        self.connect_to(GUEST, port)
+    }
+
+    /// The same for a guest that has another address.
+    pub fn connect_to(&self, address: Ipv4Addr, port: u16) -> TcpStream {
+        let address = SocketAddr::V4(SocketAddrV4::new(address, port));
         let deadline = Instant::now() + PATIENCE;
         self.run(|| {
             loop {
@@ -114,6 +127,29 @@ impl Namespace {
         let head = String::from_utf8_lossy(&answer[..end]);
         assert!(head.contains(" 200 "), "{path}: {head}");
         answer.split_off(end + 4)
+    }
+
+    /// Gets a page from some address, or tells why there is none. An answer that is cut short is none.
+    pub fn try_get(&self, address: Ipv4Addr, port: u16, path: &str) -> io::Result<Vec<u8>> {
+        let mut stream = self.run(|| {
+            TcpStream::connect_timeout(&SocketAddrV4::new(address, port).into(), PATIENCE)
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        match end {
+            Some(end)
+                if answer[..end].starts_with(b"HTTP/1.") && contains(&answer[..end], b" 200 ") =>
+            {
+                Ok(answer.split_off(end + 4))
+            }
+            _ => Err(io::Error::other(format!(
+                "answered {:?}",
+                String::from_utf8_lossy(&answer)
+            ))),
+        }
     }
 
     /// Hears ARP on an interface from now on.
@@ -200,6 +236,10 @@ fn respond(mut stream: TcpStream, body: &[u8], pace: Duration) {
         }
         thread::sleep(pace);
     }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// Runs `ip`, busybox's or iproute2's.

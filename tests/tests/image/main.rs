@@ -1,0 +1,73 @@
+//! The Debian image: boots from its disk, serves over a tap, and its clones become machines of their own.
+
+use std::time::Duration;
+
+use serde_json::json;
+use vmgenie_tests::http::done;
+use vmgenie_tests::image::{self, Page};
+use vmgenie_tests::net::{GUEST, Namespace};
+use vmgenie_tests::shell::no_complaints;
+
+/// How long a guest in an emulated host may take for something.
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own() {
+    let home = Namespace::new();
+    home.add_tap("tap0");
+    let disks = image::room_for_disks();
+    let disk = disks.path().join("origin.ext4");
+    image::copy_disk(&image::image(), &disk).unwrap();
+    let mut vm = image::start(&home, &disk);
+    let first = Page::of(&home, GUEST, image::BOOT_LIMIT);
+    assert_eq!(first.value("hostname"), image::NAME);
+    assert_eq!(first.value("address"), format!("{GUEST}/24"));
+    assert_eq!(first.value("generation-counter"), "0");
+    image::take_shell(&mut vm);
+    assert_eq!(
+        vm.shell("systemctl is-system-running --wait || systemctl --failed --no-legend"),
+        "running\n"
+    );
+    vm.shell("systemctl is-active ssh.service sysgenctl-agent.service");
+    no_complaints(&mut vm);
+
+    // The disk is copied while the machine stands still: the snapshot's memory and the copies are of one instant.
+    let snapshot = vm.snapshot();
+    let mut pages = vec![first];
+    let mut clones = Vec::new();
+    for number in 1..=2 {
+        let namespace = Namespace::new();
+        namespace.add_tap("tap0");
+        let mut clone = namespace.empty_vm();
+        let body = json!({
+            "snapshot_path": snapshot.state(),
+            "mem_file_path": snapshot.memory(),
+            "resume_vm": true,
+            "drive_overrides": [{
+                "drive_id": "disk0",
+                "path_on_host": disks.path().join(format!("clone-{number}.ext4")),
+                "copy": true,
+            }],
+        });
+        done(&mut clone.client, "PUT /snapshot/load", body.to_string());
+        clones.push((namespace, clone));
+    }
+    vm.client.resume().unwrap();
+    for (namespace, clone) in &mut clones {
+        let waited = clone.client.wait_for_generation(LIMIT).unwrap();
+        assert!(waited.adapted, "{:?}", waited.missing);
+        let page = Page::of(namespace, GUEST, LIMIT);
+        let id = clone.client.generation().unwrap().raw;
+        assert_eq!(page.value("generation-id"), id);
+        for old in &pages {
+            for name in ["generation-id", "machine-id", "ssh-host-key"] {
+                assert_ne!(page.value(name), old.value(name), "{name}");
+            }
+        }
+        assert_eq!(page.value("generation-counter"), "2");
+        no_complaints(clone);
+        pages.push(page);
+    }
+    let last = Page::of(&home, GUEST, LIMIT);
+    assert_eq!(last, pages[0], "the original is no clone");
+}
