@@ -223,12 +223,12 @@ fn fields_of_the_wrong_type_or_out_of_range_are_refused_with_what_they_may_be() 
         ),
         (
             "PUT /machine-config",
-            r#"{"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#,
-            "smt is not supported",
+            r#"{"vcpu_count": 3, "mem_size_mib": 64, "smt": true}"#,
+            "even number",
         ),
         (
             "PUT /machine-config",
-            r#"{"vcpu_count": 1, "mem_size_mib": 64, "huge_pages": "2M"}"#,
+            r#"{"vcpu_count": 1, "mem_size_mib": 65, "huge_pages": "2M"}"#,
             "huge pages",
         ),
         ("PATCH /machine-config", "{}", "changes nothing"),

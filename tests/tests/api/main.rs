@@ -12,4 +12,5 @@ mod endpoints;
 mod generation;
 mod hostile;
 mod load;
+mod machine;
 mod order;

@@ -5,7 +5,6 @@ mod names;
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use devices::{
@@ -41,6 +40,14 @@ pub enum ConfigError {
     /// The size of the memory is out of range.
     #[error("{0} MiB of memory asked for: a microVM has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")]
     Memory(u64),
+    /// Two threads a core, and an odd number of vCPUs.
+    #[error(
+        "{0} vCPUs with smt asked for: with two threads on each core there is 1, or an even number"
+    )]
+    OddThreads(u8),
+    /// Memory that huge pages cannot hold.
+    #[error("{0} MiB of memory in huge pages of 2 MiB asked for: the size must be even")]
+    OddHugePages(u64),
     /// The kernel command line is too long.
     #[error("the kernel command line has {0} bytes: it may have {MAX_CMDLINE_LEN} at most")]
     CmdlineTooLong(usize),
@@ -104,10 +111,24 @@ pub enum ConfigError {
 }
 
 /// vCPUs and memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineConfig {
     vcpus: u8,
     memory_mib: u64,
+    smt: bool,
+    huge_pages: HugePages,
+}
+
+/// The pages behind the memory of a machine that boots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// The host's usual ones.
+    #[default]
+    None,
+    /// Usual ones, which the host's kernel joins where it can (`MADV_HUGEPAGE`).
+    Transparent,
+    /// 2 MiB each, which the host's administrator has set aside (`vm.nr_hugepages`).
+    TwoMib,
 }
 
 impl Default for MachineConfig {
@@ -116,6 +137,8 @@ impl Default for MachineConfig {
         Self {
             vcpus: 1,
             memory_mib: 128,
+            smt: false,
+            huge_pages: HugePages::None,
         }
     }
 }
@@ -133,7 +156,40 @@ impl MachineConfig {
         Ok(Self {
             vcpus: checked,
             memory_mib,
+            ..Self::default()
         })
+    }
+
+    /// The same with two vCPUs as the threads of each core, or without.
+    ///
+    /// # Errors
+    /// Where one core would have one thread: more than one vCPU, and an odd number.
+    pub fn with_smt(self, smt: bool) -> Result<Self, ConfigError> {
+        if smt && self.vcpus > 1 && !self.vcpus.is_multiple_of(2) {
+            return Err(ConfigError::OddThreads(self.vcpus));
+        }
+        Ok(Self { smt, ..self })
+    }
+
+    /// The same with memory in such pages.
+    ///
+    /// # Errors
+    /// They are of 2 MiB, and the memory is no multiple of that.
+    pub fn with_huge_pages(self, huge_pages: HugePages) -> Result<Self, ConfigError> {
+        if huge_pages == HugePages::TwoMib && !self.memory_mib.is_multiple_of(2) {
+            return Err(ConfigError::OddHugePages(self.memory_mib));
+        }
+        Ok(Self { huge_pages, ..self })
+    }
+
+    /// Are two vCPUs the threads of a core? A single vCPU is a core of its own nevertheless.
+    pub fn smt(&self) -> bool {
+        self.smt
+    }
+
+    /// The pages behind the memory, when the machine boots.
+    pub fn huge_pages(&self) -> HugePages {
+        self.huge_pages
     }
 
     /// The number of vCPUs.
@@ -242,6 +298,11 @@ mod tests {
             Err(ConfigError::Vcpus(u64::MAX))
         );
         assert_eq!(MachineConfig::new(32, 128).unwrap().vcpus(), 32);
+        for (vcpus, fits) in [(1, true), (2, true), (3, false), (31, false), (32, true)] {
+            let config = MachineConfig::new(vcpus, 128).unwrap();
+            assert!(config.with_smt(false).is_ok());
+            assert_eq!(config.with_smt(true).is_ok(), fits, "{vcpus}");
+        }
     }
 
     #[test]
@@ -249,6 +310,12 @@ mod tests {
         assert_eq!(MachineConfig::new(1, 31), Err(ConfigError::Memory(31)));
         assert!(MachineConfig::new(1, MAX_MEMORY_MIB + 1).is_err());
         assert_eq!(MachineConfig::new(1, 32).unwrap().memory_bytes(), 32 << 20);
+        let odd = MachineConfig::new(1, 33).unwrap();
+        assert!(odd.with_huge_pages(HugePages::Transparent).is_ok());
+        assert_eq!(
+            odd.with_huge_pages(HugePages::TwoMib),
+            Err(ConfigError::OddHugePages(33))
+        );
     }
 
     #[test]

@@ -13,6 +13,8 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
+use crate::config::HugePages;
+
 use super::layout::{RamRange, ram_ranges};
 
 /// Guest memory as the rest of the monitor sees it.
@@ -32,6 +34,23 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// There are not enough huge pages.
+    #[error(
+        "the host has not enough free huge pages of 2 MiB for {len} bytes of guest memory at gpa {gpa:#x}: see HugePages_Free in \
+         /proc/meminfo, and have more set aside in /proc/sys/vm/nr_hugepages"
+    )]
+    HugePages {
+        /// Where the range starts.
+        gpa: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The kernel has no transparent huge pages.
+    #[error("the host's kernel has no transparent huge pages")]
+    Transparent(#[source] io::Error),
     /// The ranges don't fit the address space.
     #[error("the guest memory does not fit its address space")]
     Layout,
@@ -60,10 +79,25 @@ pub struct Memory {
 impl Memory {
     /// Fresh memory of `bytes` bytes, all zero; a page costs nothing until it is touched.
     pub fn anonymous(bytes: u64) -> Result<Self, MemoryError> {
-        Ok(Self {
-            map: map(&ram_ranges(bytes), None)?,
-            backing: None,
-        })
+        Self::fresh(bytes, HugePages::None)
+    }
+
+    /// As [`Self::anonymous`], in such pages. Those of 2 MiB are set aside for this memory at once, touched or not, so that the
+    /// guest cannot run out of them.
+    pub fn fresh(bytes: u64, pages: HugePages) -> Result<Self, MemoryError> {
+        let map = map(&ram_ranges(bytes), &Backing::Anonymous(pages))?;
+        if pages == HugePages::Transparent {
+            for region in map.iter() {
+                // SAFETY: the range is mapped, and the advice changes nothing of what is in it.
+                let advised = unsafe {
+                    libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE)
+                };
+                if advised != 0 {
+                    return Err(MemoryError::Transparent(io::Error::last_os_error()));
+                }
+            }
+        }
+        Ok(Self { map, backing: None })
     }
 
     /// Memory of `bytes` bytes that starts with what `file` holds and is read from there when it is first touched. Writes
@@ -74,7 +108,7 @@ impl Memory {
     pub fn from_file(bytes: u64, file: File) -> Result<Self, MemoryError> {
         let file = Arc::new(file);
         Ok(Self {
-            map: map(&ram_ranges(bytes), Some(&file))?,
+            map: map(&ram_ranges(bytes), &Backing::File(&file))?,
             backing: Some(file),
         })
     }
@@ -115,14 +149,17 @@ impl Memory {
     }
 }
 
-fn map(ranges: &[RamRange], file: Option<&Arc<File>>) -> Result<GuestMemory, MemoryError> {
+/// What is behind a mapping.
+enum Backing<'a> {
+    Anonymous(HugePages),
+    File(&'a Arc<File>),
+}
+
+fn map(ranges: &[RamRange], backing: &Backing<'_>) -> Result<GuestMemory, MemoryError> {
     let mut regions = Vec::with_capacity(ranges.len());
     let mut offset = 0;
     for range in ranges {
-        regions.push(map_range(
-            *range,
-            file.map(|f| FileOffset::from_arc(Arc::clone(f), offset)),
-        )?);
+        regions.push(map_range(*range, backing, offset)?);
         offset += range.len;
     }
     GuestMemory::from_regions(regions).map_err(|_| MemoryError::Layout)
@@ -130,27 +167,32 @@ fn map(ranges: &[RamRange], file: Option<&Arc<File>>) -> Result<GuestMemory, Mem
 
 fn map_range(
     range: RamRange,
-    file: Option<FileOffset>,
+    backing: &Backing<'_>,
+    offset: u64,
 ) -> Result<GuestRegionMmap<()>, MemoryError> {
     let RamRange {
         start: GuestAddress(gpa),
         len,
     } = range;
     let size = usize::try_from(len).map_err(|_| MemoryError::Layout)?;
-    let anonymous = if file.is_none() {
-        libc::MAP_ANONYMOUS
-    } else {
-        0
+    let flags = match backing {
+        // Set aside now, or refused now: a page that is missing later would be a signal.
+        Backing::Anonymous(HugePages::TwoMib) => {
+            libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB
+        }
+        Backing::Anonymous(_) => libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        Backing::File(_) => libc::MAP_NORESERVE,
     };
     let mut builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous);
-    if let Some(file) = file {
-        builder = builder.with_file_offset(file);
+        .with_mmap_flags(libc::MAP_PRIVATE | flags);
+    if let Backing::File(file) = backing {
+        builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
     }
-    let region = builder
-        .build()
-        .map_err(|source| MemoryError::Map { gpa, len, source })?;
+    let region = builder.build().map_err(|source| match backing {
+        Backing::Anonymous(HugePages::TwoMib) => MemoryError::HugePages { gpa, len, source },
+        _ => MemoryError::Map { gpa, len, source },
+    })?;
     GuestRegionMmap::new(region, range.start).ok_or(MemoryError::Layout)
 }
 

@@ -155,7 +155,7 @@ impl Machine {
     ) -> Result<Self, BuildError> {
         check_address_bits(host, config)?;
         let bytes = config.memory_bytes();
-        let memory = Memory::anonymous(bytes)?;
+        let memory = Memory::fresh(bytes, config.huge_pages())?;
         let vm = Arc::new(vm);
         // Memory slots come first: after the interrupt controllers they would cost milliseconds.
         memory.register(&vm)?;
@@ -178,7 +178,7 @@ impl Machine {
         let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
         let vcpus = (0..config.vcpus())
             .map(|index| {
-                let cpuid = cpuid::for_vcpu(&host.cpuid, index, config.vcpus(), host.tsc_deadline)?;
+                let cpuid = cpuid::for_vcpu(&host.cpuid, index, config, host.tsc_deadline)?;
                 let vcpu = Vcpu::new(&vm, index, cpuid)?;
                 boot_state::set_common(&vcpu.fd)?;
                 if index == 0 {

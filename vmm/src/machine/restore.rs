@@ -94,7 +94,8 @@ struct SavedMachine {
 impl SavedMachine {
     fn read(mut reader: StateReader) -> Result<Self, RestoreError> {
         let machine: MachineState = reader.take()?;
-        let config = MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?;
+        let config =
+            MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?.with_smt(machine.smt)?;
         let vcpus: Vec<VcpuState> = reader.take_all()?;
         let platform = reader.take()?;
         let devices = DeviceStates {

@@ -68,6 +68,7 @@ impl Machine {
         let machine = MachineState {
             vcpus: self.config.vcpus(),
             memory_mib: self.config.memory_mib(),
+            smt: self.config.smt(),
         };
         let mut writer = StateWriter::new(id, self.config.memory_bytes());
         writer

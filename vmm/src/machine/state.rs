@@ -22,11 +22,13 @@ pub struct MachineState {
     pub vcpus: u8,
     /// The size of guest memory in MiB.
     pub memory_mib: u64,
+    /// Two vCPUs are the threads of a core; the guest's view of it is in the vCPUs' CPUID.
+    pub smt: bool,
 }
 
 impl Part for MachineState {
     const TAG: &'static str = "machine";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 /// One vCPU.

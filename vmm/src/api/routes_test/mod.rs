@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::api::limits::{self, BODY_LIMIT};
 use crate::api::testing::{Seen, agreeable, controller, refusing};
-use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::config::{BootSource, Cmdline, HugePages, MachineConfig};
 use crate::controller::command::{CommandResult, CreateSnapshot, LoadSnapshot};
 
 /// The API in front of a scripted controller, without a socket.
@@ -136,8 +136,28 @@ fn a_machine_configuration_is_set() {
 fn a_patch_changes_only_what_it_names() {
     let api = willing();
     api.done("PATCH", "/machine-config", json!({ "mem_size_mib": 1024 }));
-    let expected = Command::SetMachineConfig(MachineConfig::new(2, 1024).unwrap());
-    assert_eq!(api.commands(), [Command::Config, expected]);
+    let expected = MachineConfig::new(2, 1024).unwrap();
+    assert_eq!(
+        api.commands(),
+        [Command::Config, Command::SetMachineConfig(expected)]
+    );
+    for (body, expected) in [
+        (json!({ "smt": true }), expected.with_smt(true)),
+        (
+            json!({ "huge_pages": "2M" }),
+            expected.with_huge_pages(HugePages::TwoMib),
+        ),
+        (
+            json!({ "huge_pages": "Transparent" }),
+            expected.with_huge_pages(HugePages::Transparent),
+        ),
+    ] {
+        let mut body = body;
+        body["mem_size_mib"] = json!(1024);
+        api.done("PATCH", "/machine-config", body);
+        let expected = Command::SetMachineConfig(expected.unwrap());
+        assert_eq!(api.commands().last(), Some(&expected));
+    }
 }
 
 #[test]
@@ -161,7 +181,7 @@ fn a_machine_configuration_that_cannot_be_is_refused_before_the_controller_sees_
         ),
         (json!({ "vcpu_count": 1 }), "missing field `mem_size_mib`"),
         (
-            json!({ "vcpu_count": 1, "mem_size_mib": 128, "smt": true }),
+            json!({ "vcpu_count": 3, "mem_size_mib": 128, "smt": true }),
             "smt",
         ),
         (
@@ -169,7 +189,7 @@ fn a_machine_configuration_that_cannot_be_is_refused_before_the_controller_sees_
             "track_dirty",
         ),
         (
-            json!({ "vcpu_count": 1, "mem_size_mib": 128, "huge_pages": "2M" }),
+            json!({ "vcpu_count": 1, "mem_size_mib": 129, "huge_pages": "2M" }),
             "huge pages",
         ),
         (
@@ -191,8 +211,12 @@ fn a_machine_configuration_that_cannot_be_is_refused_before_the_controller_sees_
             .contains("changes nothing")
     );
     assert!(
-        api.fault("PATCH", "/machine-config", r#"{"smt":true}"#)
-            .contains("smt")
+        api.fault(
+            "PATCH",
+            "/machine-config",
+            r#"{"smt":true,"vcpu_count":31}"#
+        )
+        .contains("smt")
     );
     assert!(
         api.fault("PATCH", "/machine-config", r#"{"vcpu_count":99}"#)

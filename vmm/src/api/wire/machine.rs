@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::devices::lossy;
 use super::{WireError, not_empty};
-use crate::config::{BootSource, Cmdline, MachineConfig};
+use crate::config::{self, BootSource, Cmdline, MachineConfig};
 
 /// GET and PUT `/machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -17,13 +17,13 @@ pub struct MachineConfiguration {
     pub vcpu_count: u64,
     /// The size of the guest's memory in MiB, at least 32.
     pub mem_size_mib: u64,
-    /// Whether two vCPUs share a core: false only.
+    /// Whether two vCPUs share a core; their number is 1 or even then.
     #[serde(default)]
     pub smt: bool,
     /// Whether dirty pages are tracked for diff snapshots: false only.
     #[serde(default)]
     pub track_dirty_pages: bool,
-    /// The size of the pages behind guest memory: `None` (the default), the kernel's usual ones.
+    /// The size of the pages behind guest memory: `None` (the default), the host's usual ones, `Transparent` or `2M`.
     #[serde(default)]
     pub huge_pages: HugePages,
     /// A CPU template: absent, null or `None`.
@@ -37,11 +37,22 @@ pub enum HugePages {
     /// The kernel's usual pages.
     #[default]
     None,
-    /// Transparent huge pages: refused.
+    /// The usual ones, which the host's kernel joins where it can.
     Transparent,
-    /// hugetlbfs pages of 2 MiB: refused.
+    /// Huge pages of 2 MiB, which the host's administrator has set aside (`vm.nr_hugepages`). A machine that is restored
+    /// has the usual ones.
     #[serde(rename = "2M")]
     TwoMib,
+}
+
+impl From<HugePages> for config::HugePages {
+    fn from(pages: HugePages) -> Self {
+        match pages {
+            HugePages::None => Self::None,
+            HugePages::Transparent => Self::Transparent,
+            HugePages::TwoMib => Self::TwoMib,
+        }
+    }
 }
 
 impl From<MachineConfig> for MachineConfiguration {
@@ -49,9 +60,13 @@ impl From<MachineConfig> for MachineConfiguration {
         Self {
             vcpu_count: config.vcpus().into(),
             mem_size_mib: config.memory_mib(),
-            smt: false,
+            smt: config.smt(),
             track_dirty_pages: false,
-            huge_pages: HugePages::None,
+            huge_pages: match config.huge_pages() {
+                config::HugePages::None => HugePages::None,
+                config::HugePages::Transparent => HugePages::Transparent,
+                config::HugePages::TwoMib => HugePages::TwoMib,
+            },
             cpu_template: None,
         }
     }
@@ -61,13 +76,10 @@ impl TryFrom<MachineConfiguration> for MachineConfig {
     type Error = WireError;
 
     fn try_from(wire: MachineConfiguration) -> Result<Self, WireError> {
-        check_unsupported(
-            Some(wire.smt),
-            Some(wire.track_dirty_pages),
-            Some(wire.huge_pages),
-            wire.cpu_template.as_deref(),
-        )?;
-        Ok(MachineConfig::new(wire.vcpu_count, wire.mem_size_mib)?)
+        check_unsupported(Some(wire.track_dirty_pages), wire.cpu_template.as_deref())?;
+        Ok(MachineConfig::new(wire.vcpu_count, wire.mem_size_mib)?
+            .with_smt(wire.smt)?
+            .with_huge_pages(wire.huge_pages.into())?)
     }
 }
 
@@ -79,11 +91,11 @@ pub struct MachineConfigurationPatch {
     pub vcpu_count: Option<u64>,
     /// The size of the guest's memory in MiB, at least 32.
     pub mem_size_mib: Option<u64>,
-    /// False only.
+    /// Whether two vCPUs share a core.
     pub smt: Option<bool>,
     /// False only.
     pub track_dirty_pages: Option<bool>,
-    /// `None` only.
+    /// `None`, `Transparent` or `2M`.
     pub huge_pages: Option<HugePages>,
     /// `None` only.
     pub cpu_template: Option<String>,
@@ -95,33 +107,25 @@ impl MachineConfigurationPatch {
         if self == Self::default() {
             return Err(WireError::EmptyPatch);
         }
-        check_unsupported(
-            self.smt,
-            self.track_dirty_pages,
-            self.huge_pages,
-            self.cpu_template.as_deref(),
-        )?;
+        check_unsupported(self.track_dirty_pages, self.cpu_template.as_deref())?;
         Ok(MachineConfig::new(
             self.vcpu_count.unwrap_or(current.vcpus().into()),
             self.mem_size_mib.unwrap_or(current.memory_mib()),
-        )?)
+        )?
+        .with_smt(self.smt.unwrap_or(current.smt()))?
+        .with_huge_pages(match self.huge_pages {
+            Some(pages) => pages.into(),
+            None => current.huge_pages(),
+        })?)
     }
 }
 
 fn check_unsupported(
-    smt: Option<bool>,
     track_dirty_pages: Option<bool>,
-    huge_pages: Option<HugePages>,
     cpu_template: Option<&str>,
 ) -> Result<(), WireError> {
-    if smt == Some(true) {
-        return Err(WireError::Smt);
-    }
     if track_dirty_pages == Some(true) {
         return Err(WireError::DirtyPages("track_dirty_pages"));
-    }
-    if huge_pages.is_some_and(|pages| pages != HugePages::None) {
-        return Err(WireError::HugePages);
     }
     match cpu_template {
         None | Some("None") => Ok(()),

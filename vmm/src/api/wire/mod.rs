@@ -44,14 +44,13 @@ pub enum WireError {
     /// A number or a command line is out of range.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// `smt` is true.
-    #[error("smt is not supported: leave it out or set it to false")]
-    Smt,
     /// `track_dirty_pages` or `enable_diff_snapshots` is true.
     #[error("{0} is not supported, every snapshot is a full one: leave it out or set it to false")]
     DirtyPages(&'static str),
-    /// `huge_pages` is not `None`.
-    #[error("huge pages are not supported: leave huge_pages out or set it to \"None\"")]
+    /// `huge_pages` of a load asks for some.
+    #[error(
+        "huge pages are not supported for a snapshot, whose memory is mapped from its file: leave huge_pages out or set it to \"None\""
+    )]
     HugePages,
     /// `cpu_template` names a template.
     #[error("CPU templates are not supported: leave cpu_template out or set it to \"None\"")]

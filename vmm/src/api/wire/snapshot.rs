@@ -131,7 +131,7 @@ impl SnapshotLoad {
 /// The pages behind a restored machine's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HugePagesAtLoad {
-    /// As in the snapshot.
+    /// As Firecracker's clients say by default; they are the host's usual ones, whatever the machine had booted with.
     #[default]
     Snapshot,
     /// The kernel's usual pages.
