@@ -5,18 +5,20 @@
 //! generation brings (VMGENID).
 
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::throttle::Throttle;
 use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
-    VirtioDevice, await_doorbell, give_back, next_chain, notify_used,
+    VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
 use crate::DeviceState;
 
-/// The only queue: buffers to be filled.
-const QUEUE_SIZES: [u16; 1] = [256];
+/// The sizes of all queues: of the only one, for buffers to be filled.
+pub const QUEUE_SIZES: [u16; 1] = [256];
 /// The most bytes for one chain; the rest of it stays as it is, and the driver is told (section 5.4.6.2 allows that).
 const MAX_CHAIN_BYTES: usize = 4 << 10;
 /// The most chains in one turn of the event loop.
@@ -29,6 +31,11 @@ pub type RandomSource = fn(&mut [u8]) -> Result<(), getrandom::Error>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntropyState {}
 
+impl EntropyState {
+    /// What a device offers, as the driver may have it.
+    pub const OFFERED: u64 = F_EVENT_IDX | F_INDIRECT_DESC;
+}
+
 impl DeviceState for EntropyState {
     const VERSION: u16 = 1;
 }
@@ -37,21 +44,23 @@ impl DeviceState for EntropyState {
 #[derive(Debug)]
 pub struct Entropy {
     source: RandomSource,
+    complaints: Throttle,
 }
 
 impl Default for Entropy {
     /// Random bytes of the host's operating system.
     fn default() -> Self {
-        Self {
-            source: getrandom::fill,
-        }
+        Self::with_source(getrandom::fill)
     }
 }
 
 impl Entropy {
     /// Random bytes from another source.
     pub fn with_source(source: RandomSource) -> Self {
-        Self { source }
+        Self {
+            source,
+            complaints: Throttle::default(),
+        }
     }
 
     /// The device's state.
@@ -59,24 +68,42 @@ impl Entropy {
         EntropyState {}
     }
 
-    /// Fills what it can of one chain; returns how many bytes. A chain that is malformed gets none.
-    fn fill(&self, chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> u32 {
-        let Ok(mut writer) = chain.writer(memory) else {
-            return 0;
-        };
+    /// Fills what it can of one chain; returns how many bytes. A chain with a buffer outside of memory gets none. Of a chain that is longer
+    /// than the queue (section 2.7.5.3.1) the rest is not looked at.
+    fn fill(&mut self, chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> u32 {
+        let mut pieces = [(GuestAddress(0), 0); QUEUE_SIZES[0] as usize];
+        let mut room = 0;
+        for (piece, descriptor) in pieces.iter_mut().zip(chain) {
+            let len = (descriptor.len() as usize).min(MAX_CHAIN_BYTES - room);
+            if !descriptor.is_write_only() || len == 0 {
+                continue;
+            }
+            if !memory.check_range(descriptor.addr(), len) {
+                return 0;
+            }
+            *piece = (descriptor.addr(), len);
+            room += len;
+        }
         let mut bytes = [0; MAX_CHAIN_BYTES];
-        let bytes = &mut bytes[..writer.available_bytes().min(MAX_CHAIN_BYTES)];
+        let bytes = &mut bytes[..room];
         if let Err(error) = (self.source)(bytes) {
-            tracing::warn!(%error, "no random bytes for the guest");
+            if let Some(more) = self.complaints.allows(Instant::now()) {
+                tracing::warn!(%error, more, "no random bytes for the guest");
+            }
             return 0;
         }
-        match writer.write_all(bytes) {
-            Ok(()) => bytes.len() as u32,
-            Err(_) => 0,
+        let mut rest = &bytes[..];
+        for (gpa, len) in pieces {
+            let (now, later) = rest.split_at(len);
+            // It was there a moment ago, and memory does not go.
+            let _ = memory.write_slice(now, gpa);
+            rest = later;
         }
+        room as u32
     }
 
-    fn serve(&self, active: &mut Active<'_>) -> Result<Turn, QueueBroken> {
+    fn serve(&mut self, active: &mut Active<'_>) -> Result<Turn, QueueBroken> {
+        let mark = mark_used(active, 0);
         let Active {
             memory,
             queues: [queue, ..],
@@ -99,7 +126,7 @@ impl Entropy {
             let len = self.fill(chain, memory);
             give_back(queue, memory, *interrupt, head, len)?;
         }
-        notify_used(active, 0)?;
+        notify_used(active, 0, mark)?;
         Ok(turn)
     }
 }
@@ -114,7 +141,7 @@ impl VirtioDevice for Entropy {
     }
 
     fn features(&self) -> u64 {
-        F_EVENT_IDX | F_INDIRECT_DESC
+        EntropyState::OFFERED
     }
 
     /// There is no configuration space.

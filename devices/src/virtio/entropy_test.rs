@@ -287,3 +287,18 @@ proptest! {
         prop_assert_eq!(device.saved(), state);
     }
 }
+
+#[test]
+fn of_a_chain_longer_than_the_queue_the_rest_is_not_looked_at() {
+    let mut device = with_ones();
+    for index in 0..30_000 {
+        let flags = NEXT | WRITE;
+        write_descriptor(&device.memory, 0, index, 0x9_0000, 1, flags, index + 1);
+    }
+    write_descriptor(&device.memory, 0, 30_000, 0x9_0000, 4000, WRITE, 0);
+    let queue = &mut device.queues[0];
+    queue.descriptor(0, 0, 30_001 * 16, INDIRECT, 0);
+    queue.offer(0);
+    device.doorbell(0);
+    assert_eq!(device.queues[0].take_used(), [(0, 256)]);
+}

@@ -20,6 +20,7 @@ mod queue;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+mod throttle;
 pub mod vsock;
 
 use std::fmt::Debug;
@@ -30,7 +31,7 @@ use virtio_queue::Queue;
 pub use acpi::MmioSlot;
 pub use irq::Wires;
 pub use mmio::{Transport, VirtioMmio};
-pub use queue::{QueueBroken, await_doorbell, give_back, next_chain, notify_used};
+pub use queue::{QueueBroken, await_doorbell, give_back, mark_used, next_chain, notify_used};
 pub use state::{QueueRegisters, TransportRestoreError, TransportState};
 
 /// Guest memory as the devices see it. A clone is cheap and refers to the same memory.

@@ -127,6 +127,19 @@ impl TransportState {
         }
     }
 
+    /// Whether this can be the state of a device with queues of `sizes` that offers `offered`, without a device.
+    ///
+    /// # Errors
+    /// As for [`VirtioMmio::from_state`](super::VirtioMmio::from_state).
+    pub fn precheck(
+        &self,
+        sizes: &[u16],
+        offered: u64,
+        memory: &GuestMemory,
+    ) -> Result<(), TransportRestoreError> {
+        self.check(sizes, offered | F_VERSION_1, memory).map(drop)
+    }
+
     /// The queues, if all of this can be the state of a device with queues of `sizes` that offers `offered`.
     pub(super) fn check(
         &self,

@@ -59,7 +59,7 @@ fn the_guest_sees_size_name_and_limits_of_two_disks() {
         );
         assert_eq!(
             queue(&mut vm, disk, "write_zeroes_max_bytes"),
-            (1_u64 << 30).to_string()
+            (1_u64 << 24).to_string()
         );
     }
     // What goes to one does not go to the other.

@@ -81,6 +81,7 @@ pub(super) struct Devices {
 }
 
 /// What the saved devices are.
+#[derive(Debug)]
 pub(super) struct DeviceStates {
     pub(super) pm: PmPart,
     pub(super) serial: SerialPart,

@@ -15,6 +15,7 @@ pub mod memory;
 mod platform;
 mod restore;
 mod save;
+mod saved;
 pub mod state;
 mod vcpu;
 mod vcpu_state;
@@ -47,11 +48,13 @@ use memory::{GuestMemory, Memory, MemoryError};
 use platform::PlatformError;
 pub use restore::RestoreError;
 pub use save::SaveError;
+pub use saved::SavedMachine;
 use vcpu::{Vcpu, VcpuError};
 pub use vcpus::Standstill;
 use vcpus::VcpuSet;
 pub use virtio::UpdateDriveError;
-use virtio::{VirtioDevices, VirtioError, VirtioEvents};
+pub use virtio::VirtioError;
+use virtio::{VirtioDevices, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.
 #[derive(Debug, Error, PartialEq, Eq)]

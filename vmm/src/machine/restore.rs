@@ -7,23 +7,23 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
-use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
 use super::backends::copy::{CopyError, copy_drives};
-use super::devices::{DeviceError, DeviceStates, Devices};
+use super::devices::{DeviceError, Devices};
 use super::events::MachineEvent;
 use super::host_fit::{self, HostFitError};
 use super::memory::{Memory, MemoryError};
 use super::platform::{self, PlatformError};
-use super::state::{MachineState, PlatformState, VcpuState};
+use super::saved::SavedMachine;
+use super::state::VcpuState;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
 use super::vcpus::VcpuSet;
-use super::virtio::{SavedVirtio, VirtioDevices, VirtioError};
-use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits, layout};
-use crate::config::{ConfigError, DeviceOverrides, MachineConfig};
+use super::virtio::{VirtioDevices, VirtioError};
+use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
+use crate::config::{ConfigError, DeviceOverrides};
 use crate::controller::command::RestoreAs;
-use crate::generation::{GenerationDevices, GenerationError};
+use crate::generation::GenerationError;
 use crate::snapshot::{StateError, StateReader};
 
 /// Why a machine could not be restored.
@@ -82,93 +82,6 @@ pub enum RestoreError {
     Generation(#[from] GenerationError),
 }
 
-/// Everything that a state file says, checked against itself.
-struct SavedMachine {
-    config: MachineConfig,
-    vcpus: Vec<VcpuState>,
-    platform: PlatformState,
-    devices: DeviceStates,
-    generation: GenerationDevices,
-}
-
-impl SavedMachine {
-    fn read(mut reader: StateReader) -> Result<Self, RestoreError> {
-        let machine: MachineState = reader.take()?;
-        let config =
-            MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?.with_smt(machine.smt)?;
-        let vcpus: Vec<VcpuState> = reader.take_all()?;
-        let platform = reader.take()?;
-        let devices = DeviceStates {
-            pm: reader.take()?,
-            serial: reader.take()?,
-            vmgenid: reader.take()?,
-            sysgen: reader.take()?,
-            vmclock: reader.take()?,
-            fw_cfg: reader.take()?,
-            virtio: SavedVirtio::read(&mut reader)?,
-        };
-        devices.virtio.config.check()?;
-        if let Some(contradiction) = devices.virtio.contradiction() {
-            return Err(RestoreError::Contradiction(contradiction));
-        }
-        let memory_length = reader.header().memory_length;
-        reader.finish()?;
-        if vcpus.len() != usize::from(config.vcpus()) {
-            return contradiction(format!("{} vCPUs of {}", vcpus.len(), config.vcpus()));
-        }
-        if memory_length != config.memory_bytes() {
-            return contradiction(format!(
-                "{memory_length} bytes of memory of {}",
-                config.memory_bytes()
-            ));
-        }
-        let generation = restore_generation(&devices, config.memory_bytes())?;
-        Ok(Self {
-            config,
-            vcpus,
-            platform,
-            devices,
-            generation,
-        })
-    }
-}
-
-/// The devices that tell of generations; each has to lie where the guest's ACPI tables say.
-fn restore_generation(
-    states: &DeviceStates,
-    memory_bytes: u64,
-) -> Result<GenerationDevices, RestoreError> {
-    let refused = RestoreError::GenerationDevices;
-    let vmgenid = VmGenId::from_state(&states.vmgenid.0).map_err(|e| refused(e.into()))?;
-    let sysgen = SysGen::from_state(&states.sysgen.0).map_err(|e| refused(e.into()))?;
-    let vmclock = VmClock::from_state(&states.vmclock.0).map_err(|e| refused(e.into()))?;
-    for (what, gpa, expected) in [
-        (
-            "generation ID",
-            vmgenid.gpa(),
-            layout::generation_id(memory_bytes),
-        ),
-        (
-            "generation counter",
-            sysgen.gpa(),
-            layout::generation_counter(memory_bytes),
-        ),
-        ("VMClock", vmclock.gpa(), layout::vmclock(memory_bytes)),
-    ] {
-        if gpa != expected.0 {
-            return contradiction(format!(
-                "the {what} lies at {gpa:#x}, not at {:#x}",
-                expected.0
-            ));
-        }
-    }
-    Ok(GenerationDevices::new(vmgenid, sysgen, vmclock))
-}
-
-fn contradiction<T>(what: String) -> Result<T, RestoreError> {
-    Err(RestoreError::Contradiction(what))
-}
-
 impl Machine {
     /// Builds the machine that `reader` and `memory` hold in `vm` (an empty one), standing still. With [`RestoreAs::New`] a new
     /// generation has begun.
@@ -195,8 +108,10 @@ impl Machine {
         let virtio = virtio
             .overridden(overrides)
             .map_err(RestoreError::Overrides)?;
-        let copies = copy_drives(&saved.devices.virtio.config, overrides)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
+        // Nothing on the host is opened for a state that will be refused.
+        saved.check_virtio(&virtio, memory.map())?;
+        let copies = copy_drives(&saved.devices.virtio.config, overrides)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();

@@ -31,6 +31,15 @@ pub enum SaveError {
         #[source]
         source: VcpuStateError,
     },
+    /// A drive: a snapshot would refer to what is not on its disk.
+    #[error("could not make durable what the guest has written to the drive {id:?}")]
+    Drive {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Interrupt controllers, clock, PIT.
     #[error("could not save the interrupt controllers")]
     Platform(#[from] PlatformError),
@@ -46,7 +55,7 @@ impl Machine {
     /// The content of the state file of snapshot `id`.
     ///
     /// # Errors
-    /// The vCPUs must stand still; KVM's errors.
+    /// The vCPUs must stand still; KVM's errors; a drive that cannot be synced. The machine may go on afterwards in any case.
     pub fn save(&self, host: &Host, id: SnapshotId) -> Result<Vec<u8>, SaveError> {
         let standstill = self.vcpus.standstill().ok_or(SaveError::Running)?;
         if self.generation_owed {
@@ -54,6 +63,7 @@ impl Machine {
         }
         // First: what ends now raises its interrupt before the interrupt controllers are saved, if KVM is quick.
         self.devices.virtio.drain();
+        self.devices.virtio.sync_drives()?;
         let vcpus = standstill
             .vcpus()
             .map(|vcpu| {

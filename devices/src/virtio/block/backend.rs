@@ -35,8 +35,9 @@ pub trait BlockBackend: Send + Debug {
     /// reported as the task's end, never here.
     fn start(&mut self, task: Task);
 
-    /// Begins all that was taken.
-    fn kick(&mut self);
+    /// Begins all that was taken. False if the host has no room for some of it now: to be called again soon.
+    #[must_use]
+    fn kick(&mut self) -> bool;
 
     /// A task that has ended, with its result; none if no other has ended yet. Never waits.
     fn ended(&mut self) -> Option<(u16, io::Result<()>)>;

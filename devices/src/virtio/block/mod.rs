@@ -9,6 +9,7 @@ mod request;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,9 +17,10 @@ use virtio_bindings::bindings::virtio_blk as ids;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::throttle::Throttle;
 use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
-    VirtioDevice, await_doorbell, give_back, next_chain, notify_used,
+    VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
 use crate::DeviceState;
 
@@ -29,6 +31,8 @@ use request::{ID_BYTES, Request, Rules, S_IOERR, S_OK, S_UNSUPP, What};
 pub const DEVICE_ID: u32 = 2;
 /// Descriptors in the queue.
 pub const QUEUE_SIZE: u16 = 256;
+/// The sizes of all queues.
+pub const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 
 /// The most pieces of guest memory in one request: more than [`SEG_MAX`] and what surrounds them, less than the kernel takes (`IOV_MAX`).
 const MAX_SEGMENTS: usize = 512;
@@ -38,8 +42,12 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const SIZE_MAX: u32 = 64 << 10;
 /// The most bytes in one request, so that what is in flight has a bound: 16 MiB, as much as `SEG_MAX` and `SIZE_MAX` allow.
 pub const MAX_REQUEST: u32 = SEG_MAX * SIZE_MAX;
-/// The most sectors that one request may discard or zero: 1 GiB.
-const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// The most descriptors that are looked at: a chain that is longer has no end for us. Twice as many as there can be pieces.
+const MAX_DESCRIPTORS: usize = 2 * MAX_SEGMENTS;
+/// The most sectors that one request may discard: 1 GiB.
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// The most sectors that one request may zero: 16 MiB, because a file system that makes no zeros has them written, and a snapshot waits for that.
+const MAX_ZERO_SECTORS: u32 = 1 << 15;
 /// The block size that the guest should prefer, as a power of two of sectors: 4 KiB, the page of the host's cache.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 /// What the guest should align discards to, in sectors.
@@ -76,6 +84,23 @@ pub struct BlockState {
 
 impl DeviceState for BlockState {
     const VERSION: u16 = 1;
+}
+
+impl BlockState {
+    /// Whether a disk can have saved this which the guest may not write to, or may.
+    ///
+    /// # Errors
+    /// [`BlockError`].
+    pub fn check(&self, read_only: bool) -> Result<(), BlockError> {
+        let features = self.features;
+        if features & F_ALWAYS != F_ALWAYS || features & !(F_ALWAYS | F_SOMETIMES) != 0 {
+            return Err(BlockError::Features {
+                id: self.id.clone(),
+                features,
+            });
+        }
+        check_access(&self.id, features, read_only)
+    }
 }
 
 /// Why a disk's state or its new backend was refused.
@@ -131,6 +156,7 @@ pub struct Block<B> {
     resized: bool,
     /// Something was written since the disk was last synced.
     dirty: bool,
+    complaints: Throttle,
 }
 
 impl<B: BlockBackend> Block<B> {
@@ -160,6 +186,7 @@ impl<B: BlockBackend> Block<B> {
             memory: None,
             resized: false,
             dirty: false,
+            complaints: Throttle::default(),
         }
     }
 
@@ -179,15 +206,8 @@ impl<B: BlockBackend> Block<B> {
     /// # Errors
     /// The state cannot have been saved, or the backend's access is not what the driver was told.
     pub fn from_state(state: &BlockState, backend: B) -> Result<Self, BlockError> {
-        let features = state.features;
-        if features & F_ALWAYS != F_ALWAYS || features & !(F_ALWAYS | F_SOMETIMES) != 0 {
-            return Err(BlockError::Features {
-                id: state.id.clone(),
-                features,
-            });
-        }
-        check_access(&state.id, features, &backend)?;
-        let mut disk = Self::with_features(&state.id, features, backend);
+        state.check(backend.read_only())?;
+        let mut disk = Self::with_features(&state.id, state.features, backend);
         disk.resized = disk.sectors != state.sectors;
         Ok(disk)
     }
@@ -202,7 +222,7 @@ impl<B: BlockBackend> Block<B> {
         backend: B,
         active: Option<&mut Active<'_>>,
     ) -> Result<(), BlockError> {
-        check_access(&self.id, self.features, &backend)?;
+        check_access(&self.id, self.features, backend.read_only())?;
         let depth = backend.depth().clamp(1, QUEUE_SIZE);
         match active {
             Some(active) => {
@@ -242,11 +262,11 @@ impl<B: BlockBackend> Block<B> {
         put(34, &1_u16.to_le_bytes());
         if self.features & F_DISCARD != 0 {
             // One range a request, at most so long, so aligned.
-            put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
             put(40, &1_u32.to_le_bytes());
             put(44, &PHYSICAL_BLOCK_SECTORS.to_le_bytes());
             // One range of zeros a request, which may be given back.
-            put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+            put(48, &MAX_ZERO_SECTORS.to_le_bytes());
             put(52, &1_u32.to_le_bytes());
             put(56, &[1]);
         }
@@ -255,9 +275,10 @@ impl<B: BlockBackend> Block<B> {
 
     /// Looks at queue and backend until there is nothing more to do now.
     fn work(&mut self, active: &mut Active<'_>) -> Turn {
+        let mark = mark_used(active, 0);
         let turn = self.work_through(active).unwrap_or(Turn::Done);
         // The driver is told of what was used before the queue broke, too.
-        let _ = notify_used(active, 0);
+        let _ = notify_used(active, 0, mark);
         turn
     }
 
@@ -265,9 +286,11 @@ impl<B: BlockBackend> Block<B> {
         let mut budget = QUEUE_SIZE;
         loop {
             let taken = self.take_requests(active, &mut budget)?;
-            self.backend.kick();
+            let mut begun = self.backend.kick();
             let ended = self.answer_ended(active)?;
-            if budget == 0 {
+            // What has ended in part has gone on.
+            begun &= self.backend.kick();
+            if budget == 0 || !begun {
                 return Ok(Turn::More);
             }
             if taken || ended {
@@ -360,7 +383,9 @@ impl<B: BlockBackend> Block<B> {
                 Ok(()) => S_OK,
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => S_UNSUPP,
                 Err(error) => {
-                    tracing::warn!(disk = self.id, %error, "a request has failed");
+                    if let Some(more) = self.complaints.allows(Instant::now()) {
+                        tracing::warn!(disk = self.id, %error, more, "a request has failed");
+                    }
                     S_IOERR
                 }
             };
@@ -379,22 +404,24 @@ impl<B: BlockBackend> Block<B> {
         Some((pending, result))
     }
 
-    /// Makes durable what the guest has written, before a snapshot refers to it. What could not be is tried again the next time.
-    fn sync_what_was_written(&mut self) {
-        if !self.dirty {
-            return;
+    /// Makes durable what the guest has written, before a snapshot refers to it. Nothing is in flight: the disk is drained or has no
+    /// driver. What could not be made so is tried again the next time.
+    ///
+    /// # Errors
+    /// The file's: a snapshot would refer to what is not there.
+    pub fn sync(&mut self) -> std::io::Result<()> {
+        if self.dirty {
+            self.backend.sync()?;
+            self.dirty = false;
         }
-        match self.backend.sync() {
-            Ok(()) => self.dirty = false,
-            Err(error) => {
-                tracing::error!(disk = self.id, %error, "a disk could not be synced");
-            }
-        }
+        Ok(())
     }
 
     /// Waits for all requests in flight, and answers them if there is somebody to answer to.
     fn end_all(&mut self, mut active: Option<&mut Active<'_>>) {
-        self.backend.kick();
+        // What does not begin now does while it is waited for.
+        let _ = self.backend.kick();
+        let mark = active.as_deref().map(|active| mark_used(active, 0));
         let any = self.free.len() < self.pending.len();
         while self.free.len() < self.pending.len() {
             match active.as_deref_mut() {
@@ -410,14 +437,13 @@ impl<B: BlockBackend> Block<B> {
                 self.backend.wait();
             }
         }
-        if let Some(active) = active.filter(|_| any) {
-            let _ = notify_used(active, 0);
+        if let (Some(active), Some(mark), true) = (active, mark, any) {
+            let _ = notify_used(active, 0, mark);
         }
     }
 }
 
-fn check_access(id: &str, features: u64, backend: &impl BlockBackend) -> Result<(), BlockError> {
-    let read_only = backend.read_only();
+fn check_access(id: &str, features: u64, read_only: bool) -> Result<(), BlockError> {
     if read_only == (features & F_RO != 0) {
         return Ok(());
     }
@@ -450,7 +476,7 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &QUEUE_SIZES
     }
 
     fn features(&self) -> u64 {
@@ -472,8 +498,6 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 
     fn reset(&mut self) {
         self.end_all(None);
-        // A snapshot does not drain a device that has no driver any more.
-        self.sync_what_was_written();
         self.memory = None;
     }
 
@@ -494,7 +518,6 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 
     fn drain(&mut self, active: &mut Active<'_>) {
         self.end_all(Some(active));
-        self.sync_what_was_written();
     }
 
     fn restored(&mut self, active: &mut Active<'_>) {

@@ -8,7 +8,10 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::super::GuestMemory;
 use super::backend::{Buffers, Operation, SECTOR};
-use super::{F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_RANGE_SECTORS, MAX_REQUEST, MAX_SEGMENTS};
+use super::{
+    F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_DESCRIPTORS, MAX_DISCARD_SECTORS, MAX_REQUEST,
+    MAX_SEGMENTS, MAX_ZERO_SECTORS,
+};
 
 /// The request was carried out.
 pub(super) const S_OK: u8 = ids::VIRTIO_BLK_S_OK as u8;
@@ -97,12 +100,15 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// None if the chain does not end: it is a loop, or leads out of its table.
+    /// None if the chain does not end: it is a loop, leads out of its table, or is longer than any that a driver may make.
     fn gather(mut chain: DescriptorChain<&GuestMemory>) -> Option<Self> {
         let mut pieces = Self::default();
         let mut ends = false;
         let mut count = 0;
-        for descriptor in chain.by_ref() {
+        for (number, descriptor) in chain.by_ref().enumerate() {
+            if number == MAX_DESCRIPTORS {
+                return None;
+            }
             ends = !descriptor.has_next();
             if descriptor.len() == 0 {
                 continue;
@@ -182,13 +188,15 @@ impl Pieces {
             }
             ids::VIRTIO_BLK_T_DISCARD => {
                 refused_if(!has(F_DISCARD), S_UNSUPP)?;
-                let (offset, len, flags) = rules.one_range(memory, &mut self.readable)?;
+                let (offset, len, flags) =
+                    rules.one_range(memory, &mut self.readable, MAX_DISCARD_SECTORS)?;
                 refused_if(flags != 0, S_UNSUPP)?;
                 Operation::Discard { offset, len }
             }
             ids::VIRTIO_BLK_T_WRITE_ZEROES => {
                 refused_if(!has(F_WRITE_ZEROES), S_UNSUPP)?;
-                let (offset, len, flags) = rules.one_range(memory, &mut self.readable)?;
+                let (offset, len, flags) =
+                    rules.one_range(memory, &mut self.readable, MAX_ZERO_SECTORS)?;
                 let unmap = flags & ids::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
                 refused_if(
                     flags & !ids::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
@@ -221,12 +229,13 @@ impl Rules {
         &self,
         memory: &GuestMemory,
         readable: &mut Vec<Segment>,
+        most: u32,
     ) -> Result<(u64, u64, u32), u8> {
         let mut range = [0; RANGE];
         take(memory, readable, &mut range)?;
         let [sector @ .., c0, c1, c2, c3, f0, f1, f2, f3] = range;
         let count = u32::from_le_bytes([c0, c1, c2, c3]);
-        if !readable.is_empty() || count == 0 || count > MAX_RANGE_SECTORS {
+        if !readable.is_empty() || count == 0 || count > most {
             return Err(S_IOERR);
         }
         let offset = self.range(u64::from_le_bytes(sector), count.into())?;

@@ -3,15 +3,15 @@
 use virtio_bindings::bindings::virtio_blk as ids;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::VirtioDevice;
 use super::super::testing::{Buffer, Harness, readable, writable};
+use super::super::{F_EVENT_IDX, VirtioDevice};
 use super::request::{S_IOERR, S_OK, S_UNSUPP};
 use super::testing::{
     DATA, Driver, SECTORS, TestDisk, UNTOUCHED, bytes, header, request, status, status_byte,
 };
 use super::{
     Block, BlockError, BlockState, CONFIG_LEN, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES,
-    MAX_RANGE_SECTORS, MAX_REQUEST,
+    MAX_DISCARD_SECTORS, MAX_REQUEST, MAX_ZERO_SECTORS,
 };
 
 const READ: u32 = ids::VIRTIO_BLK_T_IN;
@@ -148,7 +148,8 @@ fn ranges_that_break_a_rule_are_refused() {
         (DISCARD, SECTORS - 1, 2, 0, S_IOERR),
         (DISCARD, u64::MAX, 1, 0, S_IOERR),
         (DISCARD, 0, 0, 0, S_IOERR),
-        (DISCARD, 0, MAX_RANGE_SECTORS + 1, 0, S_IOERR),
+        (DISCARD, 0, MAX_DISCARD_SECTORS + 1, 0, S_IOERR),
+        (WRITE_ZEROES, 0, MAX_ZERO_SECTORS + 1, 0, S_IOERR),
         (DISCARD, 0, 1, 1, S_UNSUPP),
         (WRITE_ZEROES, 0, u32::MAX, 0, S_IOERR),
         (WRITE_ZEROES, 0, 1, 2, S_UNSUPP),
@@ -277,7 +278,7 @@ fn the_configuration_space_says_what_the_disk_is() {
     );
     assert_eq!(
         (at(&driver, 48, 4), at(&driver, 52, 4), at(&driver, 56, 1)),
-        (1 << 21, 1, 1)
+        (1 << 15, 1, 1)
     );
     disk.discards = false;
     assert_eq!(active(&disk).config(36, 24), [0; 24]);
@@ -382,10 +383,59 @@ fn a_save_makes_durable_what_was_written_since_the_last_one() {
     for syncs in 1..3 {
         let data = [readable(DATA, 512)];
         assert_eq!(request(&mut driver, WRITE, 0, &data), (1, S_OK));
-        driver.saved();
-        driver.saved();
-        assert_eq!(disk.with(|store| store.syncs), syncs);
+        for _ in 0..2 {
+            driver.saved();
+            let synced = driver.transport.with_device(|block, _| block.sync());
+            synced.unwrap();
+            assert_eq!(disk.with(|store| store.syncs), syncs);
+        }
     }
+}
+
+#[test]
+fn what_could_not_be_made_durable_is_told_and_tried_again() {
+    let disk = TestDisk::new();
+    let mut driver = active(&disk);
+    let data = [readable(DATA, 512)];
+    assert_eq!(request(&mut driver, WRITE, 0, &data), (1, S_OK));
+    driver.saved();
+    let sync = |driver: &Driver| driver.transport.with_device(|block, _| block.sync());
+    for _ in 0..2 {
+        disk.with(|store| store.sync_error = Some(libc::EIO));
+        let error = sync(&driver).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    disk.with(|store| store.sync_error = None);
+    sync(&driver).unwrap();
+    assert_eq!(disk.with(|store| store.syncs), 1);
+    // The guest has noticed nothing of it.
+    assert_eq!(request(&mut driver, WRITE, 0, &data), (1, S_OK));
+}
+
+#[test]
+fn a_task_that_the_host_has_no_room_for_begins_later() {
+    let disk = TestDisk::new();
+    let mut driver = active(&disk);
+    disk.with(|store| store.no_room = 7);
+    let answer = request(&mut driver, READ, 5, &[writable(DATA, 512)]);
+    assert_eq!(answer, (513, S_OK));
+}
+
+#[test]
+fn a_doorbell_without_a_request_is_no_interrupt() {
+    let mut driver = Harness::active(TestDisk::new().disk(), F_EVENT_IDX);
+    let before = driver.wires.interrupts();
+    driver.doorbell(0);
+    driver.backend_ready();
+    assert_eq!(driver.wires.interrupts(), before);
+    let data = [writable(DATA, 512)];
+    assert_eq!(request(&mut driver, READ, 5, &data), (513, S_OK));
+    assert_eq!(driver.wires.interrupts(), before + 1);
+    // `VIRTQ_AVAIL_F_NO_INTERRUPT`
+    let flags = GuestAddress(driver.queues[0].avail_ring);
+    driver.memory.write_obj(1_u16, flags).unwrap();
+    assert_eq!(request(&mut driver, READ, 5, &data), (513, S_OK));
+    assert_eq!(driver.wires.interrupts(), before + 1);
 }
 
 #[test]

@@ -34,6 +34,10 @@ pub(super) struct Store {
     pub(super) most_in_flight: usize,
     /// The error with which the next tasks end.
     pub(super) error: Option<i32>,
+    /// So often the host has no room for tasks.
+    pub(super) no_room: u32,
+    /// The error with which syncs end.
+    pub(super) sync_error: Option<i32>,
 }
 
 impl Store {
@@ -164,12 +168,17 @@ impl BlockBackend for TestDisk {
         });
     }
 
-    fn kick(&mut self) {
+    fn kick(&mut self) -> bool {
         self.with(|store| {
+            if store.no_room > 0 {
+                store.no_room -= 1;
+                return false;
+            }
             while !store.held && !store.waiting.is_empty() {
                 store.end_one(false);
             }
-        });
+            true
+        })
     }
 
     fn ended(&mut self) -> Option<(u16, io::Result<()>)> {
@@ -184,8 +193,13 @@ impl BlockBackend for TestDisk {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.with(|store| store.syncs += 1);
-        Ok(())
+        self.with(|store| match store.sync_error {
+            Some(error) => Err(io::Error::from_raw_os_error(error)),
+            None => {
+                store.syncs += 1;
+                Ok(())
+            }
+        })
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

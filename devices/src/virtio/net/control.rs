@@ -40,7 +40,7 @@ pub(super) fn process(
         }
         budget -= 1;
         let head = chain.head_index();
-        let written = answer(memory, chain, &mut commands);
+        let written = answer(queue.size(), memory, chain, &mut commands);
         used.put(queue, memory, head, written)?;
         used.publish(queue, memory)?;
     };
@@ -48,15 +48,19 @@ pub(super) fn process(
 }
 
 /// Carries out one command and returns how many bytes were written: its class and number come first, a byte each; the
-/// answer is the chain's last byte.
+/// answer is the chain's last byte. A chain that is longer than the queue (virtio 1.2, 2.7.5.3.1) gets none.
 fn answer(
+    longest: u16,
     memory: &GuestMemory,
     chain: DescriptorChain<&GuestMemory>,
     commands: &mut Commands,
 ) -> u32 {
     let mut command = Vec::with_capacity(2);
     let mut place = None;
-    for descriptor in chain {
+    for (number, descriptor) in chain.enumerate() {
+        if number >= usize::from(longest) {
+            return 0;
+        }
         let (address, len) = (descriptor.addr(), descriptor.len());
         if descriptor.is_write_only() {
             if len > 0 {

@@ -56,7 +56,8 @@ pub const MIN_MTU: u16 = 68;
 const RX: u16 = 0;
 const TX: u16 = 1;
 const CONTROL: u16 = 2;
-const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
+/// The sizes of all queues: frames for the guest, frames from it, commands.
+pub const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 
 /// How many frames or chains one turn of a queue handles, so that a guest's flood leaves the event loop to others.
 const BUDGET: usize = 256;

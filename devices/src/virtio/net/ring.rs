@@ -1,13 +1,12 @@
 //! What both directions need of a queue: descriptor chains taken apart, and used buffers published together.
 
-use std::num::Wrapping;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use crate::virtio::GuestMemory;
+use crate::virtio::queue::{Mark, wants_interrupt};
 
 /// Why a queue cannot be used any more. Its driver has broken it, and has to reset the device.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +116,7 @@ pub(super) fn views<'m>(
 #[derive(Debug)]
 pub(super) struct Used {
     /// The ring's index when the driver was last asked whether it wants an interrupt.
-    asked: Wrapping<u16>,
+    asked: Mark,
     /// Elements that are written and not shown yet.
     hidden: u16,
 }
@@ -126,7 +125,7 @@ impl Used {
     /// Nothing is used yet.
     pub(super) fn new(queue: &Queue) -> Self {
         Self {
-            asked: Wrapping(queue.next_used()),
+            asked: Mark::of(queue),
             hidden: 0,
         }
     }
@@ -177,22 +176,8 @@ impl Used {
         queue: &Queue,
         memory: &GuestMemory,
     ) -> Result<bool, QueueError> {
-        let now = Wrapping(queue.next_used());
-        let before = std::mem::replace(&mut self.asked, now);
-        if now == before {
-            return Ok(false);
-        }
-        // The driver sets its wish and then looks at the index; the index must be there before its wish is read.
-        fence(Ordering::SeqCst);
-        let ring = queue.avail_ring();
-        if queue.event_idx_enabled() {
-            let address = ring_address(ring, 4 + 2 * u64::from(queue.size()))?;
-            let event: u16 = memory.load(address, Ordering::Relaxed)?;
-            let event = Wrapping(u16::from_le(event));
-            return Ok(now - event - Wrapping(1) < now - before);
-        }
-        let flags: u16 = memory.load(ring_address(ring, 0)?, Ordering::Relaxed)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let before = std::mem::replace(&mut self.asked, Mark::of(queue));
+        Ok(wants_interrupt(queue, memory, before)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
 
-use super::{FrameBackend, MIN_MTU, Net, NetSettings, is_consistent, offered};
+use super::{FrameBackend, MIN_MTU, Net, NetSettings, Offloads, is_consistent, offered};
 use crate::DeviceState;
 
 /// The device's own state; its queues are the transport's.
@@ -47,6 +47,40 @@ pub enum NetRestoreError {
     Offloads(std::io::Error),
 }
 
+impl NetState {
+    /// Whether such a device can have saved this, on a network that can do anything.
+    ///
+    /// # Errors
+    /// [`NetRestoreError`].
+    pub fn check(&self) -> Result<(), NetRestoreError> {
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(NetRestoreError::Mtu(mtu));
+        }
+        self.check_features(Offloads::ALL)
+    }
+
+    /// What is on offer by a device with this state, on a network that can do anything.
+    pub fn offered(&self) -> u64 {
+        self.offered_on(Offloads::ALL)
+    }
+
+    fn offered_on(&self, offloads: Offloads) -> u64 {
+        let settings = NetSettings {
+            mac: self.mac,
+            mtu: self.mtu,
+        };
+        offered(settings, offloads)
+    }
+
+    fn check_features(&self, offloads: Offloads) -> Result<(), NetRestoreError> {
+        let (features, offered) = (self.features, self.offered_on(offloads));
+        if features & !offered == 0 && is_consistent(features) {
+            return Ok(());
+        }
+        Err(NetRestoreError::Features { features, offered })
+    }
+}
+
 impl<B: FrameBackend> Net<B> {
     /// The device's state. *vCPUs:* standing still; the device is drained.
     pub fn save(&self) -> NetState {
@@ -72,20 +106,12 @@ impl<B: FrameBackend> Net<B> {
         mac: Option<[u8; 6]>,
         backend: B,
     ) -> Result<Self, NetRestoreError> {
-        if let Some(mtu) = state.mtu.filter(|mtu| *mtu < MIN_MTU) {
-            return Err(NetRestoreError::Mtu(mtu));
-        }
+        state.check()?;
+        state.check_features(backend.offloads())?;
         let settings = NetSettings {
             mac: mac.unwrap_or(state.mac),
             mtu: state.mtu,
         };
-        let offered = offered(settings, backend.offloads());
-        if state.features & !offered != 0 || !is_consistent(state.features) {
-            return Err(NetRestoreError::Features {
-                features: state.features,
-                offered,
-            });
-        }
         let mut device = Self::new(settings, backend);
         device.features = state.features;
         device.link = state.link;

@@ -188,3 +188,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_command_in_a_chain_longer_than_the_queue_is_not_looked_at() {
+    let mut bench = Bench::new(8, 0);
+    bench.write(DATA, &[3, 0, 0xee]);
+    let table = DATA + 0x100;
+    for index in 0..2000 {
+        let flags = super::testing::NEXT;
+        bench.descriptor(table, index, (DATA, 1, flags, index + 1));
+    }
+    bench.descriptor(table, 2000, (DATA + 2, 1, super::testing::WRITE, 0));
+    let indirect = (table, 2001 * 16, super::testing::INDIRECT, 0);
+    bench.descriptor(bench.table(CONTROL), 0, indirect);
+    bench.offer(CONTROL, 0);
+    let _ = bench.doorbell(CONTROL);
+    assert_eq!(bench.used(CONTROL, 0), [(0, 0)]);
+    assert_eq!(bench.bytes(DATA + 2, 1), [0xee]);
+}

@@ -29,7 +29,7 @@ use self::muxer::{Muxer, Output};
 use self::packet::{HEADER_LEN, Header, MAX_PIECES, Pieces};
 use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, Interrupt, QueueBroken, Turn,
-    VirtioDevice, await_doorbell, give_back, next_chain, notify_used,
+    VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
 use crate::DeviceState;
 
@@ -41,8 +41,8 @@ pub const MIN_GUEST_CID: u64 = 3;
 /// The largest one: the upper half of the field is reserved, and all ones mean "any".
 pub const MAX_GUEST_CID: u64 = u32::MAX as u64 - 1;
 
-/// To the guest, from the guest, events (section 5.10.2).
-const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
+/// The sizes of all queues: to the guest, from the guest, events (section 5.10.2).
+pub const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 const RX: u16 = 0;
 const TX: u16 = 1;
 const EVENTS: u16 = 2;
@@ -63,13 +63,36 @@ pub struct VsockState {
     pub guest_cid: u64,
     /// The last port of the host that was given to a connection to the guest.
     pub last_port: u32,
-    /// The host's and the guest's ports of the guest's connections that it does not know to be granted. A guest that waits for an answer is not
-    /// told by the event of a restore.
+    /// The host's and the guest's ports of the guest's connections that it does not know to be granted, or that were refused and it has not
+    /// been told. A guest that waits for an answer is not told by the event of a restore.
     pub unanswered: Vec<(u32, u32)>,
 }
 
 impl DeviceState for VsockState {
     const VERSION: u16 = 1;
+}
+
+impl VsockState {
+    /// What a device offers, as the driver may have it.
+    pub const OFFERED: u64 = F_EVENT_IDX | F_INDIRECT_DESC;
+
+    /// Whether such a device can have saved this.
+    ///
+    /// # Errors
+    /// [`VsockError`].
+    pub fn check(&self) -> Result<(), VsockError> {
+        if self.unanswered.len() > MAX_CONNECTIONS {
+            return Err(VsockError::TooManyConnections(self.unanswered.len()));
+        }
+        check_cid(self.guest_cid)
+    }
+}
+
+fn check_cid(guest_cid: u64) -> Result<(), VsockError> {
+    if (MIN_GUEST_CID..=MAX_GUEST_CID).contains(&guest_cid) {
+        return Ok(());
+    }
+    Err(VsockError::Cid(guest_cid))
 }
 
 /// A guest cannot have this CID, or this state.
@@ -110,9 +133,7 @@ impl<H: Host> Vsock<H> {
     /// # Errors
     /// [`VsockError::Cid`].
     pub fn new(guest_cid: u64, host: H) -> Result<Self, VsockError> {
-        if !(MIN_GUEST_CID..=MAX_GUEST_CID).contains(&guest_cid) {
-            return Err(VsockError::Cid(guest_cid));
-        }
+        check_cid(guest_cid)?;
         Ok(Self {
             muxer: Muxer::new(host, guest_cid),
             reset: Reset::Done,
@@ -124,9 +145,7 @@ impl<H: Host> Vsock<H> {
     /// # Errors
     /// [`VsockError`].
     pub fn from_state(state: &VsockState, host: H) -> Result<Self, VsockError> {
-        if state.unanswered.len() > MAX_CONNECTIONS {
-            return Err(VsockError::TooManyConnections(state.unanswered.len()));
-        }
+        state.check()?;
         let mut device = Self::new(state.guest_cid, host)?;
         let unanswered = state.unanswered.iter();
         let unanswered: Vec<_> = unanswered
@@ -146,6 +165,9 @@ impl<H: Host> Vsock<H> {
             .map(|key| (key.host_port, key.guest_port))
             .collect();
         unanswered.sort_unstable();
+        unanswered.dedup();
+        // A guest that has provoked so many resets gets no more.
+        unanswered.truncate(MAX_CONNECTIONS);
         VsockState {
             guest_cid: self.guest_cid(),
             last_port,
@@ -165,14 +187,15 @@ impl<H: Host> Vsock<H> {
 
     /// A turn in both directions.
     fn serve(&mut self, active: &mut Active<'_>) -> Turn {
+        let marks = (mark_used(active, TX), mark_used(active, RX));
         let mut turn = || -> Result<Turn, QueueBroken> {
             if !self.is_in_step(active)? {
                 return Ok(Turn::Done);
             }
             let sent = self.transmit(active)?;
             let delivered = self.deliver(active)?;
-            notify_used(active, TX)?;
-            notify_used(active, RX)?;
+            notify_used(active, TX, marks.0)?;
+            notify_used(active, RX, marks.1)?;
             Ok(match (sent, delivered) {
                 (Turn::Done, Turn::Done) => Turn::Done,
                 _ => Turn::More,
@@ -280,6 +303,7 @@ impl<H: Host> Vsock<H> {
     /// May packets go? Not until the guest has acknowledged that it comes out of a snapshot.
     fn is_in_step(&mut self, active: &mut Active<'_>) -> Result<bool, QueueBroken> {
         let (memory, interrupt) = (active.memory, active.interrupt);
+        let mark = mark_used(active, EVENTS);
         let Some(queue) = queue_of(active, EVENTS) else {
             self.reset = Reset::Done; // a driver that wants no events gets none
             return Ok(true);
@@ -300,7 +324,7 @@ impl<H: Host> Vsock<H> {
             let len = packet::len(&pieces).min(event.len());
             give_back(queue, memory, interrupt, head, len as u32)?;
             ring_at_next_offer(queue, memory, interrupt)?;
-            notify_used(active, EVENTS)?;
+            notify_used(active, EVENTS, mark)?;
         }
         if let (Reset::Told(before), Some(queue)) = (self.reset, queue_of(active, EVENTS))
             && avail_idx(queue, memory, interrupt)? != before
@@ -410,7 +434,7 @@ impl<H: Host> VirtioDevice for Vsock<H> {
     }
 
     fn features(&self) -> u64 {
-        F_EVENT_IDX | F_INDIRECT_DESC
+        VsockState::OFFERED
     }
 
     /// `guest_cid`, 64 bits (section 5.10.4).

@@ -91,11 +91,18 @@ impl<H: Host> Muxer<H> {
         self.accepting = true;
     }
 
-    /// The last port that was given to a connection of the host's, and the ports of those connections which the guest does not know to be granted.
+    /// The last port that was given to a connection of the host's, and the ports of those connections which the guest does not know to be
+    /// granted or refused. A key may be there twice.
     pub(super) fn save(&self) -> (u32, Vec<Key>) {
         let unanswered = self.connections.iter();
         let unanswered = unanswered.filter(|(_, connection)| connection.is_unanswered());
-        (self.last_port, unanswered.map(|(key, _)| *key).collect())
+        let resets = self.resets.iter();
+        let resets = resets.filter(|(_, kind)| *kind == TYPE_STREAM);
+        let keys = unanswered.map(|(key, _)| *key);
+        (
+            self.last_port,
+            keys.chain(resets.map(|(key, _)| *key)).collect(),
+        )
     }
 
     /// Goes on with the ports, so that none is used again soon, and refuses what had been granted by a host that is not here.

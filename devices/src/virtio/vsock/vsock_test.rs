@@ -529,3 +529,27 @@ fn a_state_with_too_many_connections_is_refused() {
     let error = Vsock::from_state(&state, device().1).unwrap_err();
     assert_eq!(error, VsockError::TooManyConnections(MAX_CONNECTIONS + 1));
 }
+
+#[test]
+fn a_refusal_that_the_guest_has_not_taken_yet_is_repeated_after_a_restore() {
+    let mut guest = Guest::new(2048, 0);
+    for _ in 0..2 {
+        guest.send(to_host(81, op::REQUEST, 0), &[]);
+    }
+    let save = |guest: &Guest| {
+        let transport = &guest.harness.transport;
+        transport.with_device(|device, _| device.save())
+    };
+    let state = save(&guest);
+    assert_eq!(state.unanswered, [(81, 1000)]);
+    let mut guest = restored(guest, &state);
+    guest.events(true);
+    guest.offer(8);
+    let (reset, _) = guest.receive_one();
+    assert_eq!((reset.op.get(), reset.src_port.get()), (op::RST, 81));
+    // As many as there can be are no impossible state.
+    for port in 0..1100 {
+        guest.send(to_host(100_000 + port, op::RW, 0), &[]);
+    }
+    assert_eq!(save(&guest).unanswered.len(), MAX_CONNECTIONS);
+}

@@ -23,9 +23,11 @@ use super::backends::drive::DriveError;
 use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
+use super::save::SaveError;
 use crate::config::DevicesConfig;
 use crate::machine::backends::vsock::VsockHostError;
 
+use device::Device;
 pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
@@ -80,7 +82,16 @@ pub enum VirtioError {
     /// The state file has too much.
     #[error("the snapshot has states of more virtio devices than its machine has")]
     TooManyStates,
-    /// A state.
+    /// A device's own state.
+    #[error("could not restore the virtio device in slot {slot}")]
+    State {
+        /// The number of the slot.
+        slot: usize,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A transport's state.
     #[error("could not restore the virtio device in slot {slot}")]
     Restore {
         /// The number of the slot.
@@ -175,6 +186,21 @@ impl VirtioDevices {
             slot.device.transport().drain();
         }
         self.kick_all();
+    }
+
+    /// Makes durable what the guest has written to its drives. *vCPUs:* standing still; drained.
+    ///
+    /// # Errors
+    /// [`SaveError::Drive`].
+    pub(super) fn sync_drives(&self) -> Result<(), SaveError> {
+        for slot in &self.slots {
+            if let Device::Block(device) = &slot.device {
+                device
+                    .with_device(|block, _| block.sync().map_err(|e| (block.id().to_owned(), e)))
+                    .map_err(|(id, source)| SaveError::Drive { id, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Saves all devices. *vCPUs:* standing still. *Afterwards:* drained.

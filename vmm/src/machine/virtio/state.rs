@@ -2,13 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 use vmgenie_devices::DeviceState;
-use vmgenie_devices::virtio::TransportState;
 use vmgenie_devices::virtio::block::BlockState;
 use vmgenie_devices::virtio::entropy::EntropyState;
 use vmgenie_devices::virtio::net::NetState;
 use vmgenie_devices::virtio::vsock::VsockState;
+use vmgenie_devices::virtio::{TransportState, block, entropy, net, vsock};
 
+use super::VirtioError;
 use crate::config::DevicesConfig;
+use crate::machine::memory::GuestMemory;
 use crate::machine::state::device_part;
 use crate::snapshot::{Part, StateError, StateReader, StateWriter, WriteStateError};
 
@@ -122,6 +124,48 @@ impl SavedVirtio {
         wrong.map(|(what, states, devices)| format!("states of {states} {what}, of {devices}"))
     }
 
+    /// Whether each device of `config` can have saved its state; the numbers of states and devices are right. No drive, no tap and no
+    /// socket has to be opened for a machine that will be refused.
+    pub(in crate::machine) fn check(
+        &self,
+        config: &DevicesConfig,
+        memory: &GuestMemory,
+    ) -> Result<(), VirtioError> {
+        let refused = |slot: usize, source: Box<dyn std::error::Error + Send + Sync>| {
+            VirtioError::State { slot, source }
+        };
+        let drives = config.drives().iter().zip(&self.drives);
+        for (slot, (drive, state)) in drives.enumerate() {
+            let checked = state.0.check(drive.read_only);
+            checked.map_err(|error| refused(slot, error.into()))?;
+        }
+        for (slot, state) in (self.drives.len()..).zip(&self.nets) {
+            let checked = state.0.check();
+            checked.map_err(|error| refused(slot, error.into()))?;
+        }
+        if let Some(VsockPart(state)) = &self.vsock {
+            let slot = self.drives.len() + self.nets.len();
+            state.check().map_err(|error| refused(slot, error.into()))?;
+        }
+        let drives = self.drives.iter();
+        let drives = drives.map(|part| (&block::QUEUE_SIZES[..], part.0.features));
+        let nets = self.nets.iter();
+        let nets = nets.map(|part| (&net::QUEUE_SIZES[..], part.0.offered()));
+        let vsock = self.vsock.iter();
+        let vsock = vsock.map(|_| (&vsock::QUEUE_SIZES[..], VsockState::OFFERED));
+        let entropy = self.entropy.iter();
+        let entropy = entropy.map(|_| (&entropy::QUEUE_SIZES[..], EntropyState::OFFERED));
+        let devices = drives.chain(nets).chain(vsock).chain(entropy);
+        for (slot, ((sizes, offered), TransportPart(state))) in
+            devices.zip(&self.transports).enumerate()
+        {
+            state
+                .precheck(sizes, offered, memory)
+                .map_err(|source| VirtioError::Restore { slot, source })?;
+        }
+        Ok(())
+    }
+
     /// The states of the transports.
     pub(super) fn transports(&self) -> Vec<TransportState> {
         self.transports.iter().map(|part| part.0.clone()).collect()
@@ -133,6 +177,7 @@ mod tests {
     use super::*;
     use crate::config::EntropyConfig;
     use crate::snapshot::SnapshotId;
+    use vmgenie_devices::virtio::QueueRegisters;
 
     fn written(saved: &SavedVirtio) -> Vec<u8> {
         let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
@@ -183,6 +228,52 @@ mod tests {
         assert_eq!(again.transports(), saved.transports());
         assert!(again.entropy.is_some());
         assert_eq!(again.contradiction(), None);
+    }
+
+    #[test]
+    fn a_state_that_no_device_can_have_saved_is_refused_without_any_device() {
+        let ranges = [(vm_memory::GuestAddress(0), 1 << 20)];
+        let memory = GuestMemory::from_ranges(&ranges).unwrap();
+        let good = QueueRegisters {
+            max_size: entropy::QUEUE_SIZES[0],
+            size: 16,
+            ready: true,
+            next_avail: 0,
+            next_used: 0,
+            desc_table: 0,
+            avail_ring: 0x1000,
+            used_ring: 0x2000,
+        };
+        let mut saved = with_entropy();
+        saved.transports[0].0.queues = vec![good];
+        saved.check(&saved.config, &memory).unwrap();
+        type Change = fn(&mut TransportState);
+        let changes: [(&str, Change); 5] = [
+            ("another size", |s| s.queues[0].max_size = 512),
+            ("a ring outside of memory", |s| {
+                s.queues[0].used_ring = 2 << 20
+            }),
+            ("no queue", |s| s.queues.clear()),
+            ("features of another device", |s| s.driver_features |= 1),
+            ("no status", |s| s.status = 4),
+        ];
+        for (what, change) in changes {
+            let mut saved = saved.clone();
+            change(&mut saved.transports[0].0);
+            let refused = saved.check(&saved.config, &memory);
+            assert!(
+                matches!(refused, Err(VirtioError::Restore { slot: 0, .. })),
+                "{what}"
+            );
+        }
+        let vsock = VsockState {
+            guest_cid: 2,
+            last_port: 0,
+            unanswered: Vec::new(),
+        };
+        saved.vsock = Some(VsockPart(vsock));
+        let refused = saved.check(&saved.config, &memory);
+        assert!(matches!(refused, Err(VirtioError::State { .. })));
     }
 
     #[test]

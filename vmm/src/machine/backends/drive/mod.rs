@@ -11,10 +11,10 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
@@ -95,12 +95,18 @@ impl Image {
         let file = File::options()
             .read(true)
             .write(!read_only)
+            // It may have become another one since.
+            .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !usable(&metadata) {
             return Err(DriveError::Kind(path.to_owned()));
         }
+        // A block device's requests would fail where they should wait (io_uring).
+        let blocking = rustix::fs::fcntl_getfl(&file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK));
+        blocking.map_err(|error| failed(error.into()))?;
         lock(&file, path, read_only)?;
         Self::of(file, path.to_owned(), read_only, metadata.is_file())
     }
@@ -296,9 +302,10 @@ impl BlockBackend for Drive {
         }
     }
 
-    fn kick(&mut self) {
-        if let Engine::Uring(uring) = &mut self.engine {
-            uring.kick();
+    fn kick(&mut self) -> bool {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.kick(),
+            Engine::Threads(_) => true,
         }
     }
 

@@ -78,7 +78,7 @@ fn run(drive: &mut Drive, operation: Operation) -> io::Result<()> {
         token: 3,
         operation,
     });
-    drive.kick();
+    assert!(drive.kick());
     let ended = loop {
         match drive.ended() {
             Some(ended) => break ended,
@@ -148,7 +148,7 @@ fn all_tasks_that_the_depth_allows_end_each_once() {
                 let operation = read(&memory, 512 * u64::from(token % 100), 0, 512);
                 drive.start(Task { token, operation });
             }
-            drive.kick();
+            assert!(drive.kick());
             while open.contains(&true) {
                 drive.wait();
                 while let Some((token, result)) = drive.ended() {
@@ -180,7 +180,7 @@ fn the_descriptor_becomes_readable_when_a_task_has_ended() {
                 token: 0,
                 operation,
             });
-            drive.kick();
+            assert!(drive.kick());
             loop {
                 let mut happened = [EpollEvent::default()];
                 let count = epoll.wait(5000, &mut happened);
@@ -225,7 +225,7 @@ fn a_drive_with_tasks_in_flight_waits_for_them_when_it_goes() {
             let operation = write(&memory, at, at, 4096);
             drive.start(Task { token, operation });
         }
-        drive.kick();
+        assert!(drive.kick());
         drop(memory);
         drop(drive);
         assert!(place.bytes().iter().all(|byte| *byte == 5));
@@ -370,6 +370,14 @@ fn one_writer_or_many_readers_have_the_file() {
     let _readers = [(); 2].map(|()| Drive::open(&place.read_only()).unwrap());
     let refused = Drive::open(&place.config(IoEngine::Sync)).unwrap_err();
     assert!(matches!(refused, DriveError::InUse { .. }), "{refused}");
+}
+
+#[test]
+fn an_open_drive_s_descriptor_waits() {
+    let place = Place::new(&[0; 4096]);
+    let drive = place.drive(IoEngine::Async);
+    let flags = rustix::fs::fcntl_getfl(drive.file()).unwrap();
+    assert!(!flags.contains(OFlags::NONBLOCK));
 }
 
 #[test]

@@ -16,8 +16,8 @@ use super::job::{Call, Job};
 
 /// Requests in flight; the ring has as many entries.
 pub(super) const DEPTH: u16 = 128;
-/// How often a kernel that has no memory for requests is asked again before they wait for the next occasion.
-const KICKS: u32 = 100;
+/// How often a kernel that has no memory for requests is asked before others have their turn.
+const KICKS: u32 = 3;
 
 /// A ring and the requests in it.
 pub(super) struct Uring {
@@ -72,22 +72,22 @@ impl Uring {
         debug_assert!(pushed.is_ok(), "the ring is full");
     }
 
-    pub(super) fn kick(&mut self) {
+    /// False if the kernel has not taken all: memory, or answers that nobody has taken.
+    pub(super) fn kick(&mut self) -> bool {
         for _ in 0..KICKS {
             if self.ring.submission().is_empty() {
-                return;
+                return true;
             }
             match self.ring.submit() {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Memory, or answers that nobody has taken.
                 Err(_) => {
                     self.reap();
                     thread::sleep(Duration::from_micros(100));
                 }
             }
         }
-        tracing::warn!("the kernel does not take a drive's requests");
+        self.ring.submission().is_empty()
     }
 
     /// Takes the kernel's answers; puts into the ring again what is not complete. True if there is something for the kernel.
@@ -124,7 +124,8 @@ impl Uring {
 
     pub(super) fn ended(&mut self) -> Option<(u16, io::Result<()>)> {
         if self.ended.is_empty() && self.reap() {
-            self.kick();
+            // What does not go now goes with the device's own kick, which comes after this.
+            let _ = self.kick();
         }
         self.ended.pop_front()
     }

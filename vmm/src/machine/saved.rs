@@ -1,0 +1,127 @@
+//! What a state file says, checked as far as that goes without a host.
+
+use vmgenie_devices::{SysGen, VmClock, VmGenId};
+
+use super::devices::DeviceStates;
+use super::layout;
+use super::memory::GuestMemory;
+use super::restore::RestoreError;
+use super::state::{MachineState, PlatformState, VcpuState};
+use super::virtio::{SavedVirtio, VirtioError};
+use crate::config::{DevicesConfig, MachineConfig};
+use crate::generation::GenerationDevices;
+use crate::snapshot::StateReader;
+
+/// Everything that a state file says, checked against itself.
+#[derive(Debug)]
+pub struct SavedMachine {
+    pub(super) config: MachineConfig,
+    pub(super) vcpus: Vec<VcpuState>,
+    pub(super) platform: PlatformState,
+    pub(super) devices: DeviceStates,
+    pub(super) generation: GenerationDevices,
+}
+
+impl SavedMachine {
+    /// Takes everything out of a state file, and checks what can be checked without a host. Nothing is opened.
+    ///
+    /// # Errors
+    /// The file lacks something, has too much, or contradicts itself.
+    pub fn read(mut reader: StateReader) -> Result<Self, RestoreError> {
+        let machine: MachineState = reader.take()?;
+        let config =
+            MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?.with_smt(machine.smt)?;
+        let vcpus: Vec<VcpuState> = reader.take_all()?;
+        let platform = reader.take()?;
+        let devices = DeviceStates {
+            pm: reader.take()?,
+            serial: reader.take()?,
+            vmgenid: reader.take()?,
+            sysgen: reader.take()?,
+            vmclock: reader.take()?,
+            fw_cfg: reader.take()?,
+            virtio: SavedVirtio::read(&mut reader)?,
+        };
+        devices.virtio.config.check()?;
+        if let Some(contradiction) = devices.virtio.contradiction() {
+            return Err(RestoreError::Contradiction(contradiction));
+        }
+        let memory_length = reader.header().memory_length;
+        reader.finish()?;
+        if vcpus.len() != usize::from(config.vcpus()) {
+            return contradiction(format!("{} vCPUs of {}", vcpus.len(), config.vcpus()));
+        }
+        if memory_length != config.memory_bytes() {
+            return contradiction(format!(
+                "{memory_length} bytes of memory of {}",
+                config.memory_bytes()
+            ));
+        }
+        let generation = restore_generation(&devices, config.memory_bytes())?;
+        Ok(Self {
+            config,
+            vcpus,
+            platform,
+            devices,
+            generation,
+        })
+    }
+
+    /// The virtio devices, with the names of what was behind them on the host.
+    pub fn devices(&self) -> &DevicesConfig {
+        &self.devices.virtio.config
+    }
+
+    /// vCPUs and memory.
+    pub fn machine(&self) -> MachineConfig {
+        self.config
+    }
+
+    /// Checks the states of the virtio devices for a machine with this memory whose devices are `devices`.
+    ///
+    /// # Errors
+    /// A state that no such device can have saved.
+    pub fn check_virtio(
+        &self,
+        devices: &DevicesConfig,
+        memory: &GuestMemory,
+    ) -> Result<(), VirtioError> {
+        self.devices.virtio.check(devices, memory)
+    }
+}
+
+/// The devices that tell of generations; each has to lie where the guest's ACPI tables say.
+fn restore_generation(
+    states: &DeviceStates,
+    memory_bytes: u64,
+) -> Result<GenerationDevices, RestoreError> {
+    let refused = RestoreError::GenerationDevices;
+    let vmgenid = VmGenId::from_state(&states.vmgenid.0).map_err(|e| refused(e.into()))?;
+    let sysgen = SysGen::from_state(&states.sysgen.0).map_err(|e| refused(e.into()))?;
+    let vmclock = VmClock::from_state(&states.vmclock.0).map_err(|e| refused(e.into()))?;
+    for (what, gpa, expected) in [
+        (
+            "generation ID",
+            vmgenid.gpa(),
+            layout::generation_id(memory_bytes),
+        ),
+        (
+            "generation counter",
+            sysgen.gpa(),
+            layout::generation_counter(memory_bytes),
+        ),
+        ("VMClock", vmclock.gpa(), layout::vmclock(memory_bytes)),
+    ] {
+        if gpa != expected.0 {
+            return contradiction(format!(
+                "the {what} lies at {gpa:#x}, not at {:#x}",
+                expected.0
+            ));
+        }
+    }
+    Ok(GenerationDevices::new(vmgenid, sysgen, vmclock))
+}
+
+fn contradiction<T>(what: String) -> Result<T, RestoreError> {
+    Err(RestoreError::Contradiction(what))
+}
