@@ -8,6 +8,7 @@ use vm_agent::Work;
 
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
+use crate::fuzz;
 use crate::host::{self, Request, SharedFile};
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
@@ -39,6 +40,9 @@ enum Subcommands {
     /// Measure: `restore`, `create`, `boot`, `net`, `block` or `notify`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
+    /// Feed the parsers of hostile input with what a fuzzer makes up: virtio queues, registers, state files, bodies of
+    /// requests. Needs a nightly toolchain.
+    Fuzz(Fuzz),
 }
 
 /// The program runs on the KVM, where it takes a while to be asked.
@@ -109,6 +113,15 @@ struct Test {
 }
 
 #[derive(Debug, Args)]
+struct Fuzz {
+    /// `queues`, `registers`, `state` or `api`; all, one after the other, when none is given.
+    target: Option<String>,
+    /// How long each one runs.
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
 struct Passed {
     /// Arguments for the program.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -137,6 +150,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
             let guests = Guests::All(Flavor::Plain);
             program("bench", passed.arguments, kvm, guests, false)
         }
+        Subcommands::Fuzz(options) => fuzz::fuzz(options.target.as_deref(), options.seconds),
     }
 }
 

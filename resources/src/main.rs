@@ -12,6 +12,7 @@ mod detect;
 mod driver;
 mod emulator;
 mod extras;
+mod fuzz;
 mod host;
 mod image;
 mod initramfs;

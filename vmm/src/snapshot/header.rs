@@ -192,7 +192,7 @@ impl Header {
 
     /// The state file that carries `payload`, which the caller has checked against
     /// [`MAX_PAYLOAD_LENGTH`].
-    pub(super) fn seal(id: SnapshotId, memory_length: u64, payload: &[u8]) -> Vec<u8> {
+    pub fn seal(id: SnapshotId, memory_length: u64, payload: &[u8]) -> Vec<u8> {
         let mut raw = RawHeader {
             magic: MAGIC,
             format: FORMAT.into(),
