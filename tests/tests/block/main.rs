@@ -11,6 +11,7 @@ mod clones;
 mod crash;
 mod files;
 mod function;
+mod overlays;
 mod snapshots;
 
 use std::time::{Duration, Instant};

@@ -90,7 +90,8 @@ const SNAPSHOT_HELP: &str = "\
 A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays paused.
 
 Example:
-  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot";
+  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
+  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot --copy-drives";
 
 const RESTORE_HELP: &str = "\
 Examples:
@@ -106,7 +107,7 @@ When one clone fails, all are ended.
 Examples:
   vmgenie clone /tmp/snapshot -n 3
   vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --data 'web-{n}' --json
-  vmgenie clone /tmp/snapshot -n 3 --net 'net0=tap{n}' --vsock '/tmp/clone-{n}.vsock' --cid '100+{n}' --drive 'disk0=/tmp/disk-{n}.ext4,copy'";
+  vmgenie clone /tmp/snapshot -n 3 --net 'net0=tap{n}' --vsock '/tmp/clone-{n}.vsock' --cid '100+{n}' --drive 'disk0=/tmp/disk-{n}.overlay,overlay'";
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
@@ -189,7 +190,8 @@ pub struct RunArgs {
     /// The number of vCPUs.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
     pub cpus: u64,
-    /// The drive with the root file system (/dev/vda), a raw image or block device: PATH[,ro][,writeback][,async].
+    /// The drive with the root file system (/dev/vda), a raw image or block device:
+    /// PATH[,ro][,writeback][,async][,overlay=PATH]. With an overlay, which a clone has left, PATH is only read.
     #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
     pub disk: Option<DriveArg>,
     /// Another drive, written the same way; may be given several times.
@@ -287,6 +289,10 @@ pub struct SnapshotArgs {
     /// The VMM's socket.
     #[arg(long, value_name = "SOCKET")]
     pub api_sock: PathBuf,
+    /// Copy the drives that the guest may write to into DIR, too, while it stands still; blocks are shared where the file system can.
+    /// Without that the snapshot is good for as long as the drives stay as they are.
+    #[arg(long)]
+    pub copy_drives: bool,
 }
 
 /// `vmgenie restore`.
@@ -345,7 +351,8 @@ pub struct OverrideArgs {
     /// Another tap behind a network interface: NAME=TAP[,mac=MAC] (`run` names them net0, net1, ...); may be given several times.
     #[arg(long, value_name = "NAME=TAP", value_parser = parse_device_override)]
     pub net: Vec<Override>,
-    /// Another file behind a drive: NAME=PATH[,copy] (`run` names them disk0, disk1, ...); with `copy` it is made first, as a copy.
+    /// Another file behind a drive: NAME=PATH[,copy|,overlay] (`run` names them disk0, disk1, ...). With `copy` it is made first, as a copy;
+    /// with `overlay` as a file that takes what the guest writes, while the snapshot's is only read.
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
     pub drive: Vec<Override>,
     /// Another Unix socket for the vsock device.
@@ -358,6 +365,22 @@ pub struct OverrideArgs {
     /// before).
     #[arg(long, value_name = "TEXT", value_parser = parse_any_template)]
     pub data: Option<Template>,
+    /// Open nothing that only the snapshot names: for one of somebody else's.
+    #[arg(long)]
+    pub only_named: bool,
+    /// What happens if a drive's file is not what it was when the snapshot was taken.
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    pub changed_drives: ChangedDrives,
+}
+
+/// What happens if a drive's file is not what it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ChangedDrives {
+    /// Nothing is restored.
+    #[default]
+    Refuse,
+    /// The guest goes on with it, which damages its file system unless the file belongs to the snapshot.
+    Allow,
 }
 
 /// `vmgenie stop`.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
-use super::devices::override_devices;
+use super::devices::{override_devices, tell_host_things};
 use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
@@ -224,6 +224,7 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
         snapshot_path: dir.path.join(STATE_FILE),
         mem_file_path: dir.path.join(MEMORY_FILE),
         resume_vm: state == State::Running,
+        copy_drives: args.copy_drives,
     };
     if state == State::Running {
         client.pause()?;
@@ -297,6 +298,7 @@ pub(super) fn restore(socket: &Path, args: &RestoreArgs, json: bool) -> Result<(
     let mut client = Client::new(socket)?;
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     override_devices(&mut request, &args.overrides, None)?;
+    tell_host_things(&request);
     client.connect()?;
     let started = Instant::now();
     client.load_snapshot(&request)?;

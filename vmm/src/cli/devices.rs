@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::args::{OverrideArgs, RunArgs};
+use super::args::{ChangedDrives, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};
 use crate::api::wire;
 use crate::config::{
     CacheMode, Cid, ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig,
     InterfaceName, IoEngine, Mtu, NetConfig, VsockConfig,
 };
+use crate::controller::command::LoadSnapshot;
+use crate::machine::SavedMachine;
+use crate::snapshot::StateReader;
 
 /// The CID of a guest that is given none.
 const DEFAULT_CID: u64 = 3;
@@ -38,12 +41,13 @@ fn told(error: ConfigError) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriveArg {
     path: PathBuf,
+    overlay: Option<PathBuf>,
     read_only: bool,
     cache: CacheMode,
     io_engine: IoEngine,
 }
 
-/// `PATH[,ro][,writeback][,async]`.
+/// `PATH[,ro][,writeback][,async][,overlay=PATH]`.
 pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
     let (path, options) = split(text);
     if path.is_empty() {
@@ -51,6 +55,7 @@ pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
     }
     let mut drive = DriveArg {
         path: path.into(),
+        overlay: None,
         read_only: false,
         cache: CacheMode::Unsafe,
         io_engine: IoEngine::Sync,
@@ -60,7 +65,8 @@ pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
             ("ro", None) => drive.read_only = true,
             ("writeback", None) => drive.cache = CacheMode::Writeback,
             ("async", None) => drive.io_engine = IoEngine::Async,
-            (name, _) => return unknown(name, "ro, writeback, async"),
+            ("overlay", Some(path)) if !path.is_empty() => drive.overlay = Some(path.into()),
+            (name, _) => return unknown(name, "ro, writeback, async, overlay=PATH"),
         }
     }
     Ok(drive)
@@ -122,6 +128,7 @@ pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {
     let drives = root.chain(args.drive.iter().map(|drive| (drive, false)));
     for (number, (drive, is_root)) in drives.enumerate() {
         devices.put_drive(DriveConfig {
+            overlay: drive.overlay.clone(),
             id: DeviceId::new(&format!("disk{number}"))?,
             path: drive.path.clone(),
             read_only: drive.read_only,
@@ -186,7 +193,7 @@ pub struct Override {
     value: Template,
 }
 
-/// `DRIVE=PATH[,copy]` or `INTERFACE=TAP[,mac=MAC]`.
+/// `DRIVE=PATH[,copy|,overlay]` or `INTERFACE=TAP[,mac=MAC]`.
 pub(super) fn parse_device_override(text: &str) -> Result<Override, String> {
     let (name, value) = parse_override(text)?;
     Ok(Override { name, value })
@@ -257,11 +264,13 @@ fn try_override(
             drive_id: name.clone(),
             path_on_host: path,
             copy: false,
+            overlay: false,
         };
         for option in options {
             match option {
                 ("copy", None) => change.copy = true,
-                (name, _) => return unknown(name, "copy"),
+                ("overlay", None) => change.overlay = true,
+                (name, _) => return unknown(name, "copy, overlay"),
             }
         }
         request.drive_overrides.push(change);
@@ -279,7 +288,57 @@ fn try_override(
             guest_cid: cid.transpose()?,
         });
     }
+    request.changed_drives = Some(match args.changed_drives {
+        ChangedDrives::Refuse => wire::ChangedDrives::Refuse,
+        ChangedDrives::Allow => wire::ChangedDrives::Allow,
+    });
+    if args.only_named {
+        request.host_paths = wire::HostPaths::NamedOnly;
+    }
     Ok(())
+}
+
+/// What of this host the machine will have that `request` restores, in lines for people. Empty if the snapshot cannot be read: the VMM says why.
+pub(super) fn host_things(request: &wire::SnapshotLoad) -> Vec<String> {
+    let saved = StateReader::open(&request.snapshot_path)
+        .ok()
+        .and_then(|reader| SavedMachine::read(reader).ok());
+    let request = LoadSnapshot::try_from(request.clone());
+    let (Some(saved), Ok(request)) = (saved, request) else {
+        return Vec::new();
+    };
+    let devices = saved.located(&request.state);
+    let Some(devices) = devices
+        .ok()
+        .and_then(|all| all.overridden(&request.overrides).ok())
+    else {
+        return Vec::new();
+    };
+    let drives = devices.drives().iter().map(|drive| {
+        let (id, path) = (&drive.id, drive.path.display());
+        match &drive.overlay {
+            Some(overlay) => format!("drive {id}: {} on {path}", overlay.display()),
+            None if drive.read_only => format!("drive {id}: {path}, read-only"),
+            None => format!("drive {id}: {path}"),
+        }
+    });
+    let nets = devices.nets().iter();
+    let nets = nets.map(|net| {
+        format!(
+            "network interface {}: the tap {}",
+            net.id, net.host_dev_name
+        )
+    });
+    let vsock = devices.vsock().into_iter();
+    let vsock = vsock.map(|vsock| format!("vsock: {}", vsock.uds_path.display()));
+    drives.chain(nets).chain(vsock).collect()
+}
+
+/// Tells people what of this host a restored machine will have.
+pub(super) fn tell_host_things(request: &wire::SnapshotLoad) {
+    for thing in host_things(request) {
+        eprintln!("opens {thing}");
+    }
 }
 
 /// A number, or `N+{n}`: a different one for each clone.
@@ -357,6 +416,7 @@ mod tests {
             vsock: Some(parse_template("/v/{n}.sock").unwrap()),
             cid: Some(parse_template("100+{n}").unwrap()),
             data: Some(parse_any_template("web-{n}").unwrap()),
+            ..OverrideArgs::default()
         };
         let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
         override_devices(&mut request, &args, Some(7)).unwrap();

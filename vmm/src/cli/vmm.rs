@@ -64,6 +64,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
 pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     devices::override_devices(&mut request, &args.overrides, None)?;
+    devices::tell_host_things(&request);
     become_vmm(RunOptions {
         api_socket: args.serve,
         body_limit: BODY_LIMIT,

@@ -16,6 +16,8 @@ pub struct DriveConfig {
     pub id: DeviceId,
     /// The raw file or block device behind it.
     pub path: PathBuf,
+    /// What the guest writes goes into this overlay, and `path` is only read.
+    pub overlay: Option<PathBuf>,
     /// The guest may not write to it.
     pub read_only: bool,
     /// The guest's root file system is on it: it comes first (`/dev/vda`), and `root=` is added to the kernel command line.
@@ -158,8 +160,11 @@ impl DevicesConfig {
     /// Adds a drive, or replaces the one of the same name where it is. A root drive goes to the first place.
     ///
     /// # Errors
-    /// There is another root drive already.
+    /// There is another root drive already, or nothing to be written to an overlay.
     pub fn put_drive(&mut self, drive: DriveConfig) -> Result<(), ConfigError> {
+        if drive.read_only && drive.overlay.is_some() {
+            return Err(ConfigError::ReadOnlyOverlay(drive.id));
+        }
         let other_root = self.root_drive().is_some_and(|root| root.id != drive.id);
         if drive.is_root && other_root {
             return Err(ConfigError::SecondRoot);
@@ -178,13 +183,25 @@ impl DevicesConfig {
         Ok(())
     }
 
-    /// Another file behind a drive.
+    /// Another file behind a drive, without an overlay.
     ///
     /// # Errors
     /// There is no drive of that name.
     pub fn set_drive_path(&mut self, id: &DeviceId, path: PathBuf) -> Result<(), ConfigError> {
-        self.drive_mut(id)?.path = path;
+        let drive = self.drive_mut(id)?;
+        drive.path = path;
+        drive.overlay = None;
         Ok(())
+    }
+
+    /// The copy of a drive that a snapshot has: of its overlay, or else of its file. Nothing if there is no such drive.
+    pub(crate) fn set_drive_copy(&mut self, id: &DeviceId, copy: PathBuf) {
+        if let Ok(drive) = self.drive_mut(id) {
+            match &mut drive.overlay {
+                Some(overlay) => *overlay = copy,
+                None => drive.path = copy,
+            }
+        }
     }
 
     /// Adds a network interface, or replaces the one of the same name where it is.
@@ -235,8 +252,20 @@ impl DevicesConfig {
     /// # Errors
     /// An override names a device that is not there, or makes two devices the same.
     pub fn overridden(mut self, overrides: &DeviceOverrides) -> Result<Self, ConfigError> {
-        for drive in &overrides.drives {
-            self.set_drive_path(&drive.id, drive.path.clone())?;
+        for DriveOverride { id, path, source } in &overrides.drives {
+            let drive = self.drive_mut(id)?;
+            match source {
+                DriveSource::Copy if drive.overlay.is_some() => {
+                    return Err(ConfigError::CopyOfOverlay(id.clone()));
+                }
+                DriveSource::Existing | DriveSource::Copy => {
+                    self.set_drive_path(id, path.clone())?;
+                }
+                DriveSource::Overlay if drive.read_only => {
+                    return Err(ConfigError::ReadOnlyOverlay(id.clone()));
+                }
+                DriveSource::Overlay => drive.overlay = Some(path.clone()),
+            }
         }
         for change in &overrides.nets {
             let net = self.net_mut(&change.id)?;
@@ -302,8 +331,20 @@ pub struct DriveOverride {
     pub id: DeviceId,
     /// The file that the restored machine uses.
     pub path: PathBuf,
-    /// Make that file first, a copy of the one in the snapshot. It must not be there yet.
-    pub copy: bool,
+    /// Where that file comes from.
+    pub source: DriveSource,
+}
+
+/// Where the file of a restored machine's drive comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DriveSource {
+    /// It is there.
+    #[default]
+    Existing,
+    /// It is made, a copy of the one in the snapshot. It must not be there yet.
+    Copy,
+    /// It is made, an overlay on the one in the snapshot, or a copy of the overlay there. It must not be there yet.
+    Overlay,
 }
 
 /// Another tap or MAC address behind a network interface.

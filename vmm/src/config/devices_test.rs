@@ -6,6 +6,7 @@ fn id(text: &str) -> DeviceId {
 
 fn drive(name: &str, is_root: bool) -> DriveConfig {
     DriveConfig {
+        overlay: None,
         id: id(name),
         path: PathBuf::from(name),
         read_only: false,
@@ -99,7 +100,7 @@ fn overrides_change_what_they_name_and_nothing_else() {
         drives: vec![DriveOverride {
             id: id("data"),
             path: PathBuf::from("other"),
-            copy: false,
+            source: DriveSource::Existing,
         }],
         // The two exchange their taps.
         nets: vec![
@@ -179,4 +180,52 @@ fn a_partition_cannot_smuggle_in_a_kernel_parameter() {
     assert!(PartUuid::new("0eaa91a0-01/PARTNROFF=1").is_ok());
     assert!(PartUuid::new("x init=/bin/sh").is_err());
     assert!(PartUuid::new("").is_err());
+}
+
+#[test]
+fn an_overlay_comes_on_top_of_what_the_snapshot_has() {
+    let override_of = |source| DeviceOverrides {
+        drives: vec![DriveOverride {
+            id: id("data"),
+            path: PathBuf::from("new"),
+            source,
+        }],
+        ..DeviceOverrides::default()
+    };
+    let with = |drive: DriveConfig, source| {
+        let mut devices = DevicesConfig::default();
+        devices.put_drive(drive).unwrap();
+        let changed = devices.overridden(&override_of(source))?;
+        Ok::<_, ConfigError>((
+            changed.drives()[0].path.clone(),
+            changed.drives()[0].overlay.clone(),
+        ))
+    };
+    let plain = drive("data", false);
+    let path = plain.path.clone();
+    let new = || PathBuf::from("new");
+    assert_eq!(
+        with(plain.clone(), DriveSource::Overlay).unwrap(),
+        (path.clone(), Some(new()))
+    );
+    let overlaid = DriveConfig {
+        overlay: Some("old".into()),
+        ..plain.clone()
+    };
+    assert_eq!(
+        with(overlaid.clone(), DriveSource::Overlay).unwrap(),
+        (path, Some(new()))
+    );
+    assert_eq!(
+        with(overlaid.clone(), DriveSource::Existing).unwrap(),
+        (new(), None)
+    );
+    let refused = with(overlaid, DriveSource::Copy).unwrap_err();
+    assert_eq!(refused, ConfigError::CopyOfOverlay(id("data")));
+    let read_only = DriveConfig {
+        read_only: true,
+        ..plain
+    };
+    let refused = with(read_only, DriveSource::Overlay).unwrap_err();
+    assert_eq!(refused, ConfigError::ReadOnlyOverlay(id("data")));
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use devices::{
-    CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, EntropyConfig, IoEngine,
-    NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
+    CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, DriveSource,
+    EntropyConfig, IoEngine, NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
 };
 pub use vmgenie_devices::fw_cfg::{
     FILE_LEN as MAX_INSTANCE_DATA_LEN, InstanceData, InstanceDataError,
@@ -94,6 +94,14 @@ pub enum ConfigError {
     /// A drive that is not there.
     #[error("there is no drive {0}")]
     NoSuchDrive(DeviceId),
+    /// An overlay to which nobody may write.
+    #[error("the drive {0} is read-only: it needs no overlay")]
+    ReadOnlyOverlay(DeviceId),
+    /// A copy of a drive that is two files.
+    #[error(
+        "the drive {0} has an overlay on another file: ask for an overlay, which will be a copy of that one, in place of a copy"
+    )]
+    CopyOfOverlay(DeviceId),
     /// An interface that is not there.
     #[error("there is no network interface {0}")]
     NoSuchNet(DeviceId),
@@ -328,6 +336,7 @@ mod tests {
     #[test]
     fn a_root_drive_is_told_to_the_kernel_and_not_to_the_first_program() {
         let mut drive = DriveConfig {
+            overlay: None,
             id: DeviceId::new("root").unwrap(),
             path: PathBuf::new(),
             read_only: true,

@@ -77,6 +77,8 @@ pub struct CreateSnapshot {
     pub memory: PathBuf,
     /// Let the vCPUs go on as soon as the guest's memory has been copied, before the files are synced.
     pub resume: bool,
+    /// Copy the drives that the guest may write to, beside the state file.
+    pub copy_drives: bool,
 }
 
 /// A snapshot to restore.
@@ -92,6 +94,32 @@ pub struct LoadSnapshot {
     pub generation: RestoreAs,
     /// What the restored machine's devices have otherwise than the snapshotted one's.
     pub overrides: DeviceOverrides,
+    /// What happens if a drive's file is not what it was when the snapshot was taken.
+    pub changed_drives: ChangedDrives,
+    /// Which files, taps and sockets of the host may be opened.
+    pub host_paths: HostPaths,
+}
+
+/// What happens if a drive's file is not what it was when a snapshot was taken: a guest that goes on with it damages its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChangedDrives {
+    /// Refused if it is the snapshot's own copy, else a warning: clients of Firecracker, which does not look, may have put a good file there.
+    #[default]
+    OwnCopies,
+    /// Refused.
+    Refuse,
+    /// Nothing.
+    Allow,
+}
+
+/// Which files, taps and sockets of the host a restored machine may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostPaths {
+    /// Those that the state file names, unless overridden.
+    #[default]
+    Any,
+    /// Those in overrides alone, and the snapshot's own copies of drives.
+    NamedOnly,
 }
 
 /// What a restored machine is.

@@ -8,7 +8,7 @@ mod signals;
 
 use std::fmt::Write as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
-use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
+use crate::machine::{BuildError, DriveCopies, Host, HostError, Machine, MachineIo};
 use crate::metrics::MetricsFile;
 use crate::snapshot::{self, Staging, open_snapshot};
 use command::{
@@ -421,16 +421,9 @@ impl Controller {
         let loaded = open_snapshot(&request.state, &request.memory).map_err(refused)?;
         let vm = self.take_vm().map_err(refused)?;
         let io = self.io().map_err(refused)?;
-        let mut machine = Machine::restore(
-            &self.host,
-            vm,
-            loaded.reader,
-            loaded.memory,
-            request.generation,
-            &request.overrides,
-            io,
-        )
-        .map_err(refused)?;
+        let mut machine =
+            Machine::restore(&self.host, vm, loaded.reader, loaded.memory, request, io)
+                .map_err(refused)?;
         if request.resume {
             machine.resume(&self.host).map_err(refused)?;
         }
@@ -442,12 +435,22 @@ impl Controller {
 }
 
 fn check_drive(drive: &DriveConfig) -> std::io::Result<()> {
+    match &drive.overlay {
+        None => check_drive_file(&drive.path, !drive.read_only),
+        Some(overlay) => {
+            check_drive_file(&drive.path, false)?;
+            check_drive_file(overlay, true)
+        }
+    }
+}
+
+fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
     let file = std::fs::OpenOptions::new()
         .read(true)
-        .write(!drive.read_only)
+        .write(write)
         // Without it the open of a named pipe would wait for its writer.
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(&drive.path)?;
+        .open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(());
@@ -472,24 +475,31 @@ fn create_snapshot(host: &Host, machine: &mut Machine, request: &CreateSnapshot)
     if request.resume {
         machine.resume(host).map_err(refused)?;
     }
-    let (staging, state, memory_bytes) = copied?;
+    let (staging, state, copies, memory_bytes) = copied?;
+    copies.sync().map_err(refused)?;
     publish(staging, &state).map_err(refused)?;
+    copies.keep();
     let created = created(begun, standstill, memory_bytes);
     tracing::info!(?created, "snapshot written");
     Ok(Reply::SnapshotCreated(created))
 }
 
-/// What the machine stands still for: its state, and its memory in a file that nobody sees yet; how many bytes that were.
+/// What the machine stands still for: its state, copies of its drives, and its memory in a file that nobody sees yet; how many bytes that were.
 fn copy_machine(
     host: &Host,
     machine: &Machine,
     request: &CreateSnapshot,
-) -> Result<(Staging, Vec<u8>, u64), CommandError> {
+) -> Result<(Staging, Vec<u8>, DriveCopies, u64), CommandError> {
     let mut staging = Staging::new(&request.state, &request.memory).map_err(refused)?;
-    let state = machine.save(host, staging.id()).map_err(refused)?;
+    let copies = match request.copy_drives {
+        true => machine.copy_drives(&request.state, staging.id()),
+        false => Ok(DriveCopies::none(&request.state, staging.id())),
+    };
+    let copies = copies.map_err(refused)?;
+    let state = machine.save(host, staging.id(), &copies).map_err(refused)?;
     let sources = machine.memory_sources().map_err(refused)?;
     let written = staging.write_memory(&sources).map_err(refused)?;
-    Ok((staging, state, written.written))
+    Ok((staging, state, copies, written.written))
 }
 
 fn publish(mut staging: Staging, state: &[u8]) -> Result<(), crate::snapshot::CreateError> {

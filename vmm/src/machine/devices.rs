@@ -24,7 +24,7 @@ use super::layout;
 use super::memory::GuestMemory;
 use super::state::{FwCfgPart, PmPart, SerialPart, SysGenPart, VmClockPart, VmGenIdPart};
 use super::vcpus::Standstill;
-use super::virtio::{SavedVirtio, VirtioDevices, VirtioError};
+use super::virtio::{DriveCopies, SavedVirtio, VirtioDevices, VirtioError};
 
 /// Why the devices could not be set up.
 #[derive(Debug, Error)]
@@ -217,7 +217,7 @@ impl Devices {
     }
 
     /// Saves all devices. *vCPUs:* standing still.
-    pub(super) fn save(&self) -> DeviceStates {
+    pub(super) fn save(&self, copies: &DriveCopies) -> DeviceStates {
         DeviceStates {
             pm: PmPart(self.pm().save()),
             serial: SerialPart(self.serial().save()),
@@ -225,7 +225,7 @@ impl Devices {
             sysgen: SysGenPart(self.generation.sysgen().save()),
             vmclock: VmClockPart(self.generation.vmclock.save()),
             fw_cfg: FwCfgPart(self.fw_cfg().save()),
-            virtio: self.virtio.save(),
+            virtio: self.virtio.save(copies),
         }
     }
 

@@ -52,8 +52,9 @@ pub use saved::SavedMachine;
 use vcpu::{Vcpu, VcpuError};
 pub use vcpus::Standstill;
 use vcpus::VcpuSet;
-pub use virtio::UpdateDriveError;
 pub use virtio::VirtioError;
+pub use virtio::files::HostPathError;
+pub use virtio::{DriveCopies, UpdateDriveError};
 use virtio::{VirtioDevices, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.

@@ -8,7 +8,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
 
-use super::backends::copy::{CopyError, copy_drives};
+use super::backends::copy::{CopyError, make_drives};
 use super::devices::{DeviceError, Devices};
 use super::events::MachineEvent;
 use super::host_fit::{self, HostFitError};
@@ -19,10 +19,11 @@ use super::state::VcpuState;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
 use super::vcpus::VcpuSet;
+use super::virtio::files::HostPathError;
 use super::virtio::{VirtioDevices, VirtioError};
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 use crate::config::{ConfigError, DeviceOverrides};
-use crate::controller::command::RestoreAs;
+use crate::controller::command::{LoadSnapshot, RestoreAs};
 use crate::generation::GenerationError;
 use crate::snapshot::{StateError, StateReader};
 
@@ -38,6 +39,9 @@ pub enum RestoreError {
     /// What was to be changed is not there, or cannot be so.
     #[error("could not change the devices as the request says")]
     Overrides(#[source] ConfigError),
+    /// The host's files, taps or sockets are not what they should be.
+    #[error(transparent)]
+    HostPath(#[from] HostPathError),
     /// A drive's image could not be copied.
     #[error("could not give the machine drives of its own")]
     CopyDrive(#[from] CopyError),
@@ -83,7 +87,7 @@ pub enum RestoreError {
 }
 
 impl Machine {
-    /// Builds the machine that `reader` and `memory` hold in `vm` (an empty one), standing still. With [`RestoreAs::New`] a new
+    /// Builds the machine that `reader` and `memory` hold in `vm` (an empty one), as `request` wants it, standing still. With [`RestoreAs::New`] a new
     /// generation has begun.
     ///
     /// The order: everything is checked before anything is built. Memory slots come before the interrupt controllers (after them
@@ -94,8 +98,7 @@ impl Machine {
         vm: VmFd,
         reader: StateReader,
         memory: File,
-        restore_as: RestoreAs,
-        overrides: &DeviceOverrides,
+        request: &LoadSnapshot,
         io: MachineIo,
     ) -> Result<Self, RestoreError> {
         let saved = SavedMachine::read(reader)?;
@@ -104,14 +107,11 @@ impl Machine {
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
-        let virtio = saved.devices.virtio.config.clone();
-        let virtio = virtio
-            .overridden(overrides)
-            .map_err(RestoreError::Overrides)?;
+        let virtio = saved.wanted(request)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
         // Nothing on the host is opened for a state that will be refused.
         saved.check_virtio(&virtio, memory.map())?;
-        let copies = copy_drives(&saved.devices.virtio.config, overrides)?;
+        let copies = make_drives(&saved.located(&request.state)?, &request.overrides)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();
@@ -137,8 +137,8 @@ impl Machine {
         )?;
         devices.restore(&saved.devices)?;
         devices.fw_cfg().set_data(instance_data(
-            restore_as,
-            overrides,
+            request.generation,
+            &request.overrides,
             saved.devices.fw_cfg.0.data,
         ));
         devices.sync_lines()?;
@@ -155,7 +155,7 @@ impl Machine {
             pit,
             generation_owed: false,
         };
-        match restore_as {
+        match request.generation {
             RestoreAs::New => machine.begin_generation()?,
             RestoreAs::Keep => machine.at_standstill(|devices, standstill, memory| {
                 devices.generation.keep(standstill, memory)

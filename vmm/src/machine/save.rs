@@ -1,5 +1,6 @@
 //! Saving a machine that stands still.
 
+use std::path::Path;
 use std::ptr::NonNull;
 
 use thiserror::Error;
@@ -8,6 +9,7 @@ use vm_memory::GuestMemoryBackend;
 use super::platform::{self, PlatformError};
 use super::state::{MachineState, VcpuState};
 use super::vcpu_state::{self, VcpuStateError};
+use super::virtio::{CopyDrivesError, DriveCopies};
 use super::{Host, Machine};
 use crate::snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
 
@@ -40,6 +42,9 @@ pub enum SaveError {
         #[source]
         source: std::io::Error,
     },
+    /// A copy of a drive.
+    #[error(transparent)]
+    CopyDrive(#[from] CopyDrivesError),
     /// Interrupt controllers, clock, PIT.
     #[error("could not save the interrupt controllers")]
     Platform(#[from] PlatformError),
@@ -52,11 +57,29 @@ pub enum SaveError {
 }
 
 impl Machine {
-    /// The content of the state file of snapshot `id`.
+    /// Copies the drives that the guest may write to for snapshot `id`, beside its state file.
+    ///
+    /// # Errors
+    /// The vCPUs must stand still; a drive that cannot be synced or copied. No copy stays then.
+    pub fn copy_drives(&self, state: &Path, id: SnapshotId) -> Result<DriveCopies, SaveError> {
+        if self.is_running() {
+            return Err(SaveError::Running);
+        }
+        self.devices.virtio.drain();
+        self.devices.virtio.sync_drives()?;
+        Ok(self.devices.virtio.copy_drives(state, id)?)
+    }
+
+    /// The content of the state file of snapshot `id`, which has these copies of drives.
     ///
     /// # Errors
     /// The vCPUs must stand still; KVM's errors; a drive that cannot be synced. The machine may go on afterwards in any case.
-    pub fn save(&self, host: &Host, id: SnapshotId) -> Result<Vec<u8>, SaveError> {
+    pub fn save(
+        &self,
+        host: &Host,
+        id: SnapshotId,
+        copies: &DriveCopies,
+    ) -> Result<Vec<u8>, SaveError> {
         let standstill = self.vcpus.standstill().ok_or(SaveError::Running)?;
         if self.generation_owed {
             return Err(SaveError::GenerationOwed);
@@ -74,7 +97,7 @@ impl Machine {
             })
             .collect::<Result<Vec<VcpuState>, _>>()?;
         let platform = platform::save(&self.vm, self.pit)?;
-        let devices = self.devices.save();
+        let devices = self.devices.save(copies);
         let machine = MachineState {
             vcpus: self.config.vcpus(),
             memory_mib: self.config.memory_mib(),

@@ -1,5 +1,7 @@
 //! What a state file says, checked as far as that goes without a host.
 
+use std::path::Path;
+
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
 use super::devices::DeviceStates;
@@ -7,8 +9,10 @@ use super::layout;
 use super::memory::GuestMemory;
 use super::restore::RestoreError;
 use super::state::{MachineState, PlatformState, VcpuState};
+use super::virtio::files::{self, HostPathError};
 use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{DevicesConfig, MachineConfig};
+use crate::controller::command::LoadSnapshot;
 use crate::generation::GenerationDevices;
 use crate::snapshot::StateReader;
 
@@ -70,6 +74,30 @@ impl SavedMachine {
     /// The virtio devices, with the names of what was behind them on the host.
     pub fn devices(&self) -> &DevicesConfig {
         &self.devices.virtio.config
+    }
+
+    /// The same, with the snapshot's own copies of drives, which are beside its state file.
+    ///
+    /// # Errors
+    /// A copy is not there.
+    pub fn located(&self, state: &Path) -> Result<DevicesConfig, HostPathError> {
+        let dir = state.parent().unwrap_or(Path::new(""));
+        let virtio = &self.devices.virtio;
+        files::located(&virtio.config, &virtio.files, dir)
+    }
+
+    /// The devices that the machine will have, if the host is as the request wants it. Nothing is opened.
+    ///
+    /// # Errors
+    /// An override that does not fit, something of the host that the request should have named, or a drive whose file has changed.
+    pub(super) fn wanted(&self, request: &LoadSnapshot) -> Result<DevicesConfig, RestoreError> {
+        let located = self.located(&request.state)?;
+        let files = &self.devices.virtio.files;
+        files::check_named(&located, files, &request.overrides, request.host_paths)?;
+        files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;
+        located
+            .overridden(&request.overrides)
+            .map_err(RestoreError::Overrides)
     }
 
     /// vCPUs and memory.

@@ -14,6 +14,7 @@ fn id(text: &str) -> DeviceId {
 
 fn drive() -> DriveConfig {
     DriveConfig {
+        overlay: None,
         id: id("rootfs"),
         path: "/root.ext4".into(),
         read_only: false,

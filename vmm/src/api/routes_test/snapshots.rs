@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::{self, DeviceOverrides};
-use crate::controller::command::RestoreAs;
+use crate::controller::command::{ChangedDrives, HostPaths, RestoreAs};
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {
@@ -15,6 +15,7 @@ fn a_snapshot_is_created_and_its_times_are_told() {
     assert_eq!(headers[MEMORY_HEADER], (7 << 20).to_string());
     let resumed = json!({
         "snapshot_type": "Full", "snapshot_path": "/s", "mem_file_path": "/m", "resume_vm": true,
+        "copy_drives": true,
     });
     api.done("PUT", "/snapshot/create", resumed);
     let command = |resume| {
@@ -22,6 +23,7 @@ fn a_snapshot_is_created_and_its_times_are_told() {
             state: "/s".into(),
             memory: "/m".into(),
             resume,
+            copy_drives: resume,
         })
     };
     assert_eq!(api.commands(), [command(false), command(true)]);
@@ -75,6 +77,8 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             resume,
             generation,
             overrides: DeviceOverrides::default(),
+            changed_drives: ChangedDrives::OwnCopies,
+            host_paths: HostPaths::Any,
         })
     };
     assert_eq!(
@@ -96,7 +100,11 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
             { "iface_id": "eth1", "guest_mac": "06:00:00:00:00:07" },
         ],
         "vsock_override": { "uds_path": "/v7", "guest_cid": 7 },
-        "drive_overrides": [{ "drive_id": "root", "path_on_host": "/r7", "copy": true }],
+        "drive_overrides": [
+            { "drive_id": "root", "path_on_host": "/r7", "copy": true },
+            { "drive_id": "data", "path_on_host": "/d7", "overlay": true },
+        ],
+        "changed_drives": "refuse", "host_paths": "named-only",
         "instance_data": "web-7",
     });
     let (status, headers, answer) = api.send("PUT", "/snapshot/load", body.to_string());
@@ -104,11 +112,18 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
     assert_eq!(headers["deprecation"], "true", "for mem_file_path");
     let id = |text| config::DeviceId::new(text).unwrap();
     let overrides = DeviceOverrides {
-        drives: vec![config::DriveOverride {
-            id: id("root"),
-            path: "/r7".into(),
-            copy: true,
-        }],
+        drives: vec![
+            config::DriveOverride {
+                id: id("root"),
+                path: "/r7".into(),
+                source: config::DriveSource::Copy,
+            },
+            config::DriveOverride {
+                id: id("data"),
+                path: "/d7".into(),
+                source: config::DriveSource::Overlay,
+            },
+        ],
         nets: vec![
             config::NetOverride {
                 id: id("eth0"),
@@ -133,6 +148,8 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         resume: false,
         generation: RestoreAs::New,
         overrides,
+        changed_drives: ChangedDrives::Refuse,
+        host_paths: HostPaths::NamedOnly,
     });
     assert_eq!(api.commands(), [expected]);
     for (field, value, expected) in [

@@ -32,6 +32,11 @@ pub struct Drive {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub path_on_host: Option<PathBuf>,
+    /// The overlay that takes what the guest writes, while `path_on_host` is only read; it is there, made by a load with the drive override
+    /// `overlay`. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub overlay_path: Option<PathBuf>,
     /// No limit only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
@@ -79,6 +84,9 @@ impl TryFrom<Drive> for DriveConfig {
         Ok(Self {
             id,
             path: not_empty("path_on_host", path)?,
+            overlay: (wire.overlay_path)
+                .map(|path| not_empty("overlay_path", path))
+                .transpose()?,
             read_only: wire.is_read_only.unwrap_or(false),
             is_root: wire.is_root_device,
             cache: match wire.cache_type {
@@ -106,6 +114,7 @@ impl From<&DriveConfig> for Drive {
             },
             is_read_only: Some(drive.read_only),
             path_on_host: Some(lossy(&drive.path)),
+            overlay_path: drive.overlay.as_deref().map(lossy),
             rate_limiter: None,
             io_engine: Some(match drive.io_engine {
                 Engine::Sync => IoEngine::Sync,

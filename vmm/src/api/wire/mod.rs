@@ -31,8 +31,8 @@ pub use generation::{
 pub use logging::{LineFormat, Logger, Metrics, parse_level};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use snapshot::{
-    DriveOverride, GenerationChoice, HugePagesAtLoad, MemBackend, MemBackendType, NetworkOverride,
-    SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
+    ChangedDrives, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad, MemBackend,
+    MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
 
 use crate::config::ConfigError;
@@ -79,6 +79,9 @@ pub enum WireError {
     /// A field that must be there.
     #[error("missing field `{0}`")]
     Missing(&'static str),
+    /// A drive that is to be two things.
+    #[error("copy and overlay exclude each other: a drive override has one of them at most")]
+    CopyAndOverlay,
     /// A rate limiter that limits something.
     #[error("rate limiters are not supported: leave {0} out")]
     RateLimiter(&'static str),

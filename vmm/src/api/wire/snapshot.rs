@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{WireError, not_empty};
-use crate::config::{self, Cid, DeviceId, DeviceOverrides, InstanceData, InterfaceName};
-use crate::controller::command::{CreateSnapshot, LoadSnapshot, RestoreAs};
+use crate::config::{
+    self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
+};
+use crate::controller::command::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
 
 /// PUT `/snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -26,6 +28,10 @@ pub struct SnapshotCreate {
     /// disk. Ours; false when absent.
     #[serde(default)]
     pub resume_vm: bool,
+    /// Copy the drives that the guest may write to into the state file's directory, sharing their blocks where the file system can, while the
+    /// guest stands still. Ours; false when absent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_drives: bool,
 }
 
 /// The kinds of snapshots.
@@ -54,6 +60,7 @@ impl TryFrom<SnapshotCreate> for CreateSnapshot {
             state,
             memory,
             resume: wire.resume_vm,
+            copy_drives: wire.copy_drives,
         })
     }
 }
@@ -102,6 +109,40 @@ pub struct SnapshotLoad {
     /// By which string the guest knows who it is; without it, none, or that of the snapshot with the generation `keep`. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_data: Option<String>,
+    /// What happens if a drive's file is not what it was when the snapshot was taken: `refuse`, or `allow`. When absent, the snapshot's own copies
+    /// are refused, and a warning is logged for other files. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_drives: Option<ChangedDrives>,
+    /// Which files, taps and sockets may be opened. Ours; `any` when absent.
+    #[serde(default, skip_serializing_if = "HostPaths::is_default")]
+    pub host_paths: HostPaths,
+}
+
+/// What happens if a drive's file is not what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedDrives {
+    /// The load fails.
+    Refuse,
+    /// The guest goes on with it.
+    Allow,
+}
+
+/// Which files, taps and sockets of the host a restored machine may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostPaths {
+    /// Those that the state file names, unless overridden.
+    #[default]
+    Any,
+    /// Those in overrides alone, and the snapshot's own copies of drives.
+    NamedOnly,
+}
+
+impl HostPaths {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl SnapshotLoad {
@@ -124,6 +165,8 @@ impl SnapshotLoad {
             vsock_override: None,
             drive_overrides: Vec::new(),
             instance_data: None,
+            changed_drives: None,
+            host_paths: HostPaths::Any,
         }
     }
 }
@@ -188,6 +231,10 @@ pub struct DriveOverride {
     /// Make that file first, as a copy of the snapshot's, sharing its blocks where the file system can; it must not be there yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub copy: bool,
+    /// Make that file first, as an overlay that takes what the guest writes, while the snapshot's file is only read; it must not be there
+    /// yet. If the snapshot's drive has an overlay already, the file is a copy of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlay: bool,
 }
 
 fn overrides(
@@ -210,7 +257,12 @@ fn overrides(
         Ok::<_, WireError>(config::DriveOverride {
             id: DeviceId::new(&wire.drive_id)?,
             path: not_empty("path_on_host", wire.path_on_host)?,
-            copy: wire.copy,
+            source: match (wire.copy, wire.overlay) {
+                (false, false) => DriveSource::Existing,
+                (true, false) => DriveSource::Copy,
+                (false, true) => DriveSource::Overlay,
+                (true, true) => return Err(WireError::CopyAndOverlay),
+            },
         })
     };
     let vsock = vsock.unwrap_or_default();
@@ -312,6 +364,15 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
                     wire.vsock_override,
                     wire.drive_overrides,
                 )?
+            },
+            changed_drives: match wire.changed_drives {
+                None => command::ChangedDrives::OwnCopies,
+                Some(ChangedDrives::Refuse) => command::ChangedDrives::Refuse,
+                Some(ChangedDrives::Allow) => command::ChangedDrives::Allow,
+            },
+            host_paths: match wire.host_paths {
+                HostPaths::Any => command::HostPaths::Any,
+                HostPaths::NamedOnly => command::HostPaths::NamedOnly,
             },
         })
     }

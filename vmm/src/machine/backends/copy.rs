@@ -1,7 +1,7 @@
-//! A copy of a drive's image for one clone, made when it is restored.
+//! Copies of drives' images, and overlays on them, made when a clone is restored; and copies for a snapshot.
 //!
-//! Where the file system can, the two share their blocks until one is written (FICLONE); elsewhere the data is copied and holes stay
-//! holes. That is a plain image again, which needs no layer of ours on the way of each request.
+//! Where the file system can, original and copy share their blocks until one is written (FICLONE); elsewhere the data is copied and holes stay
+//! holes. That is a plain image again, which needs no layer of ours on the way of each request. An overlay costs what is written.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,15 +12,22 @@ use rustix::fs::{SeekFrom as At, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::config::{DeviceOverrides, DevicesConfig};
+use super::drive::{self, OverlayError, overlay};
+use crate::config::{DeviceOverrides, DevicesConfig, DriveOverride, DriveSource};
 use crate::snapshot::open_regular;
 
-/// An image could not be copied.
+/// A clone's own file could not be made.
 #[derive(Debug, Error)]
-#[error("could not copy the drive {0} to {1}")]
-pub struct CopyError(PathBuf, PathBuf, #[source] io::Error);
+pub enum CopyError {
+    /// A copy.
+    #[error("could not copy the drive {0} to {1}")]
+    Copy(PathBuf, PathBuf, #[source] io::Error),
+    /// An overlay.
+    #[error("could not make the overlay {1} on the drive {0}")]
+    Overlay(PathBuf, PathBuf, #[source] OverlayError),
+}
 
-/// Copies of images. They go with this, unless they are kept.
+/// Copies of images, and overlays. They go with this, unless they are kept.
 #[derive(Debug, Default)]
 pub struct Copies(Vec<PathBuf>);
 
@@ -39,44 +46,80 @@ impl Drop for Copies {
     }
 }
 
-/// Makes the copies that `overrides` ask for, of the images that `saved` names. If one fails, none stays.
-pub fn copy_drives(
+/// Makes the files that `overrides` ask for, of those that `saved` names. If one fails, none stays.
+pub fn make_drives(
     saved: &DevicesConfig,
     overrides: &DeviceOverrides,
 ) -> Result<Copies, CopyError> {
     let mut made = Copies::default();
-    for wanted in overrides.drives.iter().filter(|drive| drive.copy) {
-        let Some(drive) = saved.drives().iter().find(|drive| drive.id == wanted.id) else {
+    for DriveOverride { id, path, source } in &overrides.drives {
+        let Some(drive) = saved.drives().iter().find(|drive| drive.id == *id) else {
             continue; // refused elsewhere
         };
-        copy(&drive.path, &wanted.path)
-            .map_err(|error| CopyError(drive.path.clone(), wanted.path.clone(), error))?;
-        made.0.push(wanted.path.clone());
+        let from = match (source, &drive.overlay) {
+            (DriveSource::Existing, _) => continue,
+            (DriveSource::Overlay, None) => {
+                make_overlay(&drive.path, path)
+                    .map_err(|error| CopyError::Overlay(drive.path.clone(), path.clone(), error))?;
+                made.0.push(path.clone());
+                continue;
+            }
+            (DriveSource::Overlay, Some(overlay)) => overlay,
+            (DriveSource::Copy, _) => &drive.path,
+        };
+        copy(from, path).map_err(|error| CopyError::Copy(from.clone(), path.clone(), error))?;
+        made.0.push(path.clone());
     }
     Ok(made)
+}
+
+/// An empty overlay in a place where nothing is.
+fn make_overlay(base: &Path, to: &Path) -> Result<(), OverlayError> {
+    let len = drive::base_len(base)?;
+    let file = new_file(to)?;
+    overlay::format(&file, len).inspect_err(|_| {
+        let _ = fs::remove_file(to);
+    })
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    options.open(path)
 }
 
 /// Copies a regular file to a place where nothing is.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     // The path may be a state file's: opening a pipe must not wait for its other end.
-    let Some((mut source, len)) = open_regular(from)? else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "only a regular file can be copied",
-        ));
-    };
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)?;
+    match open_regular(from)? {
+        Some((source, _)) => copy_file(source, to).map(drop),
+        None => Err(no_file()),
+    }
+}
+
+fn no_file() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "only a regular file can be copied",
+    )
+}
+
+/// Copies an open regular file to a place where nothing is.
+pub(super) fn copy_file(mut source: File, to: &Path) -> io::Result<File> {
+    let metadata = source.metadata()?;
+    if !metadata.is_file() {
+        return Err(no_file());
+    }
+    let mut target = new_file(to)?;
     let copied = match ioctl_ficlone(&target, &source) {
         Ok(()) => Ok(()),
-        Err(_) => copy_data(&mut source, &mut target, len),
+        Err(_) => copy_data(&mut source, &mut target, metadata.len()),
     };
-    copied.inspect_err(|_| {
+    if let Err(error) = copied {
         let _ = fs::remove_file(to);
-    })
+        return Err(error);
+    }
+    Ok(target)
 }
 
 /// Copies the parts that are no holes.
@@ -138,6 +181,50 @@ mod tests {
         assert!(copy(dir.path(), &dir.path().join("x")).is_err());
         assert!(!dir.path().join("x").exists());
     }
+
+    #[test]
+    fn an_overlay_is_made_on_a_file_and_a_copy_of_it_on_the_same() {
+        use crate::config::{DeviceId, DriveConfig};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("image"), [7; 10_000]).unwrap();
+        let with = |overlay: Option<&str>, source, to| {
+            let mut devices = DevicesConfig::default();
+            let drive = DriveConfig {
+                id: DeviceId::new("d").unwrap(),
+                path: path("image"),
+                overlay: overlay.map(path),
+                read_only: false,
+                is_root: false,
+                cache: Default::default(),
+                io_engine: Default::default(),
+                partuuid: None,
+            };
+            devices.put_drive(drive.clone()).unwrap();
+            let overrides = DeviceOverrides {
+                drives: vec![DriveOverride {
+                    id: drive.id,
+                    path: path(to),
+                    source,
+                }],
+                ..DeviceOverrides::default()
+            };
+            make_drives(&devices, &overrides).map(Copies::keep)
+        };
+        with(None, DriveSource::Overlay, "first").unwrap();
+        with(Some("first"), DriveSource::Overlay, "second").unwrap();
+        assert_eq!(
+            fs::read(path("first")).unwrap(),
+            fs::read(path("second")).unwrap()
+        );
+        for there in ["image", "second"] {
+            assert!(with(None, DriveSource::Overlay, there).is_err());
+        }
+        assert_eq!(fs::read(path("image")).unwrap(), [7; 10_000]);
+        let refused = with(None, DriveSource::Overlay, "not/there").unwrap_err();
+        assert!(refused.to_string().contains("overlay"), "{refused}");
+    }
+
     #[test]
     fn copies_go_unless_the_machine_is_there() {
         let dir = tempfile::tempdir().unwrap();

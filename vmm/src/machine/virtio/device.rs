@@ -10,6 +10,8 @@ use vmgenie_devices::virtio::vsock::Vsock;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
 use super::VirtioError;
+use super::drives::DriveCopies;
+use super::files::DriveFilePart;
 use super::slot::{Slot, Slots};
 use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio, VsockPart};
 use crate::config::{DevicesConfig, DriveConfig, NetConfig};
@@ -52,12 +54,15 @@ impl Device {
         }
     }
 
-    /// Adds the device's own state to `saved`.
-    pub(super) fn save(&self, saved: &mut SavedVirtio) {
+    /// Adds the device's own state to `saved`; of the drives, `copies` were made.
+    pub(super) fn save(&self, saved: &mut SavedVirtio, copies: &DriveCopies) {
         match self {
             Self::Block(device) => {
-                let state = device.with_device(|block, _| block.save());
-                saved.drives.push(BlockPart(state));
+                device.with_device(|block, _| {
+                    saved.drives.push(BlockPart(block.save()));
+                    let file = copies.state_of(block.id(), block.store());
+                    saved.files.push(DriveFilePart(file));
+                });
             }
             Self::Net(device) => {
                 let state = device.with_device(|net, _| net.save());

@@ -6,6 +6,7 @@
 mod device;
 mod drives;
 mod events;
+pub mod files;
 mod slot;
 pub mod state;
 
@@ -28,7 +29,7 @@ use crate::config::DevicesConfig;
 use crate::machine::backends::vsock::VsockHostError;
 
 use device::Device;
-pub use drives::UpdateDriveError;
+pub use drives::{CopyDrivesError, DriveCopies, UpdateDriveError};
 use events::Happening;
 pub use events::VirtioEvents;
 use slot::{Pending, Slot, Slots};
@@ -203,8 +204,8 @@ impl VirtioDevices {
         Ok(())
     }
 
-    /// Saves all devices. *vCPUs:* standing still. *Afterwards:* drained.
-    pub(super) fn save(&self) -> SavedVirtio {
+    /// Saves all devices; of the drives, `copies` were made. *vCPUs:* standing still. *Afterwards:* drained.
+    pub(super) fn save(&self, copies: &DriveCopies) -> SavedVirtio {
         self.drain();
         let mut saved = SavedVirtio {
             config: self.config.clone(),
@@ -213,7 +214,7 @@ impl VirtioDevices {
         for slot in &self.slots {
             let state = slot.device.transport().save();
             saved.transports.push(TransportPart(state));
-            slot.device.save(&mut saved);
+            slot.device.save(&mut saved, copies);
         }
         saved
     }

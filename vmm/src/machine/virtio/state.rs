@@ -9,6 +9,7 @@ use vmgenie_devices::virtio::vsock::VsockState;
 use vmgenie_devices::virtio::{TransportState, block, entropy, net, vsock};
 
 use super::VirtioError;
+use super::files::DriveFilePart;
 use crate::config::DevicesConfig;
 use crate::machine::memory::GuestMemory;
 use crate::machine::state::device_part;
@@ -21,7 +22,7 @@ pub struct DevicesPart(pub DevicesConfig);
 
 impl Part for DevicesPart {
     const TAG: &'static str = "virtio";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 device_part!(
@@ -58,6 +59,8 @@ pub(in crate::machine) struct SavedVirtio {
     /// One for each slot.
     pub(super) transports: Vec<TransportPart>,
     pub(super) drives: Vec<BlockPart>,
+    /// One for each drive.
+    pub(in crate::machine) files: Vec<DriveFilePart>,
     pub(super) nets: Vec<NetPart>,
     pub(super) vsock: Option<VsockPart>,
     pub(super) entropy: Option<EntropyPart>,
@@ -76,6 +79,7 @@ impl SavedVirtio {
             .part(&DevicesPart(self.config.clone()))?
             .parts(&self.transports)?
             .parts(&self.drives)?
+            .parts(&self.files)?
             .parts(&self.nets)?;
         if let Some(vsock) = &self.vsock {
             writer.part(vsock)?;
@@ -93,6 +97,7 @@ impl SavedVirtio {
             config,
             transports: reader.take_all()?,
             drives: reader.take_all()?,
+            files: reader.take_all()?,
             nets: reader.take_all()?,
             vsock: reader.take_optional()?,
             entropy: reader.take_optional()?,
@@ -104,6 +109,11 @@ impl SavedVirtio {
         let counts = [
             ("transports", self.transports.len(), self.config.len()),
             ("drives", self.drives.len(), self.config.drives().len()),
+            (
+                "drives' files",
+                self.files.len(),
+                self.config.drives().len(),
+            ),
             (
                 "network interfaces",
                 self.nets.len(),

@@ -4,6 +4,8 @@
 //! advisory; what goes round it is on its own.
 
 mod job;
+pub(super) mod overlay;
+mod store;
 mod threads;
 mod uring;
 
@@ -14,13 +16,18 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
 
+use super::copy::copy_file;
 use crate::config::{CacheMode, DriveConfig, IoEngine};
+use crate::machine::virtio::files::FileStamp;
 
+use overlay::Overlay;
+pub use overlay::OverlayError;
+use store::Store;
 use threads::Threads;
 use uring::Uring;
 
@@ -52,6 +59,15 @@ pub enum DriveError {
         path: PathBuf,
         /// It was wanted for reading only.
         read_only: bool,
+    },
+    /// Its overlay.
+    #[error("could not use the overlay {}", .path.display())]
+    Overlay {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OverlayError,
     },
     /// The guest knows something else.
     #[error(transparent)]
@@ -179,6 +195,19 @@ enum Engine {
     Threads(Threads),
 }
 
+/// The bytes that an overlay on this file would have below it: all whole sectors.
+pub(super) fn base_len(path: &Path) -> io::Result<u64> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let what = "it is neither a regular file nor a block device";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let size = rustix::fs::seek(&file, SeekFrom::End(0))?;
+    Ok(size / SECTOR * SECTOR)
+}
+
 /// A drive's file with what serves its requests.
 pub struct Drive {
     engine: Engine,
@@ -205,7 +234,42 @@ impl Drive {
     /// # Errors
     /// The file is not there or not usable, or in use.
     pub fn open(config: &DriveConfig) -> Result<Self, DriveError> {
-        Self::new(Image::open(&config.path, config.read_only)?, config)
+        let Some(overlay) = &config.overlay else {
+            return Self::new(Image::open(&config.path, config.read_only)?, config);
+        };
+        let base = Image::open(&config.path, true)?;
+        let image = Image::open(overlay, false)?;
+        let opened = Overlay::open(image.file, base.file, base.sectors * SECTOR);
+        Self::with_overlay(opened, overlay, config)
+    }
+
+    /// A drive in two layers. Threads serve it: a request may take several calls, which depend on each other.
+    fn with_overlay(
+        opened: Result<Overlay, OverlayError>,
+        path: &Path,
+        config: &DriveConfig,
+    ) -> Result<Self, DriveError> {
+        let overlay = opened.map_err(|source| DriveError::Overlay {
+            path: path.to_owned(),
+            source,
+        })?;
+        if config.io_engine == IoEngine::Async {
+            tracing::info!(path = %path.display(), "threads serve a drive with an overlay");
+        }
+        let sectors = overlay.len() / SECTOR;
+        let threads = Threads::new(Store::Overlay(overlay)).map_err(|source| DriveError::Use {
+            what: "serve",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            engine: Engine::Threads(threads),
+            path: config.path.clone(),
+            sectors,
+            read_only: false,
+            flushes: config.cache == CacheMode::Writeback,
+            discards: true,
+        })
     }
 
     /// The same for a drive that is in use and gets another file, or the same one with another size.
@@ -213,6 +277,10 @@ impl Drive {
     /// # Errors
     /// As for [`Self::open`].
     pub fn reopen(&self, config: &DriveConfig) -> Result<Self, DriveError> {
+        if let (Some(path), Some(overlay)) = (&config.overlay, self.overlay()) {
+            let opened = overlay.reopen();
+            return Self::with_overlay(opened, path, config);
+        }
         let same = || {
             let new = fs::metadata(&config.path).ok()?;
             let old = self.file().metadata().ok()?;
@@ -251,11 +319,41 @@ impl Drive {
         })
     }
 
+    /// The file that the guest's writes go to.
     fn file(&self) -> &File {
         match &self.engine {
             Engine::Uring(uring) => uring.file(),
-            Engine::Threads(threads) => threads.file(),
+            Engine::Threads(threads) => threads.store().file(),
         }
+    }
+
+    fn overlay(&self) -> Option<&Overlay> {
+        match &self.engine {
+            Engine::Threads(threads) => match threads.store() {
+                Store::Overlay(overlay) => Some(overlay),
+                Store::File(_) => None,
+            },
+            Engine::Uring(_) => None,
+        }
+    }
+
+    /// The drive's file and its overlay as they are now, where they are regular files.
+    pub(in crate::machine) fn stamps(&self) -> (Option<FileStamp>, Option<FileStamp>) {
+        // What cannot be looked at is not compared either.
+        let stamp = |file: &File| FileStamp::of(file).ok().flatten();
+        match self.overlay() {
+            Some(overlay) => (stamp(overlay.base()), stamp(overlay.file())),
+            None => (stamp(self.file()), None),
+        }
+    }
+
+    /// Copies what the guest's writes have gone to, the overlay if there is one, to a place where nothing is. *Caller:* the snapshot code; nothing
+    /// is in flight.
+    ///
+    /// # Errors
+    /// The files', or it is no regular file.
+    pub(in crate::machine) fn copy_to(&self, path: &Path) -> io::Result<File> {
+        copy_file(self.file().try_clone()?, path)
     }
 }
 
@@ -268,7 +366,7 @@ fn engine(file: File, wanted: IoEngine) -> io::Result<Engine> {
             }
         }
     }
-    Threads::new(file).map(Engine::Threads)
+    Threads::new(Store::File(file)).map(Engine::Threads)
 }
 
 impl BlockBackend for Drive {

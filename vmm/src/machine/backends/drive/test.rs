@@ -34,6 +34,7 @@ impl Place {
 
     fn config(&self, engine: IoEngine) -> DriveConfig {
         DriveConfig {
+            overlay: None,
             id: DeviceId::new("d").unwrap(),
             path: self.path(),
             read_only: false,
@@ -451,4 +452,52 @@ fn what_is_no_image_is_refused_by_name() {
     };
     let refused = Drive::open(&config).unwrap_err();
     assert!(matches!(refused, DriveError::Open { .. }), "{refused}");
+}
+
+/// Two clones on one image.
+#[test]
+fn clones_share_their_base_and_keep_what_they_write_to_themselves() {
+    let place = Place::new(&[1; 64 << 10]);
+    let clone = |name: &str, engine| {
+        let path = place.dir.path().join(name);
+        let file = File::create_new(&path).unwrap();
+        overlay::format(&file, 64 << 10).unwrap();
+        let config = DriveConfig {
+            overlay: Some(path),
+            ..place.config(engine)
+        };
+        (Drive::open(&config).unwrap(), config)
+    };
+    let memory = memory();
+    let (mut a, config) = clone("a", IoEngine::Sync);
+    let (mut b, _) = clone("b", IoEngine::Async);
+    for (drive, byte) in [(&mut a, 0xa), (&mut b, 0xb)] {
+        memory.write_slice(&[byte; 700], GuestAddress(0)).unwrap();
+        run(drive, write(&memory, 512, 0, 512)).unwrap();
+        run(drive, Operation::Flush).unwrap();
+        let (offset, len) = (32 << 10, 16 << 10);
+        run(drive, Operation::Discard { offset, len }).unwrap();
+        drive.sync().unwrap();
+    }
+    let first = |drive: &mut Drive, offset| {
+        run(drive, read(&memory, offset, 0, 512)).unwrap();
+        memory.read_obj::<u8>(GuestAddress(0)).unwrap()
+    };
+    let at = |drive: &mut Drive| [0, 512, 1024, 32 << 10].map(|offset| first(drive, offset));
+    assert_eq!(at(&mut a), [1, 0xa, 1, 0]);
+    assert_eq!(at(&mut b), [1, 0xb, 1, 0]);
+    assert_eq!(place.bytes(), [1; 64 << 10], "the base has changed");
+    // The overlay has one owner, and the base no writer.
+    assert!(matches!(
+        Drive::open(&config),
+        Err(DriveError::InUse { .. })
+    ));
+    let writer = Drive::open(&place.config(IoEngine::Sync));
+    assert!(matches!(writer, Err(DriveError::InUse { .. })));
+    // Opened anew while it is in use, and after that.
+    let mut again = a.reopen(&config).unwrap();
+    drop(a);
+    assert_eq!(at(&mut again), [1, 0xa, 1, 0]);
+    drop(again);
+    assert_eq!(at(&mut Drive::open(&config).unwrap()), [1, 0xa, 1, 0]);
 }

@@ -1,17 +1,15 @@
 //! Requests through plain system calls, on a few threads of their own: where there is no io_uring, or none is wanted.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use rustix::io::Errno;
 use vmgenie_devices::virtio::block::Task;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::job::{Call, Job};
+use super::store::Store;
 
 /// Requests that the guest may have in flight; as many of them are worked on as there are threads.
 pub(super) const DEPTH: u16 = 128;
@@ -20,7 +18,7 @@ const THREADS: usize = 4;
 
 /// What the threads share.
 struct Shared {
-    file: File,
+    store: Store,
     work: Mutex<Work>,
     /// There is a task, or no more.
     begin: Condvar,
@@ -57,10 +55,10 @@ impl Threads {
     ///
     /// # Errors
     /// No eventfd can be had.
-    pub(super) fn new(file: File) -> io::Result<Self> {
+    pub(super) fn new(store: Store) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
-                file,
+                store,
                 work: Mutex::default(),
                 begin: Condvar::new(),
                 end: Condvar::new(),
@@ -70,8 +68,8 @@ impl Threads {
         })
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.shared.file
+    pub(super) fn store(&self) -> &Store {
+        &self.shared.store
     }
 
     pub(super) fn start(&mut self, task: Task) {
@@ -163,45 +161,12 @@ fn serve(shared: &Shared) {
 }
 
 fn serve_one(shared: &Shared, task: Task) {
-    let mut job = Job::new(task.operation);
-    let result = loop {
-        if let Some(result) = job.advance(call(&shared.file, &job.call())) {
-            break result;
-        }
-    };
-    // The buffers are done with before anybody hears of it.
-    drop(job);
+    // The buffers are done with when this returns, before anybody hears of it.
+    let result = shared.store.run(task.operation);
     let mut work = shared.work();
     work.in_flight -= 1;
     work.ended.push_back((task.token, result));
     drop(work);
     shared.end.notify_one();
     let _ = shared.wake.write(1);
-}
-
-/// Makes one call; returns how many bytes it transferred.
-fn call(file: &File, call: &Call<'_>) -> Result<u64, Errno> {
-    let transferred = |bytes: isize| match bytes {
-        0.. => Ok(bytes.unsigned_abs() as u64),
-        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    };
-    let fd = file.as_raw_fd();
-    match *call {
-        Call::Read(pieces, offset) => {
-            // SAFETY: the list is valid, and its pieces are for as long as the job lives, which the caller holds.
-            transferred(unsafe {
-                libc::preadv(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
-            })
-        }
-        Call::Write(pieces, offset) => {
-            // SAFETY: as above; the kernel only reads the pieces.
-            transferred(unsafe {
-                libc::pwritev(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
-            })
-        }
-        Call::Sync => rustix::fs::fdatasync(file.as_fd()).map(|()| 0),
-        Call::Allocate(mode, offset, len) => {
-            rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)
-        }
-    }
 }

@@ -1,0 +1,71 @@
+//! What a thread carries requests out on, with plain system calls: one file, or an overlay on another.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::io::Errno;
+use vmgenie_devices::virtio::block::Operation;
+
+use super::job::{Call, Job};
+use super::overlay::Overlay;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) enum Store {
+    /// One file.
+    File(File),
+    /// Two.
+    Overlay(Overlay),
+}
+
+impl Store {
+    /// The file that writes go to.
+    pub(super) fn file(&self) -> &File {
+        match self {
+            Self::File(file) => file,
+            Self::Overlay(overlay) => overlay.file(),
+        }
+    }
+
+    /// Carries out one operation to its end.
+    pub(super) fn run(&self, operation: Operation) -> io::Result<()> {
+        let file = match self {
+            Self::File(file) => file,
+            Self::Overlay(overlay) => return overlay.run(operation),
+        };
+        let mut job = Job::new(operation);
+        loop {
+            if let Some(result) = job.advance(call(file, &job.call())) {
+                return result;
+            }
+        }
+    }
+}
+
+/// Makes one call; returns how many bytes it transferred.
+fn call(file: &File, call: &Call<'_>) -> Result<u64, Errno> {
+    let transferred = |bytes: isize| match bytes {
+        0.. => Ok(bytes.unsigned_abs() as u64),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    };
+    let fd = file.as_raw_fd();
+    match *call {
+        Call::Read(pieces, offset) => {
+            // SAFETY: the list is valid, and its pieces are for as long as the job lives, which the caller holds.
+            transferred(unsafe {
+                libc::preadv(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
+            })
+        }
+        Call::Write(pieces, offset) => {
+            // SAFETY: as above; the kernel only reads the pieces.
+            transferred(unsafe {
+                libc::pwritev(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
+            })
+        }
+        Call::Sync => rustix::fs::fdatasync(file.as_fd()).map(|()| 0),
+        Call::Allocate(mode, offset, len) => {
+            rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)
+        }
+    }
+}

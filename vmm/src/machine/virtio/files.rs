@@ -1,0 +1,226 @@
+//! What a snapshot says of the files behind its drives, and whether they are still what they were.
+//!
+//! A snapshot refers to its drives by path: if the machine goes on, they move away from the memory that knows them. So each file is recorded as it was, and
+//! looked at again at the restore; and a snapshot may have copies of its own, beside its state file.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
+use crate::controller::command::{ChangedDrives, HostPaths};
+use crate::snapshot::Part;
+
+/// A regular file as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStamp {
+    /// Bytes.
+    pub len: u64,
+    /// When it was modified last: seconds and nanoseconds since the Unix epoch.
+    pub modified: (i64, i64),
+    /// Which file it was.
+    pub inode: u64,
+}
+
+impl FileStamp {
+    /// None for what is no regular file: a block device does not tell.
+    pub(in crate::machine) fn of(file: &File) -> io::Result<Option<Self>> {
+        Ok(Self::by(&file.metadata()?))
+    }
+
+    fn by(metadata: &Metadata) -> Option<Self> {
+        metadata.is_file().then(|| Self {
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            inode: metadata.ino(),
+        })
+    }
+
+    /// What is different now, in words. A copy that belongs to a snapshot may have moved with it: then it is another file, of the same length.
+    fn difference(&self, now: &Self, may_have_moved: bool) -> Option<&'static str> {
+        if self.len != now.len {
+            return Some("it has another length");
+        }
+        if self.inode != now.inode {
+            return (!may_have_moved).then_some("it is another file");
+        }
+        (self.modified != now.modified).then_some("it has been written to")
+    }
+}
+
+/// What is behind one drive.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveFileState {
+    /// The name of the snapshot's own copy, in the directory of the state file: of the overlay if the drive has one, else of the drive's file.
+    pub copy: Option<String>,
+    /// The drive's file, or its copy.
+    pub file: Option<FileStamp>,
+    /// The overlay, or its copy.
+    pub overlay: Option<FileStamp>,
+}
+
+/// One part for each drive, in the order of their slots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DriveFilePart(pub DriveFileState);
+
+impl Part for DriveFilePart {
+    const TAG: &'static str = "virtio-drive-file";
+    const VERSION: u16 = 1;
+}
+
+/// Why the host's files, taps or sockets cannot be what a snapshot says.
+#[derive(Debug, Error)]
+pub enum HostPathError {
+    /// The request names less than it was said to.
+    #[error(
+        "the snapshot would have {0} of this host opened, which the request does not name: name another in an override, or take host_paths \"named-only\" out"
+    )]
+    NotNamed(String),
+    /// A drive's file has moved on.
+    #[error(
+        "the drive {id} is not what it was when the snapshot was taken: {what}, {}. A guest that goes on with it damages its file system. Have \
+         snapshots made with copy_drives, give the file that belongs to the snapshot in drive_overrides, or set changed_drives to \"allow\"",
+        .path.display()
+    )]
+    Changed {
+        /// The drive.
+        id: String,
+        /// What has changed.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The state file names a copy that is none.
+    #[error("the snapshot's own copy of the drive {id} is not there: {name:?}")]
+    Copy {
+        /// The drive.
+        id: String,
+        /// What the state file calls it.
+        name: String,
+    },
+}
+
+/// The devices of a snapshot whose state file is in `dir`: drives of which it has copies are behind those.
+pub(in crate::machine) fn located(
+    devices: &DevicesConfig,
+    files: &[DriveFilePart],
+    dir: &Path,
+) -> Result<DevicesConfig, HostPathError> {
+    let mut located = devices.clone();
+    for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
+        let Some(name) = &file.copy else { continue };
+        // The state file may say anything: the copy is a file in its directory, and not by a detour.
+        let path = dir.join(name);
+        let plain = Path::new(name)
+            .file_name()
+            .is_some_and(|it| it == name.as_str());
+        let there = plain && fs::symlink_metadata(&path).is_ok_and(|is| is.is_file());
+        if !there {
+            return Err(HostPathError::Copy {
+                id: drive.id.to_string(),
+                name: name.chars().take(256).collect(),
+            });
+        }
+        located.set_drive_copy(&drive.id, path);
+    }
+    Ok(located)
+}
+
+/// Whether the request names all that the machine has of the host. `devices` are [`located`].
+pub(in crate::machine) fn check_named(
+    devices: &DevicesConfig,
+    files: &[DriveFilePart],
+    overrides: &DeviceOverrides,
+    wanted: HostPaths,
+) -> Result<(), HostPathError> {
+    if wanted == HostPaths::Any {
+        return Ok(());
+    }
+    let refuse = |what: String| Err(HostPathError::NotNamed(what));
+    for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
+        let named = overrides.drives.iter().find(|named| named.id == drive.id);
+        // The snapshot's own copies came with what the caller has named.
+        let own_file = file.copy.is_some() && drive.overlay.is_none();
+        let source = named.map(|named| named.source);
+        match (&drive.overlay, source) {
+            (_, Some(DriveSource::Existing)) => {}
+            _ if own_file => {}
+            _ => return refuse(format!("the file {}", drive.path.display())),
+        }
+    }
+    for net in devices.nets() {
+        let named = overrides.nets.iter().find(|named| named.id == net.id);
+        if named.is_none_or(|named| named.host_dev_name.is_none()) {
+            return refuse(format!("the tap {}", net.host_dev_name));
+        }
+    }
+    match devices.vsock() {
+        Some(vsock) if overrides.vsock.uds_path.is_none() => {
+            refuse(format!("the socket {}", vsock.uds_path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the drives' files are as they were. `devices` are [`located`].
+pub(in crate::machine) fn check_unchanged(
+    devices: &DevicesConfig,
+    files: &[DriveFilePart],
+    overrides: &DeviceOverrides,
+    changed: ChangedDrives,
+) -> Result<(), HostPathError> {
+    for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
+        let named = overrides.drives.iter().find(|named| named.id == drive.id);
+        if named.is_some_and(|named| named.source == DriveSource::Existing) {
+            // The caller knows which file it is.
+            continue;
+        }
+        for (path, what, own) in difference(drive, file) {
+            let refused = match changed {
+                ChangedDrives::Allow => continue,
+                ChangedDrives::Refuse => true,
+                ChangedDrives::OwnCopies => own,
+            };
+            let error = HostPathError::Changed {
+                id: drive.id.to_string(),
+                what,
+                path,
+            };
+            if refused {
+                return Err(error);
+            }
+            tracing::warn!("{error}");
+        }
+    }
+    Ok(())
+}
+
+/// The files of a drive that are not what they were: which, how, and whether it is the snapshot's own copy.
+fn difference(drive: &DriveConfig, saved: &DriveFileState) -> Vec<(PathBuf, &'static str, bool)> {
+    let copied = saved.copy.is_some();
+    let own_file = copied && drive.overlay.is_none();
+    let overlay = drive.overlay.as_ref();
+    let files = [
+        (Some(&drive.path), saved.file, own_file),
+        (overlay, saved.overlay, copied),
+    ];
+    files
+        .into_iter()
+        .filter_map(|(path, then, own)| {
+            let (path, then) = (path?, then?);
+            // What cannot be looked at is told when it is opened.
+            let now = FileStamp::by(&fs::metadata(path).ok()?)?;
+            let what = then.difference(&now, own)?;
+            Some((path.clone(), what, own))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "files_test.rs"]
+mod tests;

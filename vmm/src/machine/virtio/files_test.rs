@@ -1,0 +1,261 @@
+//! Snapshots of somebody else's, and of drives that have moved on.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::{
+    Cid, DeviceId, DriveOverride, InterfaceName, NetConfig, NetOverride, VsockConfig,
+};
+
+fn id(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+/// A drive on a file of its own, and what a snapshot says of it.
+struct Place {
+    dir: TempDir,
+    devices: DevicesConfig,
+    files: Vec<DriveFilePart>,
+}
+
+impl Place {
+    fn new(overlay: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name| dir.path().join(name);
+        for name in ["image", "overlay"] {
+            fs::write(path(name), [7; 1024]).unwrap();
+        }
+        let mut devices = DevicesConfig::default();
+        let drive = DriveConfig {
+            id: id("d"),
+            path: path("image"),
+            overlay: overlay.then(|| path("overlay")),
+            read_only: false,
+            is_root: false,
+            cache: Default::default(),
+            io_engine: Default::default(),
+            partuuid: None,
+        };
+        devices.put_drive(drive).unwrap();
+        let stamp = |name| FileStamp::of(&File::open(path(name)).unwrap()).unwrap();
+        let state = DriveFileState {
+            copy: None,
+            file: stamp("image"),
+            overlay: stamp("overlay").filter(|_| overlay),
+        };
+        let files = vec![DriveFilePart(state)];
+        Self {
+            dir,
+            devices,
+            files,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Has the snapshot say that it has a copy.
+    fn with_copy(mut self, name: &str) -> Self {
+        self.files[0].0.copy = Some(name.to_owned());
+        self
+    }
+
+    fn located(&self) -> Result<DevicesConfig, HostPathError> {
+        located(&self.devices, &self.files, self.dir.path())
+    }
+
+    fn unchanged(&self, changed: ChangedDrives) -> Result<(), HostPathError> {
+        let overrides = DeviceOverrides::default();
+        check_unchanged(&self.located().unwrap(), &self.files, &overrides, changed)
+    }
+
+    fn named(&self, overrides: &DeviceOverrides) -> Result<(), HostPathError> {
+        let located = self.located().unwrap();
+        check_named(
+            &located,
+            &self.files,
+            &DeviceOverrides::default(),
+            HostPaths::Any,
+        )
+        .unwrap();
+        check_named(&located, &self.files, overrides, HostPaths::NamedOnly)
+    }
+}
+
+fn drive_override(source: DriveSource) -> DeviceOverrides {
+    DeviceOverrides {
+        drives: vec![DriveOverride {
+            id: id("d"),
+            path: "/other".into(),
+            source,
+        }],
+        ..DeviceOverrides::default()
+    }
+}
+
+fn write_to(path: &Path) {
+    // The clock of a file system goes in ticks.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut file = File::options()
+        .append(false)
+        .write(true)
+        .open(path)
+        .unwrap();
+    io::Write::write_all(&mut file, b"x").unwrap();
+}
+
+#[test]
+fn a_file_that_was_written_to_exchanged_or_cut_is_noticed() {
+    type Change = fn(&Path);
+    let changes: [Change; 3] = [
+        write_to,
+        |path| {
+            fs::rename(path.with_file_name("overlay"), path).unwrap();
+        },
+        |path| {
+            let file = File::options().write(true).open(path).unwrap();
+            file.set_len(512).unwrap();
+        },
+    ];
+    for change in changes {
+        let place = Place::new(false);
+        place.unchanged(ChangedDrives::Refuse).unwrap();
+        change(&place.path("image"));
+        let refused = place.unchanged(ChangedDrives::Refuse).unwrap_err();
+        assert!(
+            matches!(refused, HostPathError::Changed { .. }),
+            "{refused}"
+        );
+        // As Firecracker has it, and a warning.
+        place.unchanged(ChangedDrives::OwnCopies).unwrap();
+        place.unchanged(ChangedDrives::Allow).unwrap();
+        // Another file is the caller's business; a copy of this one is not.
+        let located = place.located().unwrap();
+        let check = |source| {
+            let overrides = drive_override(source);
+            check_unchanged(&located, &place.files, &overrides, ChangedDrives::Refuse)
+        };
+        check(DriveSource::Existing).unwrap();
+        check(DriveSource::Copy).unwrap_err();
+        check(DriveSource::Overlay).unwrap_err();
+    }
+}
+
+#[test]
+fn an_overlay_is_looked_at_as_well_as_what_is_below() {
+    for name in ["image", "overlay"] {
+        let place = Place::new(true);
+        place.unchanged(ChangedDrives::Refuse).unwrap();
+        write_to(&place.path(name));
+        place.unchanged(ChangedDrives::Refuse).unwrap_err();
+    }
+}
+
+#[test]
+fn a_snapshot_s_own_copy_may_move_with_it_and_must_not_change() {
+    let place = Place::new(false).with_copy("image");
+    assert_eq!(
+        place.located().unwrap().drives()[0].path,
+        place.path("image")
+    );
+    // As a copied directory has it: another file, another time.
+    fs::copy(place.path("image"), place.path("moved")).unwrap();
+    fs::rename(place.path("moved"), place.path("image")).unwrap();
+    place.unchanged(ChangedDrives::Refuse).unwrap();
+    let place = Place::new(false).with_copy("image");
+    write_to(&place.path("image"));
+    place.unchanged(ChangedDrives::OwnCopies).unwrap_err();
+    place.unchanged(ChangedDrives::Allow).unwrap();
+    // Of a drive with an overlay it is the overlay that was copied.
+    let place = Place::new(true).with_copy("overlay");
+    let drive = place.located().unwrap().drives()[0].clone();
+    assert_eq!(
+        (drive.path, drive.overlay),
+        (place.path("image"), Some(place.path("overlay")))
+    );
+}
+
+#[test]
+fn a_copy_is_a_file_beside_the_state_file_and_nothing_else() {
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let place = Place::new(false);
+    std::os::unix::fs::symlink(outside.path(), place.path("link")).unwrap();
+    fs::create_dir(place.path("dir")).unwrap();
+    let absolute = outside.path().to_str().unwrap();
+    for name in [
+        "",
+        ".",
+        "..",
+        "../image",
+        "dir",
+        "dir/../image",
+        "link",
+        "image/",
+        "gone",
+        absolute,
+    ] {
+        let place = Place {
+            dir: tempfile::tempdir().unwrap(),
+            ..Place::new(false)
+        }
+        .with_copy(name);
+        let from = &Place::new(false);
+        for file in ["image", "overlay"] {
+            fs::copy(from.path(file), place.path(file)).unwrap();
+        }
+        std::os::unix::fs::symlink(outside.path(), place.path("link")).unwrap();
+        fs::create_dir(place.path("dir")).unwrap();
+        let refused = place.located().unwrap_err();
+        assert!(matches!(refused, HostPathError::Copy { .. }), "{name}");
+    }
+}
+
+#[test]
+fn everything_of_the_host_has_to_be_named_if_that_is_wanted() {
+    let place = Place::new(false);
+    place.named(&drive_override(DriveSource::Existing)).unwrap();
+    for overrides in [
+        DeviceOverrides::default(),
+        // These read the file that the state file names.
+        drive_override(DriveSource::Copy),
+        drive_override(DriveSource::Overlay),
+    ] {
+        let refused = place.named(&overrides).unwrap_err();
+        assert!(matches!(refused, HostPathError::NotNamed(_)), "{refused}");
+    }
+    // Its own copy came with it; what is below an overlay did not.
+    let own = Place::new(false).with_copy("image");
+    own.named(&DeviceOverrides::default()).unwrap();
+    own.named(&drive_override(DriveSource::Overlay)).unwrap();
+    let own = Place::new(true).with_copy("overlay");
+    own.named(&DeviceOverrides::default()).unwrap_err();
+}
+
+#[test]
+fn taps_and_sockets_have_to_be_named_as_well() {
+    let mut place = Place::new(false).with_copy("image");
+    let net = NetConfig {
+        id: id("n"),
+        host_dev_name: InterfaceName::new("tap0").unwrap(),
+        guest_mac: None,
+        mtu: None,
+    };
+    place.devices.put_net(net).unwrap();
+    place.devices.set_vsock(VsockConfig {
+        guest_cid: Cid::new(3).unwrap(),
+        uds_path: "/v".into(),
+    });
+    let mut overrides = DeviceOverrides::default();
+    let refused = place.named(&overrides).unwrap_err().to_string();
+    assert!(refused.contains("the tap tap0"), "{refused}");
+    overrides.nets.push(NetOverride {
+        id: id("n"),
+        host_dev_name: InterfaceName::new("tap1").ok(),
+        guest_mac: None,
+    });
+    let refused = place.named(&overrides).unwrap_err().to_string();
+    assert!(refused.contains("the socket /v"), "{refused}");
+    overrides.vsock.uds_path = Some("/w".into());
+    place.named(&overrides).unwrap();
+}
