@@ -4,6 +4,7 @@
 //! the one function that begins a new generation.
 
 pub mod api;
+pub mod attach;
 pub mod boot;
 pub mod cli;
 pub mod client;

@@ -187,25 +187,43 @@ extern "C" fn on_fatal_signal(
 pub enum Escape {
     /// Nothing: go on.
     Continue,
-    /// Ctrl-A x: end the machine.
-    Quit,
+    /// Leave the console: Ctrl-A x ends the machine, Ctrl-A d detaches from one that runs elsewhere.
+    Leave,
 }
 
-/// Finds Ctrl-A sequences in what is typed on the console: Ctrl-A x quits, Ctrl-A Ctrl-A is one
-/// Ctrl-A for the guest. Any other key after Ctrl-A goes to the guest together with it.
-#[derive(Debug, Default)]
+/// Finds Ctrl-A sequences in what is typed on the console: Ctrl-A and the key to leave it, which
+/// is x or d; Ctrl-A Ctrl-A is one Ctrl-A for the guest. Any other key after Ctrl-A goes to the
+/// guest together with it.
+#[derive(Debug)]
 pub struct EscapeFilter {
+    leave: u8,
     escaped: bool,
 }
 
 impl EscapeFilter {
-    /// Appends to `guest` what of `typed` is for the guest. After [`Escape::Quit`] the rest of
+    /// Of the terminal of the machine's own process: Ctrl-A x leaves.
+    pub fn quitting() -> Self {
+        Self {
+            leave: b'x',
+            escaped: false,
+        }
+    }
+
+    /// Of the terminal of somebody who has attached: Ctrl-A d leaves.
+    pub fn detaching() -> Self {
+        Self {
+            leave: b'd',
+            escaped: false,
+        }
+    }
+
+    /// Appends to `guest` what of `typed` is for the guest. After [`Escape::Leave`] the rest of
     /// `typed` is dropped.
     pub fn feed(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Escape {
         for &byte in typed {
             match (std::mem::take(&mut self.escaped), byte) {
                 (false, ESCAPE) => self.escaped = true,
-                (true, b'x') => return Escape::Quit,
+                (true, key) if key == self.leave => return Escape::Leave,
                 (false, byte) | (true, byte @ ESCAPE) => guest.push(byte),
                 (true, byte) => guest.extend([ESCAPE, byte]),
             }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::*;
 
 fn fed(pieces: &[&[u8]]) -> (Vec<u8>, Escape) {
-    let (mut filter, mut guest) = (EscapeFilter::default(), Vec::new());
+    let (mut filter, mut guest) = (EscapeFilter::quitting(), Vec::new());
     for piece in pieces {
-        if filter.feed(piece, &mut guest) == Escape::Quit {
-            return (guest, Escape::Quit);
+        if filter.feed(piece, &mut guest) == Escape::Leave {
+            return (guest, Escape::Leave);
         }
     }
     (guest, Escape::Continue)
@@ -25,12 +25,12 @@ fn ordinary_bytes_go_to_the_guest_unchanged() {
 
 #[test]
 fn ctrl_a_x_quits_and_drops_what_follows() {
-    assert_eq!(fed(&[b"ls\n\x01xrm"]), (b"ls\n".to_vec(), Escape::Quit));
+    assert_eq!(fed(&[b"ls\n\x01xrm"]), (b"ls\n".to_vec(), Escape::Leave));
 }
 
 #[test]
 fn an_escape_sequence_may_arrive_in_pieces() {
-    assert_eq!(fed(&[b"a\x01", b"x"]), (b"a".to_vec(), Escape::Quit));
+    assert_eq!(fed(&[b"a\x01", b"x"]), (b"a".to_vec(), Escape::Leave));
     assert_eq!(
         fed(&[b"\x01", b"\x01", b"x"]),
         (b"\x01x".to_vec(), Escape::Continue)

@@ -9,6 +9,7 @@
 
 mod clones;
 mod commands;
+mod console;
 mod endings;
 mod help;
 mod terminal;

@@ -7,6 +7,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use thiserror::Error;
 
+use super::console::PROTOCOL;
 use super::wire::{Fault, WireError};
 use crate::controller::command::CommandError;
 
@@ -55,6 +56,14 @@ pub(super) enum ApiFault {
     /// Too many requests wait already.
     #[error("{0} requests wait for the guest to adapt already: wait for one of them to end")]
     TooManyWaits(usize),
+    /// GET `/console` without the upgrade.
+    #[error(
+        "the console is a connection of its own: ask for it with the headers \"Connection: Upgrade\" and \"Upgrade: {PROTOCOL}\""
+    )]
+    NoUpgrade,
+    /// Too many clients are attached already.
+    #[error("{0} clients are attached to the console already: wait for one of them to detach")]
+    TooManyAttached(usize),
     /// The machine has gone while a request waited for it.
     #[error("the microVM is shutting down")]
     MachineGone,

@@ -32,6 +32,11 @@ impl<S> Kept<S> {
         }
     }
 
+    /// The connection itself.
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
     fn change(&mut self, bytes: &mut [u8]) {
         if self.next.swap(false, Ordering::Relaxed) {
             self.line = Some(Line::default());

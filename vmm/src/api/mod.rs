@@ -21,10 +21,12 @@
 //! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm` |
 //! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation`, more overrides |
 //! | GET, PUT `/generation` | ours: the generation; begins a new one |
+//! | GET `/console` | ours: the connection becomes the guest's console |
 //! | PUT `/generation/wait` | ours: waits until the guest has adapted to it |
 //!
 //! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
 
+mod console;
 mod fault;
 mod http10;
 mod limits;
@@ -36,6 +38,7 @@ mod wait;
 pub mod wire;
 
 pub use crate::unix_socket::SocketError;
+pub use console::{MAX_ATTACHED, PROTOCOL as CONSOLE_PROTOCOL};
 pub use limits::{BODY_LIMIT, BODY_TIMEOUT};
 pub use routes::{FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, router};
 pub use server::{ApiError, ApiThread, MAX_CONNECTIONS, spawn};

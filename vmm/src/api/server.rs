@@ -14,11 +14,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -26,6 +26,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::console::Takeover;
 use super::http10::Kept;
 use super::wait::Peer;
 use super::{ApiInfo, limits, router};
@@ -222,17 +223,21 @@ async fn serve(
     let peer = Peer::of(&stream);
     let answered = Arc::new(AtomicBool::new(false));
     let stream = Kept::new(stream, Arc::clone(&answered));
+    let takeover = Takeover::new(peer.clone(), stopped.clone());
+    let offered = takeover.clone();
+    let service_activity = Arc::clone(&activity);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let Service {
             router,
             body_limit,
             counts,
         } = answering.clone();
-        let activity = Arc::clone(&activity);
+        let activity = Arc::clone(&service_activity);
         let answered = Arc::clone(&answered);
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
+        request.extensions_mut().insert(offered.clone());
         async move {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             activity.idle();
@@ -242,11 +247,14 @@ async fn serve(
             response
                 .headers_mut()
                 .insert(SERVER, HeaderValue::from_static("vmgenie"));
-            answered.store(true, Ordering::Relaxed);
+            // What comes next on a connection that has become another one is no request.
+            let taken_over = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            answered.store(!taken_over, Ordering::Relaxed);
             activity.idle();
             let (status, took) = (response.status().as_u16(), started.elapsed());
             if counts {
-                metrics::count_request(&method, &path, response.status().is_success());
+                let succeeded = taken_over || response.status().is_success();
+                metrics::count_request(&method, &path, succeeded);
             }
             tracing::debug!(%method, path, status, ?took, "API request");
             Ok::<_, Infallible>(response)
@@ -259,6 +267,7 @@ async fn serve(
             .max_buf_size(HEAD_LIMIT)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -269,6 +278,11 @@ async fn serve(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a client of the API was cut off");
+    }
+    if let Some(session) = takeover.take() {
+        // It is not closed for others' sake: there are few of its kind.
+        activity.busy();
+        session.await;
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn controller_handle() -> (ControllerHandle, Receiver<Envelope>) {
 pub(crate) fn controller_handle_of(
     reports: watch::Receiver<DriverReport>,
 ) -> (ControllerHandle, Receiver<Envelope>) {
-    ControllerHandle::new(EventFd::new(0).unwrap(), reports)
+    ControllerHandle::new(EventFd::new(0).unwrap(), reports, Arc::default())
 }
 
 /// Says yes to everything.

@@ -40,7 +40,7 @@ impl Peer {
 }
 
 /// Returns when the client has gone.
-async fn gone(peer: Option<&Peer>) {
+pub(super) async fn gone(peer: Option<&Peer>) {
     loop {
         tokio::time::sleep(CLIENT_CHECK).await;
         if peer.is_some_and(Peer::is_gone) {

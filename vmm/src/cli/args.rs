@@ -86,6 +86,15 @@ Examples:
   vmgenie stop web-1
   vmgenie stop 4711 --power-off=30s";
 
+const CONSOLE_HELP: &str = "\
+Ctrl-A d detaches, Ctrl-A Ctrl-A sends one Ctrl-A. What the guest said last (32 KiB at most) is shown first. Its output goes where it went
+before all the same, and to all others who are attached. The machine has to serve its API on a socket, as those of `clone` do.
+
+Examples:
+  vmgenie console web-1
+  vmgenie console /tmp/clones/clone-1.sock
+  echo uptime | vmgenie console 4711";
+
 const SNAPSHOT_HELP: &str = "\
 A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays paused.
 
@@ -159,6 +168,8 @@ pub enum Command {
     /// List the machines that this user runs on this host.
     #[command(after_help = PS_HELP)]
     Ps,
+    /// Have this terminal be the console of a machine that runs elsewhere.
+    Console(ConsoleArgs),
     /// End a machine.
     Stop(StopArgs),
     /// Print a completion script for a shell.
@@ -394,6 +405,15 @@ pub struct StopArgs {
     /// is given.
     #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10s", value_parser = parse_wait)]
     pub power_off: Option<Duration>,
+}
+
+/// `vmgenie console`.
+#[derive(Debug, Args)]
+#[command(after_help = CONSOLE_HELP)]
+pub struct ConsoleArgs {
+    /// The machine: its name, its process, or its socket.
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
 }
 
 /// `vmgenie completions`.

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Why a machine was not stopped.
 #[derive(Debug, Error)]
-enum StopError {
+pub(super) enum StopError {
     #[error("there is no machine {0}: see `vmgenie ps`")]
     None(String),
     #[error("{1} machines are named {0}: name one by its process, see `vmgenie ps`")]
@@ -153,7 +153,7 @@ fn ended(entry: &Entry, patience: Duration) -> bool {
 }
 
 /// The machine of this name, process number or socket.
-fn find(wanted: &str) -> Result<Entry, StopError> {
+pub(super) fn find(wanted: &str) -> Result<Entry, StopError> {
     let socket = std::path::absolute(wanted).ok();
     let is_meant = |entry: &Entry| {
         entry.id == wanted

@@ -7,6 +7,7 @@ pub mod args;
 mod client_commands;
 mod clone;
 mod clone_process;
+mod console;
 mod data;
 mod devices;
 mod firecracker;
@@ -81,6 +82,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             None => vmm::restore(args),
         },
         Command::Ps => machines::ps(json),
+        Command::Console(args) => console::console(&args),
         Command::Stop(args) => machines::stop(&args, json),
         Command::Clone(args) => clone::clone(&args, json),
         Command::Completions(args) => {

@@ -1,6 +1,7 @@
 //! The commands through which the API reaches the machine, and the handle that sends them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::config::{
     MachineConfig, NetConfig, VsockConfig,
 };
 use crate::logging::LogConfig;
+use crate::machine::console_history::ConsoleHistory;
 use crate::metrics::MetricsConfig;
 
 /// One request to the controller.
@@ -50,6 +52,8 @@ pub enum Command {
     SetMetrics(MetricsConfig),
     /// Writes a line of metrics; once there is a machine.
     FlushMetrics,
+    /// Types on the machine's console. Answered when the guest has taken it all, however long that takes.
+    ConsoleInput(Vec<u8>),
     /// Presses the machine's power button.
     PressPowerButton,
     /// Boots the machine; once.
@@ -220,20 +224,23 @@ pub struct ControllerHandle {
     sender: Sender<Envelope>,
     wake: EventFd,
     reports: watch::Receiver<DriverReport>,
+    console: Arc<ConsoleHistory>,
 }
 
 impl ControllerHandle {
-    /// Makes a handle and the receiving end; `wake` becomes readable when a command has been sent, and `reports` has what the
-    /// guest's driver reports.
+    /// Makes a handle and the receiving end; `wake` becomes readable when a command has been sent, `reports` has what the guest's
+    /// driver reports, and `console` what the guest says.
     pub fn new(
         wake: EventFd,
         reports: watch::Receiver<DriverReport>,
+        console: Arc<ConsoleHistory>,
     ) -> (Self, Receiver<Envelope>) {
         let (sender, receiver) = channel();
         let handle = Self {
             sender,
             wake,
             reports,
+            console,
         };
         (handle, receiver)
     }
@@ -241,6 +248,24 @@ impl ControllerHandle {
     /// The reports of the guest's driver, without a detour over the controller. They end with it.
     pub fn reports(&self) -> watch::Receiver<DriverReport> {
         self.reports.clone()
+    }
+
+    /// Another handle to the same controller.
+    ///
+    /// # Errors
+    /// There are no more file descriptors.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            sender: self.sender.clone(),
+            wake: self.wake.try_clone()?,
+            reports: self.reports.clone(),
+            console: Arc::clone(&self.console),
+        })
+    }
+
+    /// What the guest says on its console, without a detour over the controller.
+    pub fn console(&self) -> &Arc<ConsoleHistory> {
+        &self.console
     }
 
     /// Sends one command and waits for its answer.

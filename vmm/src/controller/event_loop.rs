@@ -1,25 +1,24 @@
 //! The event loop: API commands, the machine's events, console input, signals.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use rustix::io::Errno;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::Controller;
-use super::command::Envelope;
+use super::command::{Command, Envelope};
+use super::console_input::{AttachedInput, ConsoleInput, Input, read_some};
 use super::run::{Outcome, RunError};
 use super::signals::EndSignals;
 use crate::config::OnReboot;
 use crate::machine::Machine;
 use crate::machine::events::{EventReceiver, MachineEvent};
 use crate::metrics::WRITE_PERIOD;
-use crate::terminal::{Escape, EscapeFilter};
 
 /// The numbers under which the sources are registered.
 const COMMANDS: u32 = 0;
@@ -45,36 +44,13 @@ pub(super) struct EventLoop {
     /// The timer for metrics runs.
     pub(super) writes_metrics: bool,
     pub(super) input: Option<ConsoleInput>,
+    /// What those type who have attached to the console.
+    pub(super) attached: AttachedInput,
     pub(super) on_reboot: OnReboot,
     /// Console output waits for a reader who does not keep up.
     pub(super) console_behind: bool,
     /// How the process ends, once that is known.
     pub(super) ended: Option<Result<Outcome, RunError>>,
-}
-
-/// Standard input on its way to the guest's serial port.
-pub(super) struct ConsoleInput {
-    filter: Option<EscapeFilter>,
-    /// Bytes that the guest has not taken yet.
-    waiting: Vec<u8>,
-    /// Registered with epoll at this moment.
-    registered: bool,
-    /// Cannot be registered with epoll: a regular file.
-    pollable: bool,
-    ended: bool,
-}
-
-impl ConsoleInput {
-    /// Standard input; with the escape Ctrl-A if it is a terminal.
-    pub(super) fn stdin() -> Self {
-        Self {
-            filter: io::stdin().is_terminal().then(EscapeFilter::default),
-            waiting: Vec::new(),
-            registered: false,
-            pollable: true,
-            ended: false,
-        }
-    }
 }
 
 impl EventLoop {
@@ -99,6 +75,10 @@ impl EventLoop {
     fn run_commands(&mut self) {
         let _ = self.command_wake.read();
         while let Ok(Envelope { command, answer }) = self.commands.try_recv() {
+            if let Command::ConsoleInput(bytes) = command {
+                self.attached.push(bytes, answer);
+                continue;
+            }
             // A client that has gone needs no answer.
             let _ = answer.send(self.controller.execute(command));
             self.controller.tidy_up();
@@ -155,12 +135,15 @@ impl EventLoop {
 
     /// Gives the guest as much input as it takes; false if a vCPU was busy with the serial port, so that this is to be tried again.
     fn give_input(&mut self) -> bool {
-        let (Some(input), Some(machine)) = (&mut self.input, self.controller.machine()) else {
+        let Some(machine) = self.controller.machine() else {
             return true;
         };
-        let taken = machine.console_input(&input.waiting);
-        input.waiting.drain(..taken.unwrap_or(0));
-        taken.is_some()
+        let mut taken = Some(0);
+        if let Some(input) = &mut self.input {
+            taken = machine.console_input(&input.waiting);
+            input.waiting.drain(..taken.unwrap_or(0));
+        }
+        taken.is_some() && self.attached.give(|bytes| machine.console_input(bytes))
     }
 
     /// Moves console input to the guest, as much as it takes, and reads more only when it has taken all.
@@ -220,41 +203,6 @@ impl EventLoop {
         let next = self.controller.machine().and_then(Machine::pm_timer_tick);
         self.arm_pm_timer(next);
     }
-}
-
-/// What one look at standard input has brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
-    /// Nothing this time.
-    None,
-    /// Bytes for the guest.
-    Some,
-    /// There will be no more.
-    Ended,
-    /// The user wants to quit.
-    Quit,
-}
-
-/// Reads once.
-fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
-    let mut buffer = [0; 64];
-    // Not through the standard library's buffer, into which bytes would vanish from epoll's sight.
-    let len = match rustix::io::read(io::stdin(), &mut buffer) {
-        Err(Errno::INTR | Errno::AGAIN) => return Ok(Input::None),
-        read => read?,
-    };
-    if len == 0 {
-        input.ended = true;
-        return Ok(Input::Ended);
-    }
-    let Some(filter) = &mut input.filter else {
-        input.waiting.extend_from_slice(&buffer[..len]);
-        return Ok(Input::Some);
-    };
-    Ok(match filter.feed(&buffer[..len], &mut input.waiting) {
-        Escape::Quit => Input::Quit,
-        Escape::Continue => Input::Some,
-    })
 }
 
 fn set_registered(input: &mut ConsoleInput, wanted: bool, ops: &mut EventOps) {

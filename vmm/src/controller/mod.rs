@@ -1,16 +1,17 @@
 //! The controller: the only way to the machine. It owns the configuration, the machine and the rules of what may come when.
 
 pub mod command;
+mod console_input;
 mod event_loop;
 mod monitoring;
 mod run;
 mod signals;
+mod snapshots;
 
 use std::fmt::Write as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -24,18 +25,17 @@ use crate::config::{
 use crate::generation::{GenerationError, LastGeneration};
 use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
+use crate::machine::console_history::ConsoleHistory;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
-use crate::machine::{BuildError, DriveCopies, Host, HostError, Machine, MachineIo};
+use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
 use crate::metrics::MetricsFile;
-use crate::snapshot::{self, Staging, open_snapshot};
-use command::{
-    Command, CommandError, CommandResult, CreateSnapshot, LoadSnapshot, Reply, SnapshotCreated,
-    VmConfig, VmState,
-};
+use crate::snapshot;
+use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 use monitoring::Measured;
 pub use run::{Outcome, RunError, RunOptions, run};
+use snapshots::create_snapshot;
 
 /// Why a machine could not be started.
 #[derive(Debug, Error)]
@@ -87,6 +87,8 @@ pub(crate) struct Controller {
     events: EventSender,
     /// Shared with the machine's device; whoever waits for reports learns of the end when both are gone.
     reports: Arc<watch::Sender<DriverReport>>,
+    /// What the machine's guest says.
+    console: Arc<ConsoleHistory>,
     /// The doorbells and backends of the machine's virtio devices.
     virtio: Arc<VirtioEvents>,
     /// The name of this process's machine.
@@ -117,6 +119,7 @@ impl Controller {
             restored_from: None,
             events,
             reports: Arc::new(watch::Sender::new(DriverReport::default())),
+            console: Arc::default(),
             virtio: Arc::new(virtio),
             id,
             metrics: None,
@@ -146,6 +149,11 @@ impl Controller {
     /// What the guest's driver reports, for as long as there is this controller.
     pub(crate) fn reports(&self) -> watch::Receiver<DriverReport> {
         self.reports.subscribe()
+    }
+
+    /// What the guest says on its console, for as long as there is this controller.
+    pub(crate) fn console(&self) -> Arc<ConsoleHistory> {
+        Arc::clone(&self.console)
     }
 
     /// Carries out one command.
@@ -200,6 +208,8 @@ impl Controller {
             Command::SetLog(config) => self.set_log(&config),
             Command::SetMetrics(config) => self.set_metrics(config),
             Command::FlushMetrics => self.flush_metrics(),
+            // The event loop has it wait for the guest.
+            Command::ConsoleInput(_) => Ok(Reply::Done),
             Command::PressPowerButton => {
                 self.with_machine("press the power button of", |_, machine| {
                     machine.press_power_button().map_err(refused)?;
@@ -402,35 +412,12 @@ impl Controller {
 
     fn io(&self) -> std::io::Result<MachineIo> {
         Ok(MachineIo {
-            console: ConsoleOutput::stdout()?,
+            console: ConsoleOutput::stdout()?.with_history(self.console()),
             events: self.events.try_clone()?,
             reports: Arc::clone(&self.reports),
             virtio: Arc::clone(&self.virtio),
             boot_timer: None,
         })
-    }
-
-    fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {
-        if self.machine.is_some() || self.configured {
-            return Err(CommandError(
-                "a snapshot can be loaded only into a VMM in which nothing was configured or started: start another vmgenie for it"
-                    .to_owned(),
-            ));
-        }
-        let begun = Instant::now();
-        let loaded = open_snapshot(&request.state, &request.memory).map_err(refused)?;
-        let vm = self.take_vm().map_err(refused)?;
-        let io = self.io().map_err(refused)?;
-        let mut machine =
-            Machine::restore(&self.host, vm, loaded.reader, loaded.memory, request, io)
-                .map_err(refused)?;
-        if request.resume {
-            machine.resume(&self.host).map_err(refused)?;
-        }
-        self.machine = Some(machine);
-        self.restored_from = Some((request.state.clone(), request.memory.clone()));
-        tracing::info!(took = ?begun.elapsed(), "snapshot restored");
-        Ok(Reply::Done)
     }
 }
 
@@ -459,61 +446,6 @@ fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
         std::io::ErrorKind::InvalidInput,
         "neither a regular file nor a block device",
     ))
-}
-
-fn create_snapshot(host: &Host, machine: &mut Machine, request: &CreateSnapshot) -> CommandResult {
-    if machine.is_running() {
-        return Err(CommandError(
-            "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"})"
-                .to_owned(),
-        ));
-    }
-    let begun = Instant::now();
-    let copied = copy_machine(host, machine, request);
-    let standstill = begun.elapsed();
-    // Also when the copy failed: the guest shall not pay for a full disk.
-    if request.resume {
-        machine.resume(host).map_err(refused)?;
-    }
-    let (staging, state, copies, memory_bytes) = copied?;
-    copies.sync().map_err(refused)?;
-    publish(staging, &state).map_err(refused)?;
-    copies.keep();
-    let created = created(begun, standstill, memory_bytes);
-    tracing::info!(?created, "snapshot written");
-    Ok(Reply::SnapshotCreated(created))
-}
-
-/// What the machine stands still for: its state, copies of its drives, and its memory in a file that nobody sees yet; how many bytes that were.
-fn copy_machine(
-    host: &Host,
-    machine: &Machine,
-    request: &CreateSnapshot,
-) -> Result<(Staging, Vec<u8>, DriveCopies, u64), CommandError> {
-    let mut staging = Staging::new(&request.state, &request.memory).map_err(refused)?;
-    let copies = match request.copy_drives {
-        true => machine.copy_drives(&request.state, staging.id()),
-        false => Ok(DriveCopies::none(&request.state, staging.id())),
-    };
-    let copies = copies.map_err(refused)?;
-    let state = machine.save(host, staging.id(), &copies).map_err(refused)?;
-    let sources = machine.memory_sources().map_err(refused)?;
-    let written = staging.write_memory(&sources).map_err(refused)?;
-    Ok((staging, state, copies, written.written))
-}
-
-fn publish(mut staging: Staging, state: &[u8]) -> Result<(), crate::snapshot::CreateError> {
-    staging.write_state(state)?;
-    staging.sync()?;
-    staging.publish()
-}
-
-fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotCreated {
-    SnapshotCreated {
-        standstill,
-        total: begun.elapsed(),
-        memory_bytes,
-    }
 }
 
 /// The whole chain of an error, as the client is told it.

@@ -10,7 +10,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::command::{Command, CommandError, ControllerHandle, LoadSnapshot};
-use super::event_loop::{ConsoleInput, EventLoop};
+use super::console_input::{AttachedInput, ConsoleInput};
+use super::event_loop::EventLoop;
 use super::signals::{EndSignals, ignore_file_size_signal};
 use super::{Controller, StartError};
 use crate::api::{self, ApiError, ApiInfo};
@@ -104,7 +105,11 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
     controller.set_boot_timer(options.boot_timer);
     let command_wake = EventFd::new(EFD_NONBLOCK)?;
-    let (handle, commands) = ControllerHandle::new(command_wake.try_clone()?, controller.reports());
+    let (handle, commands) = ControllerHandle::new(
+        command_wake.try_clone()?,
+        controller.reports(),
+        controller.console(),
+    );
     let _api = match &options.api_socket {
         Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
         None => None,
@@ -129,6 +134,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         metrics_timer: TimerFd::new().map_err(io::Error::from)?,
         writes_metrics: false,
         input: console_input.then(ConsoleInput::stdin),
+        attached: AttachedInput::default(),
         on_reboot: options.on_reboot,
         console_behind: false,
         ended: None,

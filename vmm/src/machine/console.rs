@@ -3,8 +3,11 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
+
+use super::console_history::ConsoleHistory;
 
 /// The most bytes that wait for a reader who does not keep up, beyond the pipe or terminal itself.
 const MAX_WAITING: usize = 64 << 10;
@@ -26,6 +29,8 @@ pub struct ConsoleOutput {
     /// The most bytes in one write.
     chunk: usize,
     on_behind: Option<BehindHandler>,
+    /// For those who attach to the console.
+    history: Option<Arc<ConsoleHistory>>,
     lost: u64,
 }
 
@@ -48,6 +53,7 @@ impl ConsoleOutput {
             // A pipe that polls writable takes so many without blocking.
             chunk: libc::PIPE_BUF,
             on_behind: None,
+            history: None,
             lost: 0,
         }
     }
@@ -55,6 +61,12 @@ impl ConsoleOutput {
     /// Has `handler` called when bytes begin to wait for the reader.
     pub fn on_behind(&mut self, handler: BehindHandler) {
         self.on_behind = Some(handler);
+    }
+
+    /// The same with what is said kept in `history`, too.
+    pub fn with_history(mut self, history: Arc<ConsoleHistory>) -> Self {
+        self.history = Some(history);
+        self
     }
 
     /// Writes what waits as far as the reader takes it at once; true if some of it still waits.
@@ -146,6 +158,9 @@ impl ConsoleOutput {
 
 impl Write for ConsoleOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(history) = &self.history {
+            history.append(bytes);
+        }
         let room = MAX_WAITING - self.waiting.len().min(MAX_WAITING);
         let taken = bytes.len().min(room);
         self.waiting.extend_from_slice(&bytes[..taken]);

@@ -4,6 +4,7 @@ pub mod backends;
 mod boot_state;
 pub(crate) mod boot_timer;
 pub mod console;
+pub mod console_history;
 mod cpuid;
 mod devices;
 pub mod events;

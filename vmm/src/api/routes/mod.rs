@@ -1,6 +1,7 @@
 //! The paths of the API. A handler checks and converts the body, sends one command to the
 //! controller, and turns the reply into a response; it never touches the machine.
 
+mod console;
 mod devices;
 mod generation;
 mod machine;
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Semaphore};
 use utoipa::OpenApi;
 
+use super::console::MAX_ATTACHED;
 use super::fault::{ApiFault, json_response};
 use super::wait::MAX_WAITS;
 use super::{ApiInfo, wire};
@@ -61,6 +63,8 @@ struct Shared {
     machine_config: Mutex<()>,
     /// One for each request that waits for the guest.
     waits: Semaphore,
+    /// One for each client that is attached to the console.
+    attached: Arc<Semaphore>,
 }
 
 type Api = State<Arc<Shared>>;
@@ -106,6 +110,7 @@ routes! {
     "/vsock": put => devices::put_vsock;
     "/entropy": put => devices::put_entropy;
     "/instance-data": get => machine::instance_data, put => machine::put_instance_data;
+    "/console": get => console::console;
     "/snapshot/create": put => snapshot::create_snapshot;
     "/snapshot/load": put => snapshot::load_snapshot;
     "/generation": get => generation::generation, put => generation::new_generation;
@@ -119,6 +124,7 @@ pub fn router(info: ApiInfo, handle: ControllerHandle) -> Router {
         handle,
         machine_config: Mutex::new(()),
         waits: Semaphore::new(MAX_WAITS),
+        attached: Arc::new(Semaphore::new(MAX_ATTACHED)),
     });
     served()
         .fallback(no_such_route)

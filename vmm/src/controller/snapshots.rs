@@ -1,0 +1,94 @@
+//! Writing a snapshot of the machine, and restoring one.
+
+use std::time::{Duration, Instant};
+
+use super::command::{
+    CommandError, CommandResult, CreateSnapshot, LoadSnapshot, Reply, SnapshotCreated,
+};
+use super::{Controller, refused};
+use crate::machine::{DriveCopies, Host, Machine};
+use crate::snapshot::{CreateError, Staging, open_snapshot};
+
+impl Controller {
+    pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {
+        if self.machine.is_some() || self.configured {
+            return Err(CommandError(
+                "a snapshot can be loaded only into a VMM in which nothing was configured or started: start another vmgenie for it"
+                    .to_owned(),
+            ));
+        }
+        let begun = Instant::now();
+        let loaded = open_snapshot(&request.state, &request.memory).map_err(refused)?;
+        let vm = self.take_vm().map_err(refused)?;
+        let io = self.io().map_err(refused)?;
+        let mut machine =
+            Machine::restore(&self.host, vm, loaded.reader, loaded.memory, request, io)
+                .map_err(refused)?;
+        if request.resume {
+            machine.resume(&self.host).map_err(refused)?;
+        }
+        self.machine = Some(machine);
+        self.restored_from = Some((request.state.clone(), request.memory.clone()));
+        tracing::info!(took = ?begun.elapsed(), "snapshot restored");
+        Ok(Reply::Done)
+    }
+}
+
+pub(super) fn create_snapshot(
+    host: &Host,
+    machine: &mut Machine,
+    request: &CreateSnapshot,
+) -> CommandResult {
+    if machine.is_running() {
+        return Err(CommandError(
+            "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"})"
+                .to_owned(),
+        ));
+    }
+    let begun = Instant::now();
+    let copied = copy_machine(host, machine, request);
+    let standstill = begun.elapsed();
+    // Also when the copy failed: the guest shall not pay for a full disk.
+    if request.resume {
+        machine.resume(host).map_err(refused)?;
+    }
+    let (staging, state, copies, memory_bytes) = copied?;
+    copies.sync().map_err(refused)?;
+    publish(staging, &state).map_err(refused)?;
+    copies.keep();
+    let created = created(begun, standstill, memory_bytes);
+    tracing::info!(?created, "snapshot written");
+    Ok(Reply::SnapshotCreated(created))
+}
+
+/// What the machine stands still for: its state, copies of its drives, and its memory in a file that nobody sees yet; how many bytes that were.
+fn copy_machine(
+    host: &Host,
+    machine: &Machine,
+    request: &CreateSnapshot,
+) -> Result<(Staging, Vec<u8>, DriveCopies, u64), CommandError> {
+    let mut staging = Staging::new(&request.state, &request.memory).map_err(refused)?;
+    let copies = match request.copy_drives {
+        true => machine.copy_drives(&request.state, staging.id()),
+        false => Ok(DriveCopies::none(&request.state, staging.id())),
+    };
+    let copies = copies.map_err(refused)?;
+    let state = machine.save(host, staging.id(), &copies).map_err(refused)?;
+    let sources = machine.memory_sources().map_err(refused)?;
+    let written = staging.write_memory(&sources).map_err(refused)?;
+    Ok((staging, state, copies, written.written))
+}
+
+fn publish(mut staging: Staging, state: &[u8]) -> Result<(), CreateError> {
+    staging.write_state(state)?;
+    staging.sync()?;
+    staging.publish()
+}
+
+fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotCreated {
+    SnapshotCreated {
+        standstill,
+        total: begun.elapsed(),
+        memory_bytes,
+    }
+}
