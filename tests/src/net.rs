@@ -262,7 +262,8 @@ fn named(name: &str) -> libc::ifreq {
     request
 }
 
-fn make_tap(name: &str) -> io::Result<()> {
+/// Makes a tap that stays in the network namespace of this thread.
+pub fn make_tap(name: &str) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use thiserror::Error;
@@ -57,7 +58,7 @@ pub struct LogConfig {
 
 /// Where the lines go and how they look.
 struct Output {
-    file: Option<File>,
+    file: Option<LineFile>,
     show_level: bool,
     show_origin: bool,
     format: LogFormat,
@@ -101,7 +102,7 @@ pub fn start(level: LevelFilter) {
 /// The file cannot be opened; nothing has changed.
 pub fn update(change: &LogConfig) -> Result<(), LogError> {
     let file = match &change.path {
-        Some(path) => Some(open(path).map_err(|error| LogError(path.clone(), error))?),
+        Some(path) => Some(LineFile::open(path).map_err(|error| LogError(path.clone(), error))?),
         None => None,
     };
     let mut output = write_output();
@@ -124,7 +125,7 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
 }
 
 /// Opens a file to append to, or a named pipe without waiting for its reader.
-pub fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
         .append(true)
@@ -132,6 +133,61 @@ pub fn open(path: &Path) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
         .open(path)
+}
+
+/// Whole lines into a file or named pipe, one write each: other processes may write to it, too.
+///
+/// A named pipe takes a line of up to `PIPE_BUF` (4,096) bytes whole or not at all, a longer one also in part, and so does a full disk
+/// with any. The line after such a torn one then begins with a line break, so that no more than one is lost to its reader.
+#[derive(Debug)]
+pub struct LineFile {
+    file: File,
+    torn: AtomicBool,
+}
+
+impl LineFile {
+    /// Opens a file to append to, or a named pipe without waiting for its reader.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: open(path)?,
+            torn: AtomicBool::new(false),
+        })
+    }
+
+    /// Writes `line`, which ends with a line break.
+    ///
+    /// # Errors
+    /// It was not written, or not all of it.
+    pub fn write_line(&self, line: &[u8]) -> io::Result<()> {
+        let mended;
+        let torn = self.torn.load(Ordering::Relaxed);
+        let line = if torn {
+            mended = [b"\n", line].concat();
+            &mended
+        } else {
+            line
+        };
+        let written = loop {
+            match (&self.file).write(line) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => break written?,
+            }
+        };
+        // Not one byte is no tear, and mends none.
+        if written > 0 {
+            self.torn.store(written < line.len(), Ordering::Relaxed);
+        }
+        match written == line.len() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "only {written} of {} bytes of a line could be written",
+                line.len()
+            ))),
+        }
+    }
 }
 
 fn targets(level: LevelFilter, module: Option<&str>) -> Targets {
@@ -198,7 +254,7 @@ impl<'a> MakeWriter<'a> for Sink {
 impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let written = match &read_output().file {
-            Some(file) => (&*file).write_all(line),
+            Some(file) => file.write_line(line),
             None => io::stderr().write_all(line),
         };
         if written.is_err() {
@@ -216,6 +272,54 @@ impl Write for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_a_pipe_took_in_part_does_not_spoil_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        );
+        made.unwrap();
+        let file = LineFile::open(&path).unwrap();
+        let mut reader = File::open(&path).unwrap();
+        let (short, long) = (
+            [&[b's'; 4095][..], b"\n"].concat(),
+            [&[b'l'; 9999][..], b"\n"].concat(),
+        );
+        // Short ones are taken whole or not at all.
+        let mut taken = 0;
+        while file.write_line(&short).is_ok() {
+            taken += 1;
+        }
+        let mut buffer = vec![0; 4096];
+        std::io::Read::read_exact(&mut reader, &mut buffer).unwrap();
+        // There is room for a part of a long one.
+        let told = file.write_line(&long).unwrap_err().to_string();
+        assert_eq!(told, "only 4096 of 10000 bytes of a line could be written");
+        assert!(file.write_line(&short).is_err());
+        let mut text = Vec::new();
+        while text.len() < taken * 4096 {
+            let len = std::io::Read::read(&mut reader, &mut buffer).unwrap();
+            text.extend_from_slice(&buffer[..len]);
+        }
+        file.write_line(b"whole\n").unwrap();
+        let len = std::io::Read::read(&mut reader, &mut buffer).unwrap();
+        text.extend_from_slice(&buffer[..len]);
+        let lines: Vec<_> = text.split(|byte| *byte == b'\n').collect();
+        assert_eq!(lines.len(), taken + 2);
+        assert!(
+            lines[..taken - 1]
+                .iter()
+                .all(|line| **line == short[..4095])
+        );
+        assert_eq!(lines[taken - 1], &long[..4096], "the torn one");
+        assert_eq!(lines[taken..], [&b"whole"[..], b""]);
+    }
 
     /// All in one test: the log is one of the process.
     #[test]

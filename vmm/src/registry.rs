@@ -2,17 +2,21 @@
 //!
 //! The directory is `$XDG_RUNTIME_DIR/vmgenie`, or `/run/vmgenie` for root without that variable. A file is removed when its process
 //! ends; one that was left behind by a process that was killed is removed by whoever lists the machines next. A process is
-//! known by its number *and* the time of its start, because numbers are used again.
+//! known by its number, the time of its start, because numbers are used again, and its PID namespace, because each has its own.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// The longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 << 10;
+
+/// How old a file is that makes no sense before it is removed: 30 days.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// One machine's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +25,8 @@ pub struct Entry {
     pub pid: i32,
     /// When it was started, in clock ticks since the host booted (`/proc/PID/stat`).
     pub start_ticks: u64,
+    /// The PID namespace in which it has this number: the inode of `/proc/self/ns/pid`.
+    pub pid_namespace: u64,
     /// The machine's name.
     pub id: String,
     /// Where its API listens.
@@ -59,6 +65,7 @@ fn register_in(dir: &Path, id: &str, api_socket: Option<&Path>) -> io::Result<Re
         pid,
         start_ticks: start_ticks(pid)
             .ok_or_else(|| io::Error::other("/proc does not tell when this process was started"))?,
+        pid_namespace: pid_namespace()?,
         id: id.to_owned(),
         api_socket: api_socket.map(std::path::absolute).transpose()?,
     };
@@ -72,17 +79,22 @@ fn register_in(dir: &Path, id: &str, api_socket: Option<&Path>) -> io::Result<Re
             dir.display()
         )));
     }
-    let path = dir.join(format!("{pid}.json"));
+    // Two processes of different PID namespaces may have one number.
+    let path = dir.join(format!("{pid}-{}.json", entry.pid_namespace));
+    let staged = path.with_extension("tmp");
     // Left by an earlier process of this number.
-    let _ = fs::remove_file(&path);
+    let _ = fs::remove_file(&staged);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&path)?;
-    let registered = Registered(path);
+        .open(&staged)?;
+    let staged = Registered(staged);
     file.write_all(&serde_json::to_vec(&entry)?)?;
-    Ok(registered)
+    // Whoever lists sees all of it or nothing.
+    fs::rename(&staged.0, &path)?;
+    std::mem::forget(staged);
+    Ok(Registered(path))
 }
 
 /// The machines that run, in the order of their names.
@@ -103,18 +115,29 @@ fn list_in(dir: &Path) -> Vec<Entry> {
     if !is_ours(dir) {
         return Vec::new();
     }
+    let Ok(namespace) = pid_namespace() else {
+        return Vec::new();
+    };
     let files = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut entries: Vec<Entry> = files
-        .map(|file| file.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "json"))
-        .filter_map(|path| read(&path))
+        .filter_map(|file| {
+            let path = file.path();
+            match path.extension()?.to_str()? {
+                "json" => read(&path, namespace),
+                "tmp" => {
+                    remove_if_old(&path);
+                    None
+                }
+                _ => None,
+            }
+        })
         .collect();
     entries.sort_by(|a, b| (&a.id, a.pid).cmp(&(&b.id, b.pid)));
     entries
 }
 
-/// What a file says, if its process lives.
-fn read(path: &Path) -> Option<Entry> {
+/// What a file says, if its process lives and has its number in the PID namespace `namespace`: of the others nobody here can tell.
+fn read(path: &Path, namespace: u64) -> Option<Entry> {
     let mut text = Vec::new();
     OpenOptions::new()
         .read(true)
@@ -124,8 +147,14 @@ fn read(path: &Path) -> Option<Entry> {
         .take(MAX_LEN)
         .read_to_end(&mut text)
         .ok()?;
-    // A file that is being written is read the next time.
-    let entry: Entry = serde_json::from_slice(&text).ok()?;
+    let Ok(entry) = serde_json::from_slice::<Entry>(&text) else {
+        // Of another version, which may still run.
+        remove_if_old(path);
+        return None;
+    };
+    if entry.pid_namespace != namespace {
+        return None;
+    }
     if start_ticks(entry.pid) == Some(entry.start_ticks) {
         return Some(entry);
     }
@@ -140,8 +169,25 @@ impl Entry {
     }
 }
 
+/// Removes what nobody can make sense of, once it is so old that nobody will come back to it.
+fn remove_if_old(path: &Path) {
+    let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let age = modified.map(|time| time.elapsed().unwrap_or_default());
+    if age.is_ok_and(|age| age > FORGOTTEN) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The PID namespace of this process.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn pid_namespace() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/pid")?.ino())
+}
+
 /// When a process was started; none if it is not there or is a zombie.
-fn start_ticks(pid: i32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; the state is the first field behind it, the start the 20th.
     let (_, fields) = stat.rsplit_once(')')?;
@@ -202,15 +248,50 @@ mod tests {
             let entry = Entry {
                 pid,
                 start_ticks: 1,
+                pid_namespace: pid_namespace().unwrap(),
                 id: String::new(),
                 api_socket: None,
             };
             let path = dir.path().join(format!("{pid}.json"));
             fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
         }
-        fs::write(dir.path().join("x.json"), "{").unwrap();
+        for name in ["new.json", "old.json", "new.tmp", "old.tmp"] {
+            let file = fs::File::create(dir.path().join(name)).unwrap();
+            let age = if name.starts_with("old") { 40 } else { 20 };
+            let age = Duration::from_secs(age * 24 * 60 * 60);
+            file.set_modified(std::time::SystemTime::now() - age)
+                .unwrap();
+        }
         assert_eq!(list_in(dir.path()), []);
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
-        assert_eq!(left.len(), 1, "the half-written one stays");
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["new.json", "new.tmp"]);
+    }
+
+    #[test]
+    fn a_machine_of_another_pid_namespace_is_not_listed_and_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = std::process::id().cast_signed();
+        let here = pid_namespace().unwrap();
+        for (name, start_ticks, pid_namespace) in [
+            // One that has our number, and one whose number nobody has here.
+            ("a", start_ticks(pid).unwrap(), here + 1),
+            ("b", 1, here + 1),
+        ] {
+            let entry = Entry {
+                pid,
+                start_ticks,
+                pid_namespace,
+                id: name.to_owned(),
+                api_socket: None,
+            };
+            let path = dir.path().join(format!("{name}.json"));
+            fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
+        }
+        assert_eq!(list_in(dir.path()), []);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use vmgenie::client::Client;
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
-use vmgenie_tests::{Snapshot, tiny};
+use vmgenie_tests::vm::Boot;
+use vmgenie_tests::{Guest, Snapshot, tiny};
 
 use crate::{fail, json, succeed, vmgenie};
 
@@ -195,4 +198,70 @@ fn a_directory_for_the_clones_is_made_when_none_is_given() {
     assert_eq!(dir.parent(), Some(place.dir()));
     assert_eq!(vmgenie_tests::http::mode_of(dir), 0o700);
     assert_eq!(fs::read_dir(dir).unwrap().count(), 2, "a socket and a log");
+}
+
+#[test]
+fn clones_that_fail_leave_no_copies_of_drives() {
+    let place = Snapshot::new();
+    let at = |name: &str| place.dir().join(name);
+    fs::write(at("disk.img"), vec![7; 1 << 20]).unwrap();
+    let drive = format!("--drive={}", at("disk.img").display());
+    let snapshot = tiny::boot_with(Boot::new(Guest::Tiny).option(&drive)).snapshot();
+    // Where the copy of the second one would be is something already.
+    fs::write(at("copy-2"), "precious").unwrap();
+    let dir = at("clones");
+    let _sweep = Sweep(&dir);
+    let copy = format!("disk0={},copy", at("copy-{n}").display());
+    let (from, to) = (snapshot.dir().to_str().unwrap(), dir.to_str().unwrap());
+    let arguments = ["clone", from, "-n", "3", "--dir", to, "--drive", &copy];
+    fail(arguments, 1, "copy-2");
+    assert!(!at("copy-1").exists() && !at("copy-3").exists() && !dir.exists());
+    assert_eq!(fs::read(at("copy-2")).unwrap(), b"precious");
+    fs::remove_file(at("copy-2")).unwrap();
+    json(arguments);
+    for n in 1..=3 {
+        let copied = fs::read(at(&format!("copy-{n}"))).unwrap();
+        assert!(copied == vec![7; 1 << 20]);
+    }
+}
+
+/// A machine as `clone` starts it, the other end of its lifeline, and a file that goes with it.
+fn on_a_lifeline(place: &Snapshot) -> (Child, ChildStdin, PathBuf) {
+    let (socket, doomed) = (place.dir().join("api.sock"), place.dir().join("copy"));
+    fs::write(&doomed, "").unwrap();
+    let mut command = vmgenie(["api", "--api-sock", socket.to_str().unwrap(), "--lifeline"]);
+    command.arg("--doomed").arg(&doomed);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let lifeline = child.stdin.take().unwrap();
+    let mut client = Client::new(&socket).unwrap();
+    wait_until("it answers", LIMIT, || client.info().is_ok());
+    (child, lifeline, doomed)
+}
+
+#[test]
+fn a_clone_whose_starter_is_killed_ends_and_takes_its_files_along() {
+    let place = Snapshot::new();
+    let (mut child, lifeline, doomed) = on_a_lifeline(&place);
+    drop(lifeline);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!doomed.exists());
+    assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_clone_that_was_released_lives_on() {
+    let place = Snapshot::new();
+    let (mut child, mut lifeline, doomed) = on_a_lifeline(&place);
+    lifeline.write_all(b"\n").unwrap();
+    drop(lifeline);
+    let mut client = Client::new(place.dir().join("api.sock")).unwrap();
+    // Twice: the first answer may have been on its way before the word was looked at.
+    for _ in 0..2 {
+        client.info().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let early = child.try_wait().unwrap();
+    signal(child.id(), libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(early.is_none() && doomed.exists());
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::{fail, run, succeed, vmgenie};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "api",
     "pause",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 12] = [
     "restore",
     "clone",
     "ps",
+    "console",
     "stop",
     "completions",
 ];

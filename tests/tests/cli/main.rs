@@ -11,7 +11,10 @@ mod clones;
 mod commands;
 mod console;
 mod endings;
+mod firecracker;
 mod help;
+mod machines;
+mod restores;
 mod terminal;
 
 use std::ffi::OsStr;

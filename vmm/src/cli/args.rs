@@ -10,7 +10,7 @@ use super::devices::{
     DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
     parse_net, parse_template, parse_vsock,
 };
-use super::units::{parse_memory_mib, parse_vcpus, parse_wait};
+use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
 use crate::api::wire::GenerationChoice;
 use crate::config::{self, VsockConfig};
 
@@ -22,7 +22,7 @@ const LONG_VERSION: &str = concat!(
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  success; for `run` and `api`: the guest powered off, or rebooted with --on-reboot exit
+  0  success; for `run`, `api` and `restore`: the guest powered off, or rebooted with --on-reboot exit
   1  failure
   2  the command line is wrong
   3  the guest crashed (triple fault) or KVM gave up on it
@@ -33,7 +33,9 @@ Examples:
   vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
   vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
+  vmgenie restore /tmp/snapshot
   vmgenie clone /tmp/snapshot -n 3
+  vmgenie console clone-1
   vmgenie generation /tmp/vm.sock --json
   vmgenie --api-sock /tmp/fc.sock --help     (Firecracker's own command line, for programs written for it)";
 
@@ -227,8 +229,8 @@ pub struct RunArgs {
     /// What a reboot in the guest does.
     #[arg(long, value_name = "WHAT", default_value = "restart")]
     pub on_reboot: OnReboot,
-    /// A name for the machine, shown by `vmgenie info`.
-    #[arg(long, default_value = DEFAULT_ID)]
+    /// A name for the machine: 1 to 64 letters, digits and hyphens.
+    #[arg(long, default_value = DEFAULT_ID, value_parser = parse_id)]
     pub id: String,
 }
 
@@ -242,9 +244,23 @@ pub struct ApiArgs {
     /// What a reboot in the guest does.
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub on_reboot: OnReboot,
-    /// A name for the machine, shown by `vmgenie info`.
-    #[arg(long, default_value = DEFAULT_ID)]
+    /// A name for the machine: 1 to 64 letters, digits and hyphens.
+    #[arg(long, default_value = DEFAULT_ID, value_parser = parse_id)]
     pub id: String,
+    /// For `vmgenie clone`.
+    #[command(flatten)]
+    pub lifeline: LifelineArgs,
+}
+
+/// What `vmgenie clone` says to the machines that it starts.
+#[derive(Debug, Default, Args)]
+pub struct LifelineArgs {
+    /// End when standard input ends before a byte has come from it.
+    #[arg(long, hide = true)]
+    pub lifeline: bool,
+    /// A file to remove then.
+    #[arg(long, hide = true, requires = "lifeline")]
+    pub doomed: Vec<PathBuf>,
 }
 
 /// The name of a machine that was given none; Firecracker's, too.
@@ -320,8 +336,8 @@ pub struct RestoreArgs {
     /// Serve the API of the machine on this Unix socket.
     #[arg(long, value_name = "PATH")]
     pub serve: Option<PathBuf>,
-    /// A name for the machine, shown by `vmgenie info`.
-    #[arg(long, default_value = DEFAULT_ID)]
+    /// A name for the machine: 1 to 64 letters, digits and hyphens.
+    #[arg(long, default_value = DEFAULT_ID, value_parser = parse_id)]
     pub id: String,
     /// Other devices.
     #[command(flatten)]

@@ -88,7 +88,7 @@ fn start_all(
 ) -> Result<Vec<(CloneProcess, CloneReport)>, ClonesError> {
     std::thread::scope(|scope| {
         let start = |number, request| {
-            let mut process = CloneProcess::start(program, dir, number)?;
+            let mut process = CloneProcess::start(program, dir, number, request)?;
             let report = process.load(request, &INTERRUPTED)?;
             Ok((process, report))
         };

@@ -1,18 +1,19 @@
 //! One clone: a detached `vmgenie api` process and the snapshot that is loaded into it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::api::wire::SnapshotLoad;
+use crate::api::wire::{DriveOverride, SnapshotLoad};
 use crate::client::{Client, ClientError};
 
 /// How long a VMM may take to open its socket.
@@ -21,6 +22,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often to look for the socket.
 const POLL: Duration = Duration::from_micros(200);
+/// How often to look for an interruption while drives are copied.
+const LOOK: Duration = Duration::from_millis(20);
 /// How much of the end of a log is shown when a VMM ends by itself, in bytes.
 const LOG_TAIL: u64 = 2048;
 
@@ -63,19 +66,27 @@ pub(super) struct CloneReport {
 }
 
 /// A VMM that was started. Unless [`CloneProcess::release`] is called it is killed and its files
-/// are removed on drop.
+/// are removed on drop; when this program is killed, the VMM ends itself and removes them.
 #[derive(Debug)]
 pub(super) struct CloneProcess {
     child: Child,
     started: Instant,
     socket: PathBuf,
     log: PathBuf,
-    released: bool,
+    /// The copies of drives that it makes.
+    copies: Vec<PathBuf>,
+    /// The process ends when this is closed before a word has come through it: when this program is killed.
+    lifeline: Option<ChildStdin>,
 }
 
 impl CloneProcess {
-    /// Starts clone number `number` in a session of its own, with its files in `dir`.
-    pub(super) fn start(program: &Path, dir: &Path, number: u16) -> Result<Self, CloneError> {
+    /// Starts clone number `number`, which will be asked for `request`, in a session of its own, with its files in `dir`.
+    pub(super) fn start(
+        program: &Path,
+        dir: &Path,
+        number: u16,
+        request: &SnapshotLoad,
+    ) -> Result<Self, CloneError> {
         let name = format!("clone-{number}");
         let socket = dir.join(format!("{name}.sock"));
         let log = dir.join(format!("{name}.log"));
@@ -83,6 +94,7 @@ impl CloneProcess {
             return Err(CloneError::InUse(socket));
         }
         let log_failed = |error| CloneError::Log(log.clone(), error);
+        let copies = copies(request);
         let out = File::create(&log).map_err(log_failed)?;
         let err = out.try_clone().map_err(log_failed)?;
         let mut command = Command::new(program);
@@ -91,8 +103,12 @@ impl CloneProcess {
             .arg("--api-sock")
             .arg(&socket)
             .arg("--id")
-            .arg(name);
-        command.stdin(Stdio::null()).stdout(out).stderr(err);
+            .arg(name)
+            .arg("--lifeline");
+        for made in copies.iter().chain([&log]) {
+            command.arg("--doomed").arg(made);
+        }
+        command.stdin(Stdio::piped()).stdout(out).stderr(err);
         // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. It
         // cannot fail in a fresh child.
         unsafe {
@@ -102,16 +118,18 @@ impl CloneProcess {
             });
         }
         let started = Instant::now();
-        let child = command.spawn().map_err(|error| {
+        let mut child = command.spawn().map_err(|error| {
             let _ = fs::remove_file(&log);
             CloneError::Spawn(error)
         })?;
+        let lifeline = child.stdin.take();
         Ok(Self {
             child,
             started,
             socket,
             log,
-            released: false,
+            copies,
+            lifeline,
         })
     }
 
@@ -123,11 +141,18 @@ impl CloneProcess {
     ) -> Result<CloneReport, CloneError> {
         let failed = |error| CloneError::Load(self.socket.clone(), error);
         let mut client = Client::new(&self.socket).map_err(failed)?;
-        client.set_timeout(Some(ANSWER_TIMEOUT));
+        // How long a copy of a drive takes nobody knows.
+        let copies = request.drive_overrides.iter().any(makes_a_file);
+        client.set_timeout((!copies).then_some(ANSWER_TIMEOUT));
         self.connect(&mut client, interrupted)?;
-        let failed = |error| CloneError::Load(self.socket.clone(), error);
         let asked = Instant::now();
-        client.load_snapshot(request).map_err(failed)?;
+        if copies {
+            self.load_copying(&mut client, request, interrupted)?;
+        } else {
+            let failed = |error| CloneError::Load(self.socket.clone(), error);
+            client.load_snapshot(request).map_err(failed)?;
+        }
+        let failed = |error| CloneError::Load(self.socket.clone(), error);
         let (load, running) = (asked.elapsed(), self.started.elapsed());
         Ok(CloneReport {
             pid: self.child.id(),
@@ -137,6 +162,37 @@ impl CloneProcess {
             running_ms: running.as_secs_f64() * 1e3,
             load_ms: load.as_secs_f64() * 1e3,
         })
+    }
+
+    /// Has the snapshot loaded, however long that takes, unless this is interrupted.
+    fn load_copying(
+        &mut self,
+        client: &mut Client,
+        request: &SnapshotLoad,
+        interrupted: &AtomicBool,
+    ) -> Result<(), CloneError> {
+        let loaded = std::thread::scope(|scope| {
+            let (end, ended) = mpsc::channel();
+            let loading = scope.spawn(move || {
+                let loaded = client.load_snapshot(request);
+                // Somebody waits for it.
+                let _ = end.send(());
+                loaded
+            });
+            while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                if interrupted.load(Ordering::Relaxed) {
+                    // Its request ends with it.
+                    let _ = self.child.kill();
+                }
+            }
+            loading
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        match interrupted.load(Ordering::Relaxed) {
+            true => Err(CloneError::Interrupted),
+            false => loaded.map_err(|error| CloneError::Load(self.socket.clone(), error)),
+        }
     }
 
     fn connect(&mut self, client: &mut Client, interrupted: &AtomicBool) -> Result<(), CloneError> {
@@ -178,18 +234,37 @@ impl CloneProcess {
 
     /// Lets the VMM live on.
     pub(super) fn release(mut self) {
-        self.released = true;
+        if let Some(mut lifeline) = self.lifeline.take() {
+            // One that has ended meanwhile needs no word.
+            let _ = lifeline.write_all(b"\n");
+        }
     }
+}
+
+/// A copy, or an overlay, which may be a copy of another one.
+fn makes_a_file(drive: &DriveOverride) -> bool {
+    drive.copy || drive.overlay
+}
+
+/// The copies of drives that `request` will have made: what is there already is somebody else's, and the request will fail.
+fn copies(request: &SnapshotLoad) -> Vec<PathBuf> {
+    let drives = request.drive_overrides.iter();
+    drives
+        .filter(|drive| makes_a_file(drive) && fs::symlink_metadata(&drive.path_on_host).is_err())
+        .map(|drive| drive.path_on_host.clone())
+        .collect()
 }
 
 impl Drop for CloneProcess {
     fn drop(&mut self) {
-        if self.released {
-            return;
+        if self.lifeline.is_none() {
+            return; // released
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_file(&self.log);
+        for made in self.copies.iter().chain([&self.log]) {
+            let _ = fs::remove_file(made);
+        }
         // Another VMM may have taken the path; a socket that nobody listens on is ours.
         if UnixStream::connect(&self.socket).is_err() {
             let _ = fs::remove_file(&self.socket);

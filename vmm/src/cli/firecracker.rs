@@ -12,12 +12,13 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
 use super::Failure;
-use super::vmm::become_vmm;
+use super::units::parse_id;
+use super::vmm::{become_vmm, ended_badly};
 use crate::api::BODY_LIMIT;
 use crate::api::wire::{CheckedConfigFile, ConfigFile, WireError, parse_level};
 use crate::config::OnReboot;
-use crate::controller::RunOptions;
 use crate::controller::command::Command;
+use crate::controller::{RunError, RunOptions};
 use crate::logging::{self, DIALECT_LEVEL, LogConfig, LogError};
 use crate::metrics::{METRICS, MetricsConfig};
 use crate::terminal;
@@ -28,8 +29,6 @@ pub const BAD_CONFIGURATION: u8 = 152;
 pub const BAD_ARGUMENTS: u8 = 153;
 /// Where the API listens when nothing else is said, as Firecracker's does.
 const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
-/// The longest name of a machine, in bytes.
-const MAX_ID_LEN: usize = 64;
 
 const AFTER_HELP: &str = "\
 Firecracker's options, for programs that were written for it; `vmgenie --help` tells of the commands that people use.
@@ -143,17 +142,6 @@ fn failure(status: u8) -> impl Fn(OptionsError) -> Failure {
     }
 }
 
-fn parse_id(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c == '-' || c.is_alphanumeric();
-    if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "1 to {MAX_ID_LEN} letters, digits and hyphens are allowed"
-        ))
-    }
-}
-
 /// Is this Firecracker's command line? It is if its first argument is one of Firecracker's options.
 pub(super) fn is_meant(first: Option<&OsStr>) -> bool {
     let Some(first) = first.and_then(OsStr::to_str) else {
@@ -219,7 +207,8 @@ fn run(options: Options) -> Result<(), Failure> {
         };
         first.insert(0, Command::SetMetrics(metrics));
     }
-    become_vmm(RunOptions {
+    let has_file = options.config_file.is_some();
+    let done = become_vmm(RunOptions {
         api_socket: (!options.no_api).then_some(options.api_sock),
         body_limit: options.http_api_max_payload_size,
         on_reboot: OnReboot::Exit,
@@ -229,6 +218,15 @@ fn run(options: Options) -> Result<(), Failure> {
         console_input: terminal::may_read(stdin().as_fd()),
         id: options.id,
         boot_timer: options.boot_timer,
+        lifeline: None,
+    });
+    done.map_err(|error| match error {
+        // Whatever of the file it was that the machine could not be made of.
+        RunError::Command(_) | RunError::Start(_) if has_file => Failure {
+            error: Box::new(error),
+            status: BAD_CONFIGURATION,
+        },
+        error => ended_badly(error),
     })
 }
 

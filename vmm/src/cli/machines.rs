@@ -1,9 +1,12 @@
 //! `vmgenie ps` and `vmgenie stop`: the machines of this host.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -18,8 +21,6 @@ use crate::registry::{self, Entry};
 const ASK: Duration = Duration::from_secs(1);
 /// How long a process may take to end after SIGTERM.
 const TERM: Duration = Duration::from_secs(5);
-/// How often to look whether it has.
-const POLL: Duration = Duration::from_millis(10);
 
 /// Why a machine was not stopped.
 #[derive(Debug, Error)]
@@ -28,6 +29,10 @@ pub(super) enum StopError {
     None(String),
     #[error("{1} machines are named {0}: name one by its process, see `vmgenie ps`")]
     Several(String, usize),
+    #[error(
+        "the machine {0} serves no API, by which its power button could be pressed: stop it without --power-off, or power it off in its guest"
+    )]
+    NoApi(String),
     #[error("the process {0} could not be ended")]
     Signal(i32, #[source] std::io::Error),
     #[error("the process {0} has not ended within {1:?}")]
@@ -49,12 +54,12 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
         let row = |machine: &Shown| {
             [
                 machine.pid.to_string(),
-                machine.id.clone(),
+                plain(&machine.id),
                 machine.state.map_or("-", State::as_str).to_owned(),
                 machine
                     .api_socket
                     .as_ref()
-                    .map_or("-".to_owned(), |socket| socket.display().to_string()),
+                    .map_or("-".to_owned(), |socket| plain(&socket.to_string_lossy())),
             ]
         };
         table(
@@ -62,6 +67,18 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
             shown.iter().map(row).collect(),
         )
     })
+}
+
+/// Text of somebody else's, without what would move a terminal's cursor.
+fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escape = c.is_control();
+            let escaped = escape.then(|| c.escape_default());
+            let plain = (!escape).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
 }
 
 fn look_at(entry: Entry) -> Shown {
@@ -90,15 +107,17 @@ struct Stopped {
 
 pub(super) fn stop(args: &StopArgs, json: bool) -> Result<(), Failure> {
     let entry = find(&args.machine)?;
-    let powered_off = match (args.power_off, &entry.api_socket) {
-        (Some(patience), Some(socket)) => {
+    let process = Process::of(&entry)?;
+    let powered_off = match (args.power_off, &process, &entry.api_socket) {
+        (Some(_), Some(_), None) => return Err(StopError::NoApi(plain(&entry.id)).into()),
+        (Some(patience), Some(process), Some(socket)) => {
             // One that does not answer is ended from outside.
-            press_power_button(socket).unwrap_or(false) && ended(&entry, patience)
+            press_power_button(socket).unwrap_or(false) && process.ended(patience)?
         }
         _ => false,
     };
-    if !powered_off && entry.lives() {
-        terminate(&entry)?;
+    if !powered_off && let Some(process) = process {
+        process.terminate()?;
     }
     let stopped = Stopped {
         pid: entry.pid,
@@ -111,7 +130,7 @@ pub(super) fn stop(args: &StopArgs, json: bool) -> Result<(), Failure> {
         } else {
             "Ended"
         };
-        format!("{how}: {} ({}).", stopped.id, stopped.pid)
+        format!("{how}: {} ({}).", plain(&stopped.id), stopped.pid)
     })
 }
 
@@ -128,28 +147,51 @@ fn press_power_button(socket: &Path) -> Result<bool, Failure> {
     Ok(pressed)
 }
 
-fn terminate(entry: &Entry) -> Result<(), StopError> {
-    let failed = |error: rustix::io::Errno| StopError::Signal(entry.pid, error.into());
-    let pid = Pid::from_raw(entry.pid).ok_or(StopError::None(entry.id.clone()))?;
-    match kill_process(pid, Signal::TERM) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(failed(error)),
-    }
-    match ended(entry, TERM) {
-        true => Ok(()),
-        false => Err(StopError::Slow(entry.pid, TERM)),
-    }
+/// A machine's process, and no other one that comes to have its number.
+struct Process {
+    pid: i32,
+    fd: OwnedFd,
 }
 
-fn ended(entry: &Entry, patience: Duration) -> bool {
-    let begun = Instant::now();
-    while entry.lives() {
-        if begun.elapsed() > patience {
-            return false;
-        }
-        std::thread::sleep(POLL);
+impl Process {
+    /// None if it has ended.
+    fn of(entry: &Entry) -> Result<Option<Self>, StopError> {
+        let pid = Pid::from_raw(entry.pid).ok_or_else(|| StopError::None(entry.id.clone()))?;
+        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(StopError::Signal(entry.pid, error.into())),
+        };
+        // Whose number it is, is looked at once no other process can come behind the descriptor.
+        let pid = entry.pid;
+        Ok(entry.lives().then_some(Self { pid, fd }))
     }
-    true
+
+    fn terminate(&self) -> Result<(), StopError> {
+        match pidfd_send_signal(&self.fd, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(StopError::Signal(self.pid, error.into())),
+        }
+        match self.ended(TERM)? {
+            true => Ok(()),
+            false => Err(StopError::Slow(self.pid, TERM)),
+        }
+    }
+
+    /// Waits until it has ended; false if it has not within `patience`.
+    fn ended(&self, patience: Duration) -> Result<bool, StopError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // At most ten minutes, so it fits.
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&left)) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(StopError::Signal(self.pid, error.into())),
+            }
+        }
+    }
 }
 
 /// The machine of this name, process number or socket.
@@ -163,7 +205,46 @@ pub(super) fn find(wanted: &str) -> Result<Entry, StopError> {
     let mut found: Vec<Entry> = registry::list().into_iter().filter(is_meant).collect();
     match (found.pop(), found.len()) {
         (Some(entry), 0) => Ok(entry),
-        (None, _) => Err(StopError::None(wanted.to_owned())),
-        (Some(_), others) => Err(StopError::Several(wanted.to_owned(), others + 1)),
+        (None, _) => Err(StopError::None(plain(wanted))),
+        (Some(_), others) => Err(StopError::Several(plain(wanted), others + 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_named_moves_no_cursor() {
+        assert_eq!(plain("web-1 \u{e4}"), "web-1 \u{e4}");
+        assert_eq!(plain("a\u{1b}[2J\n\u{9b}"), "a\\u{1b}[2J\\n\\u{9b}");
+    }
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        let entry = |start_ticks| Entry {
+            pid,
+            start_ticks,
+            pid_namespace: registry::pid_namespace().unwrap(),
+            id: "a".to_owned(),
+            api_socket: None,
+        };
+        assert!(
+            Process::of(&entry(1)).unwrap().is_none(),
+            "another one's number"
+        );
+        let process = Process::of(&entry(registry::start_ticks(pid).unwrap()))
+            .unwrap()
+            .unwrap();
+        assert!(!process.ended(Duration::from_millis(10)).unwrap());
+        process.terminate().unwrap();
+        assert!(process.ended(Duration::ZERO).unwrap());
+        assert!(!child.wait().unwrap().success());
+        process.terminate().unwrap();
     }
 }

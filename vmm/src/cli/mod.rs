@@ -1,7 +1,7 @@
 //! The command line of the `vmgenie` program.
 //!
-//! `run` and `api` become a VMM, as Firecracker's own command line does; the other commands are clients of a VMM's socket. Results go to standard output, a table or text for
-//! people or, with `--json`, one JSON document; errors and the log go to standard error.
+//! `run`, `api` and `restore` (without `--api-sock`) become a VMM, as Firecracker's own command line does; the other commands are clients of a VMM's
+//! socket. Results go to standard output, a table or text for people or, with `--json`, one JSON document; errors and the log go to standard error.
 
 pub mod args;
 mod client_commands;

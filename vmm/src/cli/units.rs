@@ -5,6 +5,21 @@ use std::time::Duration;
 use crate::api::wire::MAX_WAIT_MS;
 use crate::config::MachineConfig;
 
+/// The longest name of a machine, in bytes.
+const MAX_ID_LEN: usize = 64;
+
+/// A machine's name, as Firecracker takes it: 1 to [`MAX_ID_LEN`] letters, digits and hyphens.
+pub(super) fn parse_id(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c == '-' || c.is_alphanumeric();
+    if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "1 to {MAX_ID_LEN} letters, digits and hyphens are allowed"
+        ))
+    }
+}
+
 /// Reads a size of memory: a whole number and, without a space or with one, K, M, G or T (also Ki,
 /// KB, KiB, ..., in any case), all powers of 1024; MiB when there is no unit. The result is in MiB,
 /// in the range that a machine may have.

@@ -1,16 +1,16 @@
-//! `vmgenie run` and `vmgenie api`: this process is the VMM.
+//! `vmgenie run`, `vmgenie api` and `vmgenie restore`: this process is the VMM.
 
 use std::io::stdin;
 use std::os::fd::AsFd;
 
-use super::args::{ApiArgs, RestoreArgs, RunArgs};
+use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
 use super::{Failure, devices};
 use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{Command, LoadSnapshot};
-use crate::controller::{Outcome, RunOptions};
+use crate::controller::{Outcome, RunError, RunOptions};
 use crate::{controller, terminal};
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
@@ -43,10 +43,13 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
         boot_timer: false,
+        lifeline: None,
     })
+    .map_err(ended_badly)
 }
 
 pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
+    let LifelineArgs { lifeline, doomed } = args.lifeline;
     become_vmm(RunOptions {
         api_socket: Some(args.api_sock),
         body_limit: BODY_LIMIT,
@@ -54,10 +57,12 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
         on_reboot: args.on_reboot.into(),
         machine: None,
         restore: None,
-        console_input: terminal::may_read(stdin().as_fd()),
+        console_input: !lifeline && terminal::may_read(stdin().as_fd()),
         id: args.id,
         boot_timer: false,
+        lifeline: lifeline.then_some(doomed),
     })
+    .map_err(ended_badly)
 }
 
 /// `vmgenie restore` without an empty VMM: this process becomes the machine.
@@ -75,18 +80,25 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
         boot_timer: false,
+        lifeline: None,
     })
+    .map_err(ended_badly)
 }
 
-pub(super) fn become_vmm(options: RunOptions) -> Result<(), Failure> {
+/// Is the VMM until its end.
+pub(super) fn become_vmm(options: RunOptions) -> Result<(), RunError> {
     let outcome = controller::run(options);
     // Whatever the VMM has done to the terminal, what is printed from here on is for people.
     terminal::restore();
-    match outcome {
-        Ok(Outcome::PoweredOff | Outcome::Rebooted | Outcome::Quit) => Ok(()),
-        Err(error) => Err(Failure {
-            status: error.exit_code(),
-            error: error.into(),
-        }),
+    match outcome? {
+        Outcome::PoweredOff | Outcome::Rebooted | Outcome::Quit => Ok(()),
+    }
+}
+
+/// What a VMM that ended badly tells whoever started it.
+pub(super) fn ended_badly(error: RunError) -> Failure {
+    Failure {
+        status: error.exit_code(),
+        error: error.into(),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::io::Errno;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -28,6 +30,7 @@ const INPUT: u32 = 3;
 const PM_TIMER: u32 = 4;
 const VIRTIO: u32 = 5;
 const METRICS_TIMER: u32 = 6;
+const LIFELINE: u32 = 7;
 
 /// How often the console's reader is tried again once it did not keep up.
 const CONSOLE_RETRY_MS: i32 = 20;
@@ -46,6 +49,8 @@ pub(super) struct EventLoop {
     pub(super) input: Option<ConsoleInput>,
     /// What those type who have attached to the console.
     pub(super) attached: AttachedInput,
+    /// Who has started this process holds standard input's other end, until it lets go; what to remove if it does not.
+    pub(super) lifeline: Option<Vec<PathBuf>>,
     pub(super) on_reboot: OnReboot,
     /// Console output waits for a reader who does not keep up.
     pub(super) console_behind: bool,
@@ -185,6 +190,23 @@ impl EventLoop {
         }
     }
 
+    /// A word came through the lifeline, or it was cut.
+    fn look_at_lifeline(&mut self, ops: &mut EventOps) {
+        let released = match rustix::io::read(io::stdin(), &mut [0_u8]) {
+            Err(Errno::INTR | Errno::AGAIN) => return,
+            read => read.is_ok_and(|len| len > 0),
+        };
+        let _ = ops.remove(Events::with_data(&io::stdin(), LIFELINE, EventSet::IN));
+        let doomed = self.lifeline.take();
+        if !released {
+            tracing::warn!("who has started this machine has gone before it was released: ending");
+            for file in doomed.into_iter().flatten() {
+                let _ = std::fs::remove_file(file);
+            }
+            self.end(Ok(Outcome::Quit));
+        }
+    }
+
     fn arm_pm_timer(&mut self, edge_ns: Option<u64>) {
         let armed = match edge_ns {
             Some(edge) => {
@@ -239,9 +261,16 @@ impl MutEventSubscriber for EventLoop {
                 self.end(Err(RunError::EventLoop(error)));
             }
         }
+        if self.lifeline.is_some()
+            && let Err(error) = ops.add(Events::with_data(&io::stdin(), LIFELINE, EventSet::IN))
+        {
+            self.end(Err(RunError::EventLoop(error)));
+        }
         self.pump_input(ops);
         self.pump_input(ops);
         self.start_metrics();
+        // As Firecracker does, so that the start can be seen: a file that is named later gets its first line later.
+        self.controller.write_metrics();
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -254,6 +283,7 @@ impl MutEventSubscriber for EventLoop {
             SIGNALS if self.signals.take() => self.end(Ok(Outcome::Quit)),
             INPUT => self.read_input(ops),
             PM_TIMER => self.pm_timer_due(),
+            LIFELINE => self.look_at_lifeline(ops),
             VIRTIO => self.controller.virtio_work(),
             METRICS_TIMER => {
                 // Readable until it is read; nobody else reads it.

@@ -43,6 +43,8 @@ pub struct RunOptions {
     pub id: String,
     /// A machine that boots has a boot timer.
     pub boot_timer: bool,
+    /// End when standard input ends before a byte has come from it, and remove these files.
+    pub lifeline: Option<Vec<PathBuf>>,
 }
 
 /// How a process ended well.
@@ -135,6 +137,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         writes_metrics: false,
         input: console_input.then(ConsoleInput::stdin),
         attached: AttachedInput::default(),
+        lifeline: options.lifeline,
         on_reboot: options.on_reboot,
         console_behind: false,
         ended: None,

@@ -1,8 +1,7 @@
 //! Firecracker's JSON lines: one object in each, with what has been counted since the line before.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +9,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::METRICS;
-use crate::logging;
+use crate::logging::LineFile;
 
 /// How often a line is written while a machine is there.
 pub const WRITE_PERIOD: Duration = Duration::from_secs(60);
@@ -45,7 +44,7 @@ pub enum MetricsError {
 pub struct MetricsFile {
     config: MetricsConfig,
     id: String,
-    file: File,
+    file: LineFile,
     /// The values in the line before, in the order of the samples.
     before: Vec<u64>,
 }
@@ -53,7 +52,7 @@ pub struct MetricsFile {
 impl MetricsFile {
     /// Opens the file; `id` is the machine's name.
     pub fn open(config: MetricsConfig, id: &str) -> Result<Self, MetricsError> {
-        let file = logging::open(&config.path)
+        let file = LineFile::open(&config.path)
             .map_err(|error| MetricsError::Open(config.path.clone(), error))?;
         Ok(Self {
             config,
@@ -66,7 +65,7 @@ impl MetricsFile {
     /// Writes one line.
     pub fn write(&mut self) -> Result<(), MetricsError> {
         let line = self.line();
-        self.file.write_all(line.as_bytes()).map_err(|error| {
+        self.file.write_line(line.as_bytes()).map_err(|error| {
             METRICS.logger.missed_metrics_count.inc();
             MetricsError::Write(self.config.path.clone(), error)
         })

@@ -74,7 +74,8 @@ type Answer = Result<Response, ApiFault>;
 macro_rules! routes {
     ($($path:literal: $($method:ident => $module:ident::$handler:ident),+;)*) => {
         fn served() -> Router<Arc<Shared>> {
-            Router::new()$(.route($path, MethodRouter::new()$(.$method($module::$handler))+))*
+            // HEAD is answered by the handler of GET otherwise.
+            Router::new()$(.route($path, MethodRouter::new().head(no_such_route)$(.$method($module::$handler))+))*
         }
 
         /// The OpenAPI document of the API. It is built each time it is asked for: nobody pays for it who does not.

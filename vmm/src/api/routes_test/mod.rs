@@ -485,3 +485,13 @@ mod devices;
 mod document;
 mod random_bodies;
 mod snapshots;
+
+#[test]
+fn no_path_has_a_head() {
+    let api = willing();
+    for (_, path, _) in endpoints() {
+        // The answer to a HEAD has no body.
+        assert_eq!(api.send("HEAD", path, "").0, 400, "{path}");
+    }
+    assert_eq!(api.commands(), []);
+}
