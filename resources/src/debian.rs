@@ -108,6 +108,7 @@ const WANTED: &[(&str, &str)] = &[
     ("eth0.service", "sys-subsystem-net-devices-eth0.device"),
     ("generation-id.service", "sysinit.target"),
     ("host-key.service", "multi-user.target"),
+    ("power-button.path", "multi-user.target"),
     ("web.service", "multi-user.target"),
 ];
 

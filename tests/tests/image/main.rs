@@ -1,5 +1,6 @@
 //! The Debian image: boots from its disk, serves over a tap, and its clones become machines of their own.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::json;
@@ -36,6 +37,8 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     let mut pages = vec![first];
     let mut clones = Vec::new();
     for number in 1..=2 {
+        let address = Ipv4Addr::new(10, 77, 0, 10 + number);
+        let name = format!("clone-{number}");
         let namespace = Namespace::new();
         namespace.add_tap("tap0");
         let mut clone = namespace.empty_vm();
@@ -45,18 +48,21 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
             "resume_vm": true,
             "drive_overrides": [{
                 "drive_id": "disk0",
-                "path_on_host": disks.path().join(format!("clone-{number}.ext4")),
+                "path_on_host": disks.path().join(format!("{name}.ext4")),
                 "copy": true,
             }],
+            "instance_data": image::told(address, &name),
         });
         done(&mut clone.client, "PUT /snapshot/load", body.to_string());
-        clones.push((namespace, clone));
+        clones.push((namespace, clone, address, name));
     }
     vm.client.resume().unwrap();
-    for (namespace, clone) in &mut clones {
+    for (namespace, clone, address, name) in &mut clones {
         let waited = clone.client.wait_for_generation(LIMIT).unwrap();
         assert!(waited.adapted, "{:?}", waited.missing);
-        let page = Page::of(namespace, GUEST, LIMIT);
+        let page = Page::of(namespace, *address, LIMIT);
+        assert_eq!(page.value("hostname"), name);
+        assert_eq!(page.value("address"), format!("{address}/24"));
         let id = clone.client.generation().unwrap().raw;
         assert_eq!(page.value("generation-id"), id);
         for old in &pages {
@@ -70,4 +76,10 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     }
     let last = Page::of(&home, GUEST, LIMIT);
     assert_eq!(last, pages[0], "the original is no clone");
+    let button = json!({ "action_type": "SendCtrlAltDel" });
+    done(&mut vm.client, "PUT /actions", button.to_string());
+    assert!(
+        vm.wait_status(LIMIT).success(),
+        "it powers off by its button"
+    );
 }
