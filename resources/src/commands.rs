@@ -49,12 +49,15 @@ enum Subcommands {
 const DEMO_HELP: &str = "\
 What the program takes:
   --guest debian|small   what boots [default: debian]
+  --full                 a whole Debian from a disk instead: it serves over a tap, is snapshotted at
+                         work, and its clones become machines of their own
   --json                 the result as JSON
   --verbose              if something fails, also what the guest's console said
 
 Examples:
   cargo xtask demo
-  cargo xtask demo --guest small --json";
+  cargo xtask demo --guest small --json
+  cargo xtask demo --full";
 
 const BENCH_HELP: &str = "\
 What the program takes:
@@ -143,7 +146,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
         Subcommands::Test(options) => test(options),
         Subcommands::Demo(passed) => {
             let guests = demo_guests(&passed.arguments);
-            program("demo", passed.arguments, detect::detect()?, guests, false)
+            let full = passed.arguments.iter().any(|argument| argument == "--full");
+            program("demo", passed.arguments, detect::detect()?, guests, full)
         }
         Subcommands::Bench(passed) => {
             let kvm = bench_kvm(&passed.arguments)?;

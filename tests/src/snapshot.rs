@@ -21,6 +21,13 @@ impl Snapshot {
         }
     }
 
+    /// One in a directory of its own in `parent`, which may have more room.
+    pub fn within(parent: &Path) -> Self {
+        Self {
+            dir: tempfile::tempdir_in(parent).expect("a directory for the snapshot"),
+        }
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -4,6 +4,7 @@
 //! into one line for people and ends whatever was started.
 
 mod ending;
+mod full;
 mod report;
 mod show;
 mod steps;
@@ -24,6 +25,10 @@ struct Arguments {
     /// Print the result as JSON; what happens meanwhile is told on standard error.
     #[arg(long)]
     json: bool,
+
+    /// Show a whole Debian instead: it boots from a disk, serves, and its clones become machines of their own.
+    #[arg(long, conflicts_with = "guest")]
+    full: bool,
 
     /// What boots.
     #[arg(long, value_enum, default_value_t = Kernel::Debian)]
@@ -71,6 +76,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool> {
     ending::begin(arguments.verbose)?;
     let steps = Steps::new(arguments.json);
+    if arguments.full {
+        return full::run(&steps, arguments.json);
+    }
     let facts = show::show(
         &steps,
         arguments.guest.guest(),
