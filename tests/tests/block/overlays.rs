@@ -181,7 +181,7 @@ fn the_command_line_tells_what_it_opens_and_refuses_what_was_not_named() {
     };
     let (status, told) = restore(&["--only-named"]);
     assert_eq!(status, Some(1));
-    let opens = format!("opens drive data: {}\n", image.path().display());
+    let opens = format!("opens drive data: {:?}\n", image.path());
     assert!(
         told.starts_with(&opens) && told.contains("does not name"),
         "{told}"

@@ -9,7 +9,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
-use super::devices::{override_devices, tell_host_things};
+use super::devices::override_devices;
+use super::host_things;
 use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
@@ -298,7 +299,7 @@ pub(super) fn restore(socket: &Path, args: &RestoreArgs, json: bool) -> Result<(
     let mut client = Client::new(socket)?;
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     override_devices(&mut request, &args.overrides, None)?;
-    tell_host_things(&request);
+    host_things::tell(std::slice::from_ref(&request));
     client.connect()?;
     let started = Instant::now();
     client.load_snapshot(&request)?;

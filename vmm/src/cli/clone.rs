@@ -14,7 +14,8 @@ use super::Failure;
 use super::args::CloneArgs;
 use super::client_commands::load_request;
 use super::clone_process::{CloneError, CloneProcess, CloneReport};
-use super::devices::{OverrideError, override_devices, tell_host_things};
+use super::devices::{OverrideError, override_devices};
+use super::host_things;
 use super::output::{show, table};
 use crate::api::wire::SnapshotLoad;
 
@@ -65,7 +66,7 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
             Ok(request)
         })
         .collect::<Result<Vec<_>, OverrideError>>()?;
-    requests.iter().for_each(tell_host_things);
+    host_things::tell(&requests);
     let started = start_all(&program, &dir.path, &requests)?;
     if INTERRUPTED.load(Ordering::Relaxed) {
         return Err(ClonesError::Interrupted.into());

@@ -11,9 +11,6 @@ use crate::config::{
     CacheMode, Cid, ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig,
     InterfaceName, IoEngine, Mtu, NetConfig, VsockConfig,
 };
-use crate::controller::command::LoadSnapshot;
-use crate::machine::SavedMachine;
-use crate::snapshot::StateReader;
 
 /// The CID of a guest that is given none.
 const DEFAULT_CID: u64 = 3;
@@ -296,49 +293,6 @@ fn try_override(
         request.host_paths = wire::HostPaths::NamedOnly;
     }
     Ok(())
-}
-
-/// What of this host the machine will have that `request` restores, in lines for people. Empty if the snapshot cannot be read: the VMM says why.
-pub(super) fn host_things(request: &wire::SnapshotLoad) -> Vec<String> {
-    let saved = StateReader::open(&request.snapshot_path)
-        .ok()
-        .and_then(|reader| SavedMachine::read(reader).ok());
-    let request = LoadSnapshot::try_from(request.clone());
-    let (Some(saved), Ok(request)) = (saved, request) else {
-        return Vec::new();
-    };
-    let devices = saved.located(&request.state);
-    let Some(devices) = devices
-        .ok()
-        .and_then(|all| all.overridden(&request.overrides).ok())
-    else {
-        return Vec::new();
-    };
-    let drives = devices.drives().iter().map(|drive| {
-        let (id, path) = (&drive.id, drive.path.display());
-        match &drive.overlay {
-            Some(overlay) => format!("drive {id}: {} on {path}", overlay.display()),
-            None if drive.read_only => format!("drive {id}: {path}, read-only"),
-            None => format!("drive {id}: {path}"),
-        }
-    });
-    let nets = devices.nets().iter();
-    let nets = nets.map(|net| {
-        format!(
-            "network interface {}: the tap {}",
-            net.id, net.host_dev_name
-        )
-    });
-    let vsock = devices.vsock().into_iter();
-    let vsock = vsock.map(|vsock| format!("vsock: {}", vsock.uds_path.display()));
-    drives.chain(nets).chain(vsock).collect()
-}
-
-/// Tells people what of this host a restored machine will have.
-pub(super) fn tell_host_things(request: &wire::SnapshotLoad) {
-    for thing in host_things(request) {
-        eprintln!("opens {thing}");
-    }
 }
 
 /// A number, or `N+{n}`: a different one for each clone.

@@ -11,6 +11,7 @@ mod console;
 mod data;
 mod devices;
 mod firecracker;
+mod host_things;
 mod machines;
 mod output;
 mod units;

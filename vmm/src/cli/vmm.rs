@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
-use super::{Failure, devices};
+use super::{Failure, devices, host_things};
 use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{Command, LoadSnapshot};
@@ -69,7 +69,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
 pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     devices::override_devices(&mut request, &args.overrides, None)?;
-    devices::tell_host_things(&request);
+    host_things::tell(std::slice::from_ref(&request));
     become_vmm(RunOptions {
         api_socket: args.serve,
         body_limit: BODY_LIMIT,

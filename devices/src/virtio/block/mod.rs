@@ -5,14 +5,13 @@
 
 mod backend;
 mod request;
+mod state;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use virtio_bindings::bindings::virtio_blk as ids;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -22,10 +21,11 @@ use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
     VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
-use crate::DeviceState;
 
 pub use backend::{BlockBackend, Buffers, Operation, SECTOR, Task};
 use request::{ID_BYTES, Request, Rules, S_IOERR, S_OK, S_UNSUPP, What};
+use state::check_access;
+pub use state::{BlockError, BlockState};
 
 /// The device's number (section 5).
 pub const DEVICE_ID: u32 = 2;
@@ -70,66 +70,6 @@ const F_SOMETIMES: u64 = F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 
 /// Bytes of the configuration space, up to the limits of writing zeros (section 5.2.4).
 const CONFIG_LEN: usize = 60;
-
-/// What a snapshot holds of a disk: what the driver was told of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockState {
-    /// The name.
-    pub id: String,
-    /// The features on offer, without those of the transport.
-    pub features: u64,
-    /// The size in sectors.
-    pub sectors: u64,
-}
-
-impl DeviceState for BlockState {
-    const VERSION: u16 = 1;
-}
-
-impl BlockState {
-    /// Whether a disk can have saved this which the guest may not write to, or may.
-    ///
-    /// # Errors
-    /// [`BlockError`].
-    pub fn check(&self, read_only: bool) -> Result<(), BlockError> {
-        let features = self.features;
-        if features & F_ALWAYS != F_ALWAYS || features & !(F_ALWAYS | F_SOMETIMES) != 0 {
-            return Err(BlockError::Features {
-                id: self.id.clone(),
-                features,
-            });
-        }
-        check_access(&self.id, features, read_only)
-    }
-}
-
-/// Why a disk's state or its new backend was refused.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum BlockError {
-    /// No such features.
-    #[error("The disk {id:?} cannot have offered the features {features:#x}")]
-    Features {
-        /// The disk's name.
-        id: String,
-        /// The features.
-        features: u64,
-    },
-    /// The driver was told something else.
-    #[error(
-        "The guest knows the disk {id:?} as {}, and its file was opened {}",
-        access(!*.read_only), access(*.read_only)
-    )]
-    Access {
-        /// The disk's name.
-        id: String,
-        /// The new backend is read-only.
-        read_only: bool,
-    },
-}
-
-fn access(read_only: bool) -> &'static str {
-    if read_only { "read-only" } else { "writable" }
-}
 
 /// A request in flight.
 #[derive(Debug, Clone, Copy)]
@@ -441,16 +381,6 @@ impl<B: BlockBackend> Block<B> {
             let _ = notify_used(active, 0, mark);
         }
     }
-}
-
-fn check_access(id: &str, features: u64, read_only: bool) -> Result<(), BlockError> {
-    if read_only == (features & F_RO != 0) {
-        return Ok(());
-    }
-    Err(BlockError::Access {
-        id: id.to_owned(),
-        read_only,
-    })
 }
 
 fn answer(active: &mut Active<'_>, pending: Pending, status: u8) -> Result<(), QueueBroken> {

@@ -83,9 +83,8 @@ pub enum HostPathError {
     NotNamed(String),
     /// A drive's file has moved on.
     #[error(
-        "the drive {id} is not what it was when the snapshot was taken: {what}, {}. A guest that goes on with it damages its file system. Have \
-         snapshots made with copy_drives, give the file that belongs to the snapshot in drive_overrides, or set changed_drives to \"allow\"",
-        .path.display()
+        "the drive {id} is not what it was when the snapshot was taken: {what}, {path:?}. A guest that goes on with it damages its file system. Have \
+         snapshots made with copy_drives, give the file that belongs to the snapshot in drive_overrides, or set changed_drives to \"allow\""
     )]
     Changed {
         /// The drive.
@@ -150,7 +149,7 @@ pub(in crate::machine) fn check_named(
         match (&drive.overlay, source) {
             (_, Some(DriveSource::Existing)) => {}
             _ if own_file => {}
-            _ => return refuse(format!("the file {}", drive.path.display())),
+            _ => return refuse(format!("the file {:?}", drive.path)),
         }
     }
     for net in devices.nets() {
@@ -161,7 +160,7 @@ pub(in crate::machine) fn check_named(
     }
     match devices.vsock() {
         Some(vsock) if overrides.vsock.uds_path.is_none() => {
-            refuse(format!("the socket {}", vsock.uds_path.display()))
+            refuse(format!("the socket {:?}", vsock.uds_path))
         }
         _ => Ok(()),
     }

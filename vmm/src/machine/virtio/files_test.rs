@@ -255,7 +255,7 @@ fn taps_and_sockets_have_to_be_named_as_well() {
         guest_mac: None,
     });
     let refused = place.named(&overrides).unwrap_err().to_string();
-    assert!(refused.contains("the socket /v"), "{refused}");
+    assert!(refused.contains("the socket \"/v\""), "{refused}");
     overrides.vsock.uds_path = Some("/w".into());
     place.named(&overrides).unwrap();
 }

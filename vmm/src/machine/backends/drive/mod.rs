@@ -3,6 +3,7 @@
 //! The file is locked as long as it is in use (`flock`): by one VMM alone if the guest may write, by many if it may not. The lock is
 //! advisory; what goes round it is on its own.
 
+mod bits;
 mod job;
 pub(super) mod overlay;
 mod store;

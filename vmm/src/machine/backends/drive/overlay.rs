@@ -15,7 +15,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, fstatfs, seek};
@@ -24,6 +23,8 @@ use thiserror::Error;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::bits::Bits;
 
 /// The unit in which the overlay holds data, in bytes: the page of the host's cache, and the block of the file systems below.
 const GRANULE: u64 = 4096;
@@ -78,40 +79,6 @@ struct Header {
 /// Where the disk begins in the file, which is `len` bytes long.
 const fn data_at(len: u64) -> u64 {
     GRANULE + len.div_ceil(GRANULE).div_ceil(8).next_multiple_of(GRANULE)
-}
-
-/// A bit for each granule.
-#[derive(Debug)]
-struct Bits(Vec<AtomicU64>);
-
-impl Bits {
-    fn new(granules: u64) -> Self {
-        let words = granules.div_ceil(64);
-        Self((0..words).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn get(&self, granule: u64) -> bool {
-        let word = self.0.get((granule / 64) as usize);
-        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (granule % 64) != 0)
-    }
-
-    fn set(&self, granule: u64, on: bool) {
-        let Some(word) = self.0.get((granule / 64) as usize) else {
-            return;
-        };
-        let bit = 1 << (granule % 64);
-        match on {
-            true => word.fetch_or(bit, Ordering::Release),
-            false => word.fetch_and(!bit, Ordering::Release),
-        };
-    }
-
-    /// The byte with the bits of the granules from `8 * index` on.
-    fn byte(&self, index: u64) -> u8 {
-        let word = self.0.get((index / 8) as usize);
-        let word = word.map_or(0, |word| word.load(Ordering::Acquire));
-        (word >> (8 * (index % 8))) as u8
-    }
 }
 
 /// Both layers. Reads go side by side, changes one after the other.
