@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use vmgenie_tests::net::{Namespace, configure, eth0, set_up_guest};
+use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, http};
 
 use super::LIMIT;
@@ -41,6 +42,30 @@ fn a_guest_has_the_addresses_and_the_mtu_that_were_asked_for() {
     // The link is up, and what the host's side does is seen.
     vm.shell("ip link set eth1 up");
     assert_eq!(vm.shell("cat /sys/class/net/eth1/carrier").trim(), "1");
+}
+
+#[test]
+fn a_cable_is_plugged_out_and_in_again_while_the_guest_runs() {
+    let namespace = Namespace::new();
+    namespace.add_tap("tap0");
+    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    set_up_guest(&mut vm);
+    let ping = format!("ping -c 1 -W 10 {}", vmgenie_tests::net::HOST);
+    vm.shell(&ping);
+    for (up, carrier) in [(false, "0"), (true, "1")] {
+        let body = json!({ "iface_id": "eth0", "link_up": up }).to_string();
+        http::done(&mut vm.client, "PATCH /network-interfaces/eth0", body);
+        // The guest hears of it by an interrupt, and looks a moment later.
+        let waits = format!(
+            "for i in $(seq 100); do [ \"$(cat /sys/class/net/eth0/carrier)\" = {carrier} ] && break; sleep 0.1; done; cat /sys/class/net/eth0/carrier"
+        );
+        assert_eq!(vm.shell(&waits).trim(), carrier);
+    }
+    vm.shell(&ping);
+    no_complaints(&mut vm);
+    let body = json!({ "iface_id": "eth9", "link_up": true }).to_string();
+    let request = "PATCH /network-interfaces/eth9";
+    http::refused_with(&mut vm.client, request, body, "no network interface");
 }
 
 #[test]

@@ -44,8 +44,8 @@ pub enum Command {
     InstanceData,
     /// Another file behind a drive of a machine; none if the file is opened anew.
     UpdateDrive(DeviceId, Option<PathBuf>),
-    /// Is there such a network interface in the machine? There is nothing to change yet.
-    UpdateNet(DeviceId),
+    /// Plugs the cable of a machine's network interface in or out; with none, asks whether there is such an interface.
+    UpdateNet(DeviceId, Option<bool>),
     /// Changes the log; before the start only.
     SetLog(LogConfig),
     /// Opens the file for metrics, once; before the start only.

@@ -196,13 +196,10 @@ impl Controller {
                     .as_ref()
                     .map_or_else(|| self.instance_data.clone(), Machine::instance_data),
             )),
-            Command::UpdateNet(id) => {
+            Command::UpdateNet(id, link_up) => {
                 self.with_machine("update a network interface of", |_, machine| {
-                    let nets = machine.devices_config().nets();
-                    match nets.iter().any(|net| net.id == id) {
-                        true => Ok(Reply::Done),
-                        false => Err(refused(ConfigError::NoSuchNet(id))),
-                    }
+                    machine.update_net(&id, link_up).map_err(refused)?;
+                    Ok(Reply::Done)
                 })
             }
             Command::SetLog(config) => self.set_log(&config),

@@ -34,7 +34,7 @@ use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
-use crate::config::{BootSource, DeviceId, DevicesConfig, MachineConfig};
+use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
 use crate::controller::command::Generation;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
@@ -247,6 +247,14 @@ impl Machine {
         path: Option<PathBuf>,
     ) -> Result<(), UpdateDriveError> {
         self.devices.virtio.update_drive(id, path)
+    }
+
+    /// Plugs the cable of a network interface in or out, if `link_up` says so. The guest is told.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn update_net(&mut self, id: &DeviceId, link_up: Option<bool>) -> Result<(), ConfigError> {
+        self.devices.virtio.update_net(id, link_up)
     }
 
     /// The present generation.

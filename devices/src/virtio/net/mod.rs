@@ -186,20 +186,19 @@ impl<B: FrameBackend> Net<B> {
         self.link
     }
 
-    /// Plugs the cable in or out. `active` is there if a driver uses the device; it is told.
+    /// Plugs the cable in or out. `active` is there if a driver uses the device; it is told. The caller has the backend looked at afterwards
+    /// ([`VirtioDevice::backend_ready`]).
     ///
     /// Frames that come without a link wait in the backend, as long as that has room.
-    pub fn set_link(&mut self, up: bool, active: Option<&mut Active<'_>>) -> Turn {
+    pub fn set_link(&mut self, up: bool, active: Option<&mut Active<'_>>) {
         if up == self.link {
-            return Turn::Done;
+            return;
         }
         self.link = up;
-        let Some(active) = active else {
-            return Turn::Done;
-        };
-        self.announce |= up && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
-        active.interrupt.config_changed();
-        self.backend_ready(active)
+        if let Some(active) = active {
+            self.announce |= up && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
+            active.interrupt.config_changed();
+        }
     }
 
     fn has(&self, feature: u32) -> bool {

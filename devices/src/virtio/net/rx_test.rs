@@ -159,10 +159,11 @@ fn a_network_that_fails_is_not_asked_for_ever() {
 fn without_a_link_frames_wait_in_the_network() {
     let mut bench = Bench::new(64, 0);
     offer(&bench, 0, 64, 1536);
-    let _ = bench.call(|device, active| device.set_link(false, Some(active)));
+    bench.call(|device, active| device.set_link(false, Some(active)));
     assert_eq!(arrive(&mut bench, frame(60, 1)), Turn::Done);
     assert!(bench.used(RX, 0).is_empty());
-    let _ = bench.call(|device, active| device.set_link(true, Some(active)));
+    bench.call(|device, active| device.set_link(true, Some(active)));
+    let _ = bench.call(|device, active| device.backend_ready(active));
     assert_eq!(bench.used(RX, 0), [(0, 60)]);
     assert_eq!(bench.interrupts(), [1, 2, 0]);
 }

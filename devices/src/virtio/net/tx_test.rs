@@ -132,7 +132,7 @@ fn an_index_that_runs_away_breaks_the_queue() {
 #[test]
 fn without_a_link_frames_vanish() {
     let mut bench = Bench::new(8, 0);
-    let _ = bench.call(|device, active| device.set_link(false, Some(active)));
+    bench.call(|device, active| device.set_link(false, Some(active)));
     bench.offer_chain(TX, 0, false, &[(DATA, 60)]);
     let _ = bench.doorbell(TX);
     assert!(bench.network().from_guest.is_empty());

@@ -46,7 +46,7 @@ pub(super) async fn put_network_interface(
     api.done(Command::SetNet(body.try_into()?)).await
 }
 
-/// Changes nothing yet: there are no rate limiters. After the start only.
+/// Plugs the guest's cable in or out; there are no rate limiters. After the start only.
 #[utoipa::path(patch, path = "/network-interfaces/{iface_id}", params(("iface_id" = String, Path)),
     request_body = wire::PartialNetworkInterface, responses((status = 204, description = "Done"), (status = 400, body = wire::Fault)
 ))]
@@ -56,7 +56,8 @@ pub(super) async fn patch_network_interface(
     Json(body): Json<wire::PartialNetworkInterface>,
 ) -> Answer {
     id.check(&body.iface_id)?;
-    api.done(Command::UpdateNet(body.checked()?)).await
+    let (id, link_up) = body.checked()?;
+    api.done(Command::UpdateNet(id, link_up)).await
 }
 
 /// Sets or replaces the vsock device; before the start only.

@@ -150,6 +150,8 @@ fn a_network_interface_is_set_and_updated() {
         "/network-interfaces/eth0",
         json!({ "iface_id": "eth0" }),
     );
+    let out = json!({ "iface_id": "eth0", "link_up": false });
+    api.done("PATCH", "/network-interfaces/eth0", out);
     let plain = NetConfig {
         id: id("eth0"),
         host_dev_name: InterfaceName::new("tap0").unwrap(),
@@ -166,7 +168,8 @@ fn a_network_interface_is_set_and_updated() {
         [
             Command::SetNet(plain),
             Command::SetNet(full),
-            Command::UpdateNet(id("eth0"))
+            Command::UpdateNet(id("eth0"), None),
+            Command::UpdateNet(id("eth0"), Some(false)),
         ]
     );
     let bucket = json!({ "bandwidth": { "size": 1, "refill_time": 1 } });

@@ -213,14 +213,17 @@ pub struct PartialNetworkInterface {
     /// No limit only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiter>,
+    /// Plugs the guest's cable in or out; it stays as it is when absent. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_up: Option<bool>,
 }
 
 impl PartialNetworkInterface {
-    /// The interface.
-    pub fn checked(self) -> Result<DeviceId, WireError> {
+    /// The interface, and what becomes of its link.
+    pub fn checked(self) -> Result<(DeviceId, Option<bool>), WireError> {
         unlimited("rx_rate_limiter", self.rx_rate_limiter.as_ref())?;
         unlimited("tx_rate_limiter", self.tx_rate_limiter.as_ref())?;
-        Ok(DeviceId::new(&self.iface_id)?)
+        Ok((DeviceId::new(&self.iface_id)?, self.link_up))
     }
 }
 

@@ -7,6 +7,7 @@ mod device;
 mod drives;
 mod events;
 pub mod files;
+mod nets;
 mod slot;
 pub mod state;
 
