@@ -204,6 +204,13 @@ impl DevicesConfig {
         }
     }
 
+    /// Interfaces without a MAC address get these, in the order of the interfaces.
+    pub fn keep_macs(&mut self, macs: impl Iterator<Item = MacAddress>) {
+        for (net, mac) in self.nets.iter_mut().zip(macs) {
+            net.guest_mac.get_or_insert(mac);
+        }
+    }
+
     /// Adds a network interface, or replaces the one of the same name where it is.
     ///
     /// # Errors

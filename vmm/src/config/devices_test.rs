@@ -229,3 +229,20 @@ fn an_overlay_comes_on_top_of_what_the_snapshot_has() {
     let refused = with(read_only, DriveSource::Overlay).unwrap_err();
     assert_eq!(refused, ConfigError::ReadOnlyOverlay(id("data")));
 }
+
+#[test]
+fn interfaces_without_a_mac_address_keep_those_that_were_made_up() {
+    let mut devices = DevicesConfig::default();
+    let anonymous = |name: &str| NetConfig {
+        guest_mac: None,
+        ..net(name, name, "06:00:00:00:00:01")
+    };
+    devices.put_net(anonymous("a")).unwrap();
+    devices.put_net(net("b", "b", "06:00:00:00:00:02")).unwrap();
+    devices.put_net(anonymous("c")).unwrap();
+    let macs = [3, 4, 5].map(|last| MacAddress::new([2, 0, 0, 0, 0, last]));
+    devices.keep_macs(macs.into_iter());
+    let kept: Vec<_> = devices.nets().iter().map(|net| net.guest_mac).collect();
+    let own = "06:00:00:00:00:02".parse().unwrap();
+    assert_eq!(kept, [Some(macs[0]), Some(own), Some(macs[2])]);
+}

@@ -354,7 +354,7 @@ impl Controller {
         self.boot(None)
     }
 
-    /// Takes down a machine that will boot once more; returns its generation, which it keeps, and whether it ran.
+    /// Takes down a machine that will boot once more; returns its generation, which it keeps as it keeps its devices, and whether it ran.
     /// None if it cannot boot again: it came from a snapshot, and what it had been booted from is not
     /// known.
     pub(crate) fn stop_for_restart(&mut self) -> Option<LastLife> {
@@ -363,6 +363,7 @@ impl Controller {
         let generation = machine.last_generation().inspect_err(|error| {
             tracing::error!(%error, "the generation of a machine that boots again");
         });
+        self.devices = machine.devices_to_keep();
         Some(LastLife {
             generation: generation.ok()?,
             ran: machine.is_running(),

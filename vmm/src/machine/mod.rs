@@ -237,6 +237,11 @@ impl Machine {
         self.devices.virtio.config()
     }
 
+    /// The virtio devices for a machine that boots again: what was changed while it ran, and the MAC addresses that were made up.
+    pub fn devices_to_keep(&self) -> DevicesConfig {
+        self.devices.virtio.config_to_keep()
+    }
+
     /// Puts another file behind a drive, or opens the present one anew. The guest learns of another size.
     ///
     /// # Errors

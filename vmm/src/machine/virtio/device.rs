@@ -54,6 +54,14 @@ impl Device {
         }
     }
 
+    /// The MAC address of a network interface.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        match self {
+            Self::Net(device) => Some(device.with_device(|net, _| net.settings().mac)),
+            _ => None,
+        }
+    }
+
     /// Adds the device's own state to `saved`; of the drives, `copies` were made.
     pub(super) fn save(&self, saved: &mut SavedVirtio, copies: &DriveCopies) {
         match self {

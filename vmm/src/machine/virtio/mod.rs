@@ -26,7 +26,7 @@ use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
 use super::save::SaveError;
-use crate::config::DevicesConfig;
+use crate::config::{DevicesConfig, MacAddress};
 use crate::machine::backends::vsock::VsockHostError;
 
 use device::Device;
@@ -155,6 +155,14 @@ impl VirtioDevices {
     /// What the devices are.
     pub(super) fn config(&self) -> &DevicesConfig {
         &self.config
+    }
+
+    /// The same for a machine that boots again: with the MAC addresses that were made up.
+    pub(super) fn config_to_keep(&self) -> DevicesConfig {
+        let mut config = self.config.clone();
+        let nets = self.slots.iter().filter_map(|slot| slot.device.mac());
+        config.keep_macs(nets.map(MacAddress::new));
+        config
     }
 
     /// Puts the devices on the bus.
