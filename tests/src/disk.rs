@@ -65,11 +65,7 @@ pub fn with(mut drive: Value, fields: &Value) -> Value {
 pub fn configure(vm: &mut Vm, guest: Guest, cpus: u8, drives: &[Value]) {
     let memory: u64 = guest.memory().trim_end_matches('M').parse().expect("MiB");
     let machine = json!({ "vcpu_count": cpus, "mem_size_mib": memory });
-    let source = json!({
-        "kernel_image_path": guest.kernel(),
-        "initrd_path": guest.initrd(),
-        "boot_args": guest.cmdline(),
-    });
+    let source = guest.boot_source();
     done(&mut vm.client, "PUT /machine-config", machine.to_string());
     done(&mut vm.client, "PUT /boot-source", source.to_string());
     put_drives(vm, drives);

@@ -1,9 +1,13 @@
 //! The guests that tests boot.
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 /// A guest: a kernel and what it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,15 @@ impl Guest {
             Self::Tiny => "",
             _ => "console=ttyS0 quiet panic=-1",
         }
+    }
+
+    /// The body of PUT `/boot-source`.
+    pub fn boot_source(self) -> Value {
+        json!({
+            "kernel_image_path": self.kernel(),
+            "initrd_path": self.initrd(),
+            "boot_args": self.cmdline(),
+        })
     }
 
     /// The memory it needs, as the command line takes it.
@@ -96,4 +109,13 @@ fn tiny_elf() -> &'static Path {
         (dir, path)
     });
     path
+}
+/// The SHA-256 of `bytes`, as `sha256sum` in a guest prints it.
+pub fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

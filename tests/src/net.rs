@@ -191,11 +191,7 @@ impl Namespace {
 pub fn configure(vm: &mut Vm, guest: Guest, interfaces: &[Value]) {
     let memory: u64 = guest.memory().trim_end_matches('M').parse().expect("MiB");
     let machine = json!({ "vcpu_count": 1, "mem_size_mib": memory });
-    let source = json!({
-        "kernel_image_path": guest.kernel(),
-        "initrd_path": guest.initrd(),
-        "boot_args": guest.cmdline(),
-    });
+    let source = guest.boot_source();
     http::done(&mut vm.client, "PUT /machine-config", machine.to_string());
     http::done(&mut vm.client, "PUT /boot-source", source.to_string());
     for interface in interfaces {

@@ -27,11 +27,7 @@ pub fn socket(vm: &Vm) -> PathBuf {
 pub fn boot(guest: Guest) -> Vm {
     let mut vm = Vm::empty();
     let memory: u64 = guest.memory().trim_end_matches('M').parse().expect("MiB");
-    let source = json!({
-        "kernel_image_path": guest.kernel(),
-        "initrd_path": guest.initrd(),
-        "boot_args": guest.cmdline(),
-    });
+    let source = guest.boot_source();
     let vsock = json!({ "guest_cid": CID, "uds_path": socket(&vm) });
     for (request, body) in [
         (

@@ -112,11 +112,7 @@ impl<'a> Case<'a> {
         let image = disk.path().join("disk.img");
         fs::write(&image, vec![0x5a; DISK_MIB << 20]).context("could not write an image")?;
         let mut monitor = program.start()?;
-        let source = json!({
-            "kernel_image_path": Guest::Small.kernel(),
-            "initrd_path": Guest::Small.initrd(),
-            "boot_args": Guest::Small.cmdline(),
-        });
+        let source = Guest::Small.boot_source();
         monitor.configure(SIZE, &source)?;
         let drive = json!({
             "drive_id": "data",

@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|block|notify`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|notify`. What each measures is told in `docs/benchmarks.md`.
 
 mod block;
 mod boot;
@@ -14,6 +14,8 @@ mod report;
 mod resident;
 mod restore;
 mod stats;
+mod streams;
+mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +44,8 @@ enum Benchmark {
     Boot(Options),
     /// Throughput and round trip of a guest's network interface.
     Net(Options),
+    /// Throughput and round trip between a guest's program and the host's, over vsock.
+    Vsock(Options),
     /// A guest's disk: 4 KiB anywhere, 1 MiB in a row, read and written.
     Block(Options),
     /// From the resume of a clone to its programs' and the host's knowledge of it, beside QEMU.
@@ -65,7 +69,7 @@ struct Options {
     #[arg(long)]
     json: bool,
 
-    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net and block.
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net, vsock and block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
 
@@ -114,6 +118,10 @@ fn run(benchmark: Benchmark) -> Result<()> {
         }
         Benchmark::Net(options) => {
             let report = net::run(&options.programs()?, options.runs(10))?;
+            (options.json, report)
+        }
+        Benchmark::Vsock(options) => {
+            let report = vsock::run(&options.programs()?, options.runs(10))?;
             (options.json, report)
         }
         Benchmark::Block(options) => {
