@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub mod boot_timer;
 pub mod fw_cfg;
+pub mod metrics;
 pub mod pm;
 pub mod serial;
 pub mod sgen;

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -23,7 +23,8 @@ use vm_superio::{
     serial::{Error as UartError, SerialEvents},
 };
 
-use crate::{DeviceState, InterruptLine, Persist};
+use crate::metrics::Counter;
+use crate::{DeviceState, InterruptLine, Persist, metrics_group};
 
 /// First I/O port.
 pub const PORT_BASE: u16 = 0x3f8;
@@ -61,6 +62,26 @@ pub struct SerialRestoreError {
 /// Told that the guest has taken all input, so that more may be given; called with the device's lock
 /// held, so must not call back into it, and called again and again when the guest reads on.
 pub type DrainedHandler = Box<dyn Fn() + Send + Sync>;
+
+metrics_group! {
+    /// The serial port's metrics. Those of Firecracker's that cannot count anything here are always 0.
+    SerialMetrics {
+        /// Interrupts that could not be raised.
+        error_count: Counter,
+        /// Not counted: each byte is flushed.
+        flush_count: Counter,
+        /// Not counted: each register can be read.
+        missed_read_count: Counter,
+        /// Bytes of the guest's that nobody took.
+        missed_write_count: Counter,
+        /// Bytes of input that the guest has read.
+        read_count: Counter,
+        /// Bytes of the guest's output.
+        write_count: Counter,
+        /// No rate limiter.
+        rate_limiter_dropped_bytes: Counter,
+    }
+}
 
 /// The registers' values and the waiting input in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,23 +134,21 @@ impl<W: Write> fmt::Debug for SerialPort<W> {
 impl<W: Write> SerialPort<W> {
     /// A port as after power-on. `line` is the line to [`GSI`], `output` takes what the guest sends.
     pub fn new(line: impl InterruptLine + 'static, output: W) -> Self {
-        Self::with_drained_handler(line, output, Box::new(|| ()))
+        Self::with_drained_handler(line, output, Box::new(|| ()), Arc::default())
     }
 
-    /// As [`Self::new`], with a `drained` that hears when there is room for input again.
+    /// As [`Self::new`], with a `drained` that hears when there is room for input again, and `metrics` to count in.
     pub fn with_drained_handler(
         line: impl InterruptLine + 'static,
         output: W,
         drained: DrainedHandler,
+        metrics: Arc<SerialMetrics>,
     ) -> Self {
         let trigger = EdgeTrigger {
             line: Arc::new(line),
             muted: Arc::default(),
         };
-        let events = Arc::new(Events {
-            drained,
-            lost: AtomicU64::new(0),
-        });
+        let events = Arc::new(Events { drained, metrics });
         Self {
             uart: Serial::with_events(trigger.clone(), Arc::clone(&events), Output(Some(output))),
             trigger,
@@ -189,7 +208,7 @@ impl<W: Write> SerialPort<W> {
 
     /// How many bytes of output were lost, because `W` refused them.
     pub fn lost_bytes(&self) -> u64 {
-        self.events.lost.load(Ordering::Relaxed)
+        self.events.metrics.missed_write_count.get()
     }
 
     /// How often raising the interrupt failed during an access by the guest, which cannot be told.
@@ -211,6 +230,7 @@ impl<W: Write> SerialPort<W> {
             Err(UartError::IOError(error)) => self.last_error = Some(error),
             Err(UartError::Trigger(error)) => {
                 self.interrupt_errors = self.interrupt_errors.saturating_add(1);
+                self.events.metrics.error_count.inc();
                 self.last_error = Some(error);
             }
         }
@@ -328,16 +348,20 @@ impl Trigger for EdgeTrigger {
 /// What vm-superio reports.
 struct Events {
     drained: DrainedHandler,
-    lost: AtomicU64,
+    metrics: Arc<SerialMetrics>,
 }
 
 impl SerialEvents for Events {
-    fn buffer_read(&self) {}
+    fn buffer_read(&self) {
+        self.metrics.read_count.inc();
+    }
 
-    fn out_byte(&self) {}
+    fn out_byte(&self) {
+        self.metrics.write_count.inc();
+    }
 
     fn tx_lost_byte(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.metrics.missed_write_count.inc();
     }
 
     fn in_buffer_empty(&self) {

@@ -1,5 +1,7 @@
 //! Tests of the serial port.
 
+use std::sync::atomic::AtomicU64;
+
 use proptest::{collection::vec, prelude::*};
 use vm_device::bus::PioRange;
 use vm_device::device_manager::{IoManager, PioManager};
@@ -35,7 +37,7 @@ impl<W: Write> Bench<W> {
         let handler = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let port = SerialPort::with_drained_handler(line.clone(), output, handler);
+        let port = SerialPort::with_drained_handler(line.clone(), output, handler, Arc::default());
         Self {
             port,
             line,

@@ -5,6 +5,7 @@
 //! generation brings (VMGENID).
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
@@ -15,7 +16,8 @@ use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
     VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
-use crate::DeviceState;
+use crate::metrics::Counter;
+use crate::{DeviceState, metrics_group};
 
 /// The sizes of all queues: of the only one, for buffers to be filled.
 pub const QUEUE_SIZES: [u16; 1] = [256];
@@ -40,11 +42,32 @@ impl DeviceState for EntropyState {
     const VERSION: u16 = 1;
 }
 
+metrics_group! {
+    /// The entropy device's metrics. There are no rate limiters, and activations cannot fail: Firecracker's metrics of those are always 0.
+    EntropyMetrics {
+        /// Activations that failed.
+        activate_fails: Counter,
+        /// Buffers that got no bytes.
+        entropy_event_fails: Counter,
+        /// Buffers of the guest's.
+        entropy_event_count: Counter,
+        /// Random bytes for the guest.
+        entropy_bytes: Counter,
+        /// The host has given no random bytes.
+        host_rng_fails: Counter,
+        /// No rate limiters.
+        entropy_rate_limiter_throttled: Counter,
+        /// No rate limiters.
+        rate_limiter_event_count: Counter,
+    }
+}
+
 /// The entropy device.
 #[derive(Debug)]
 pub struct Entropy {
     source: RandomSource,
     complaints: Throttle,
+    metrics: Arc<EntropyMetrics>,
 }
 
 impl Default for Entropy {
@@ -60,7 +83,14 @@ impl Entropy {
         Self {
             source,
             complaints: Throttle::default(),
+            metrics: Arc::default(),
         }
+    }
+
+    /// Counts in `metrics` from now on.
+    pub fn with_metrics(mut self, metrics: Arc<EntropyMetrics>) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// The device's state.
@@ -87,6 +117,7 @@ impl Entropy {
         let mut bytes = [0; MAX_CHAIN_BYTES];
         let bytes = &mut bytes[..room];
         if let Err(error) = (self.source)(bytes) {
+            self.metrics.host_rng_fails.inc();
             if let Some(more) = self.complaints.allows(Instant::now()) {
                 tracing::warn!(%error, more, "no random bytes for the guest");
             }
@@ -124,6 +155,11 @@ impl Entropy {
             };
             let head = chain.head_index();
             let len = self.fill(chain, memory);
+            self.metrics.entropy_event_count.inc();
+            self.metrics.entropy_bytes.add(len.into());
+            if len == 0 {
+                self.metrics.entropy_event_fails.inc();
+            }
             give_back(queue, memory, *interrupt, head, len)?;
         }
         notify_used(active, 0, mark)?;

@@ -50,6 +50,19 @@ fn a_buffer_is_filled_and_the_driver_is_told() {
 }
 
 #[test]
+fn bytes_and_buffers_are_counted() {
+    let metrics = Arc::new(EntropyMetrics::new());
+    let mut device = Harness::active(Entropy::default().with_metrics(Arc::clone(&metrics)), 0);
+    device.queues[0].send(&[writable(0x1000, 64)]);
+    device.queues[0].send(&[writable(0x1000, 6)]);
+    device.queues[0].send(&[readable(0x1000, 6)]);
+    device.doorbell(0);
+    assert_eq!(metrics.entropy_bytes.get(), 70);
+    assert_eq!(metrics.entropy_event_count.get(), 3);
+    assert_eq!(metrics.entropy_event_fails.get(), 1);
+}
+
+#[test]
 fn all_writable_buffers_of_a_chain_are_filled_in_their_order_and_nothing_else() {
     let mut device = with_ones();
     let buffers = [

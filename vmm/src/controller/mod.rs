@@ -29,7 +29,7 @@ use crate::machine::console_history::ConsoleHistory;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
-use crate::metrics::MetricsFile;
+use crate::metrics::{DEVICES, MetricsFile};
 use crate::snapshot;
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
@@ -252,6 +252,7 @@ impl Controller {
         if self.machine.is_none() && self.spare.is_none() {
             // A load or start has failed and used the empty VM up. If this fails, the next attempt tells.
             self.spare = self.host.empty_vm().ok();
+            DEVICES.forget_all();
         }
         if let Some((state, memory)) = self.restored_from.take() {
             snapshot::sweep(&state, &memory);

@@ -5,7 +5,8 @@ use std::time::Instant;
 use super::command::{Command, CommandError, CommandResult, Reply};
 use super::{Controller, refused};
 use crate::logging::{self, LogConfig};
-use crate::metrics::{Counter, Gauge, METRICS, MetricsConfig, MetricsFile};
+use crate::metrics::{Gauge, METRICS, MetricsConfig, MetricsFile};
+use vmgenie_devices::metrics::Counter;
 
 impl Controller {
     pub(super) fn set_log(&mut self, config: &LogConfig) -> CommandResult {

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
+use crate::metrics::METRICS;
+
 /// A signalfd for the signals that end the process.
 #[derive(Debug)]
 pub(super) struct EndSignals(File);
@@ -36,7 +38,23 @@ impl EndSignals {
     /// Takes one signal, if one has arrived.
     pub(super) fn take(&mut self) -> bool {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        matches!(self.0.read(&mut info), Ok(len) if len > 0)
+        let taken = matches!(self.0.read(&mut info), Ok(len) if len > 0);
+        if taken {
+            // `ssi_signo` comes first.
+            let [b0, b1, b2, b3, ..] = info;
+            count(i32::from_ne_bytes([b0, b1, b2, b3]));
+        }
+        taken
+    }
+}
+
+fn count(signal: i32) {
+    let signals = &METRICS.signals;
+    match signal {
+        libc::SIGHUP => signals.sighup.set(1),
+        libc::SIGINT => signals.sigint.set(1),
+        libc::SIGTERM => signals.sigterm.set(1),
+        _ => {}
     }
 }
 

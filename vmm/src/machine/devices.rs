@@ -17,6 +17,7 @@ use vmgenie_devices::sgen::{self, OnReport};
 use vmgenie_devices::{BootTimer, InterruptLine, Persist, boot_timer, vmclock, vmgenid};
 
 use crate::generation::{self, GenerationDevices, GenerationError};
+use crate::metrics::DEVICES;
 
 use super::console::ConsoleOutput;
 use super::events::{EventSender, MachineEvent};
@@ -142,6 +143,7 @@ impl Devices {
                     .unwrap_or_else(PoisonError::into_inner)
                     .send(MachineEvent::ConsoleRoom);
             }),
+            DEVICES.serial(),
         )));
         let mut bus = IoManager::new();
         put(&mut bus, pm::PORT_BASE, pm::PORT_LEN, Arc::clone(&pm) as _)?;

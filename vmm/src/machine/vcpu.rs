@@ -4,6 +4,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 use std::{io, ptr};
 
 use kvm_bindings::{CpuId, kvm_run};
@@ -11,10 +12,12 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+use vmgenie_devices::metrics::{Counter, Durations};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::events::{EventSender, MachineEvent};
 use super::gate::Gate;
+use crate::metrics::METRICS;
 
 /// The stack of a vCPU thread, in bytes.
 const STACK_SIZE: usize = 128 << 10;
@@ -214,12 +217,14 @@ impl Runner {
     /// gate is looked at only after `EINTR`, when nothing is left half done and the state may be saved.
     fn run_once(&self, vcpu: &mut Vcpu) -> Option<Stop> {
         let index = vcpu.index;
+        let exits = &METRICS.vcpu;
         match vcpu.fd.run() {
             Ok(VcpuExit::Shutdown) => Some(Stop::Failed(MachineEvent::TripleFault {
                 vcpu: index,
                 registers: registers(&vcpu.fd),
             })),
             Ok(VcpuExit::IoIn(port, data)) => {
+                let _counted = Exit::begin(&exits.exit_io_in, &exits.exit_io_in_agg);
                 for access in data.chunks_mut(self.run_page.access_width()) {
                     if self.bus.pio_read(PioAddress(port), access).is_err() {
                         access.fill(0xff);
@@ -228,6 +233,7 @@ impl Runner {
                 None
             }
             Ok(VcpuExit::IoOut(port, data)) => {
+                let _counted = Exit::begin(&exits.exit_io_out, &exits.exit_io_out_agg);
                 for access in data.chunks(self.run_page.access_width()) {
                     // Nobody home: the write is lost, as on a PC.
                     let _ = self.bus.pio_write(PioAddress(port), access);
@@ -251,14 +257,17 @@ impl Runner {
     }
 
     fn handle(&self, index: u8, exit: VcpuExit<'_>) -> Option<Stop> {
+        let vcpu = &METRICS.vcpu;
         match exit {
             VcpuExit::MmioRead(address, data) => {
+                let _counted = Exit::begin(&vcpu.exit_mmio_read, &vcpu.exit_mmio_read_agg);
                 if self.bus.mmio_read(MmioAddress(address), data).is_err() {
                     data.fill(0xff);
                 }
                 None
             }
             VcpuExit::MmioWrite(address, data) => {
+                let _counted = Exit::begin(&vcpu.exit_mmio_write, &vcpu.exit_mmio_write_agg);
                 let _ = self.bus.mmio_write(MmioAddress(address), data);
                 None
             }
@@ -303,6 +312,31 @@ fn registers(fd: &VcpuFd) -> String {
     }
 }
 
+/// An exit that is being handled; counted when that is done.
+struct Exit {
+    begun: Instant,
+    count: &'static Counter,
+    took: &'static Durations,
+}
+
+impl Exit {
+    fn begin(count: &'static Counter, took: &'static Durations) -> Self {
+        Self {
+            begun: Instant::now(),
+            count,
+            took,
+        }
+    }
+}
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        self.count.inc();
+        self.took.record(self.begun.elapsed());
+    }
+}
+
 fn failed(vcpu: u8, reason: String) -> Stop {
+    METRICS.vcpu.failures.inc();
     Stop::Failed(MachineEvent::VcpuFailed { vcpu, reason })
 }

@@ -8,6 +8,7 @@ use super::events::EventSender;
 use super::gate::Gate;
 use super::host::Host;
 use super::vcpu::{Vcpu, VcpuError, VcpuHandle};
+use crate::metrics::METRICS;
 
 /// The vCPUs with their threads.
 #[derive(Debug)]
@@ -53,7 +54,9 @@ impl VcpuSet {
             for handle in &self.handles {
                 // Tells the guest's watchdogs that it stood still. Refused where the guest has no kvm-clock (yet): nothing to
                 // tell then.
-                let _ = handle.lock().fd.kvmclock_ctrl();
+                if handle.lock().fd.kvmclock_ctrl().is_err() {
+                    METRICS.vcpu.kvmclock_ctrl_fails.inc();
+                }
             }
         }
         self.gate.open();

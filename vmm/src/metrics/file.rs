@@ -1,14 +1,15 @@
 //! Firecracker's JSON lines: one object in each, with what has been counted since the line before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
+use vmgenie_devices::metrics::{Kind, Number};
 
-use super::METRICS;
+use super::{METRICS, Sample, samples};
 use crate::logging::LineFile;
 
 /// How often a line is written while a machine is there.
@@ -39,14 +40,22 @@ pub enum MetricsError {
     Write(PathBuf, #[source] io::Error),
 }
 
+/// A counter's group, device, name and part.
+type Key = (
+    &'static str,
+    Option<String>,
+    &'static str,
+    Option<&'static str>,
+);
+
 /// A file that takes lines of metrics.
 #[derive(Debug)]
 pub struct MetricsFile {
     config: MetricsConfig,
     id: String,
     file: LineFile,
-    /// The values in the line before, in the order of the samples.
-    before: Vec<u64>,
+    /// What counters had in the line before.
+    before: HashMap<Key, u64>,
 }
 
 impl MetricsFile {
@@ -58,7 +67,7 @@ impl MetricsFile {
             config,
             id: id.to_owned(),
             file,
-            before: Vec::new(),
+            before: HashMap::new(),
         })
     }
 
@@ -87,26 +96,68 @@ impl MetricsFile {
             let properties = properties.map(|(name, value)| (name.clone(), value.clone().into()));
             line.insert("properties".to_owned(), Value::Object(properties.collect()));
         }
-        let samples = METRICS.samples();
-        self.before.resize(samples.len(), 0);
-        for (sample, before) in samples.iter().zip(&mut self.before) {
-            let told = if sample.counts {
-                sample.value.saturating_sub(*before)
-            } else {
-                sample.value
-            };
-            *before = sample.value;
-            let group = line
-                .entry(sample.group)
-                .or_insert_with(|| Map::new().into());
-            if let Value::Object(group) = group {
-                group.insert(sample.name.to_owned(), told.into());
+        // Firecracker tells of these also when there is no such device.
+        for kind in ["block", "net"] {
+            line.insert(kind.to_owned(), Map::new().into());
+        }
+        for sample in samples() {
+            let value = self.value(&sample);
+            let Sample {
+                group,
+                device,
+                number,
+            } = sample;
+            match device {
+                None => put(&mut line, group, number, value),
+                Some(device) => {
+                    put(&mut line, &format!("{group}_{device}"), number, value);
+                    put(&mut line, group, number, value);
+                }
             }
         }
         let mut text = Value::Object(line).to_string();
         text.push('\n');
         text
     }
+
+    /// What is told of a number: counters tell what was counted since the line before.
+    fn value(&mut self, sample: &Sample) -> u64 {
+        let Number {
+            name,
+            part,
+            kind,
+            value,
+        } = sample.number;
+        if kind != Kind::Counter {
+            return value;
+        }
+        let key = (sample.group, sample.device.clone(), name, part);
+        let before = self.before.insert(key, value).unwrap_or(0);
+        value.saturating_sub(before)
+    }
+}
+
+/// Puts a number into its group in a line; together with what is there already of another device of that kind.
+fn put(line: &mut Map<String, Value>, group: &str, number: Number, value: u64) {
+    let empty = || Value::Object(Map::new());
+    let mut place = line.entry(group).or_insert_with(empty);
+    let mut name = number.name;
+    if let Some(part) = number.part {
+        // Objects all of them: nothing else is put where a group or a metric with parts is.
+        let Value::Object(group) = place else { return };
+        place = group.entry(name).or_insert_with(empty);
+        name = part;
+    }
+    let Value::Object(place) = place else { return };
+    let there = place.get(name).and_then(Value::as_u64);
+    let together = there.map_or(value, |there| match number.kind {
+        Kind::Counter => there.saturating_add(value),
+        Kind::Gauge => value,
+        Kind::Max => there.max(value),
+        Kind::Min if there == 0 || value == 0 => there.max(value),
+        Kind::Min => there.min(value),
+    });
+    place.insert(name.to_owned(), together.into());
 }
 
 #[cfg(test)]
@@ -138,6 +189,29 @@ mod tests {
             (&"vm-1".into(), &"a".into())
         );
         assert!(lines[0]["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
+    }
+
+    #[test]
+    fn the_numbers_of_devices_are_told_for_each_and_for_all_of_a_kind() {
+        let number = |name, part, kind| Number {
+            name,
+            part,
+            kind,
+            value: 0,
+        };
+        let mut line = Map::new();
+        let reads = number("read_count", None, Kind::Counter);
+        let shortest = number("read_agg", Some("min_us"), Kind::Min);
+        let longest = number("read_agg", Some("max_us"), Kind::Max);
+        for (count, min, max) in [(3, 0, 0), (4, 9, 20), (0, 5, 11)] {
+            put(&mut line, "block", reads, count);
+            put(&mut line, "block", shortest, min);
+            put(&mut line, "block", longest, max);
+        }
+        assert_eq!(
+            Value::Object(line),
+            serde_json::json!({"block": {"read_count": 7, "read_agg": {"min_us": 5, "max_us": 20}}})
+        );
     }
 
     #[test]

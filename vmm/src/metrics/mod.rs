@@ -1,37 +1,31 @@
 //! What the process counts: Firecracker's metrics of the same names where there is the like here, and vmgenie's own. They are told as
-//! Firecracker's JSON lines ([`MetricsFile`]) and as Prometheus text ([`prometheus`]).
+//! Firecracker's JSON lines ([`MetricsFile`]) and as Prometheus text ([`prometheus()`]).
 
+mod devices;
 mod file;
+mod prometheus;
 mod requests;
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use devices::{DEVICES, DeviceMetrics};
 pub use file::{MetricsConfig, MetricsError, MetricsFile, WRITE_PERIOD};
+pub use prometheus::prometheus;
 pub use requests::count_request;
-
-/// Something that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn inc(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use vmgenie_devices::metrics::{Counter, Durations, Group, Kind, Metric, Number};
+use vmgenie_devices::metrics_group;
 
 /// The last value of something.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
+    /// Zero.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Sets the value.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
@@ -53,61 +47,38 @@ impl Gauge {
     }
 }
 
-/// One metric as it is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Metric for Gauge {
+    fn tell(&self, name: &'static str, visit: &mut dyn FnMut(Number)) {
+        visit(Number {
+            name,
+            part: None,
+            kind: Kind::Gauge,
+            value: self.get(),
+        });
+    }
+}
+
+/// One number as it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// The object that the metric is in.
     pub group: &'static str,
-    /// Its name there.
-    pub name: &'static str,
-    /// Only grows.
-    pub counts: bool,
-    /// How much.
-    pub value: u64,
+    /// Which device of that kind, if there may be several.
+    pub device: Option<String>,
+    /// What is told of it.
+    pub number: Number,
 }
 
-trait Metric {
-    const COUNTS: bool;
-    fn value(&self) -> u64;
-}
-
-impl Metric for Counter {
-    const COUNTS: bool = true;
-    fn value(&self) -> u64 {
-        self.get()
-    }
-}
-
-impl Metric for Gauge {
-    const COUNTS: bool = false;
-    fn value(&self) -> u64 {
-        self.get()
-    }
-}
-
-fn sample<M: Metric>(group: &'static str, name: &'static str, metric: &M) -> Sample {
-    Sample {
-        group,
-        name,
-        counts: M::COUNTS,
-        value: metric.value(),
-    }
-}
-
-/// Groups of metrics, the struct of all of them, and the list of what they hold.
+/// Groups of metrics, and the struct of all of them.
 macro_rules! metrics {
     ($($(#[$group_doc:meta])* $group:ident: $group_type:ident {
         $($(#[$doc:meta])* $name:ident: $metric:ident,)*
     })*) => {
-        $(
-            $(#[$group_doc])*
-            #[derive(Debug)]
-            pub struct $group_type {
-                $($(#[$doc])* pub $name: $metric,)*
-            }
-        )*
+        $(metrics_group! {
+            $(#[$group_doc])* $group_type { $($(#[$doc])* $name: $metric,)* }
+        })*
 
-        /// All metrics.
+        /// What the process counts, but for its devices.
         #[derive(Debug)]
         pub struct Metrics {
             $($(#[$group_doc])* pub $group: $group_type,)*
@@ -115,18 +86,35 @@ macro_rules! metrics {
 
         /// The metrics of this process.
         pub static METRICS: Metrics = Metrics {
-            $($group: $group_type {
-                $($name: $metric(AtomicU64::new(0)),)*
-            },)*
+            $($group: $group_type::new(),)*
         };
 
         impl Metrics {
-            /// All of them, group by group.
-            pub fn samples(&self) -> Vec<Sample> {
-                vec![$($(sample(stringify!($group), stringify!($name), &self.$group.$name),)*)*]
+            /// Each group with its name.
+            fn groups(&self) -> Vec<(&'static str, &dyn Group)> {
+                vec![$((stringify!($group), &self.$group as &dyn Group),)*]
             }
         }
     };
+}
+
+/// All numbers, group by group: first the process's, then its devices'.
+pub fn samples() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    let mut add = |group: &'static str, device: Option<&str>, metrics: &dyn Group| {
+        metrics.tell(&mut |number| {
+            samples.push(Sample {
+                group,
+                device: device.map(str::to_owned),
+                number,
+            });
+        });
+    };
+    for (name, group) in METRICS.groups() {
+        add(name, None, group);
+    }
+    DEVICES.tell(&mut add);
+    samples
 }
 
 metrics! {
@@ -258,32 +246,43 @@ metrics! {
         /// Could not be begun.
         begun_fails: Counter,
     }
-}
-
-/// All metrics in Prometheus' text format, version 0.0.4: `vmgenie_<group>_<name>`, counters with `_total`, with the label `id`.
-pub fn prometheus(id: &str) -> String {
-    let id = id
-        .replace('\\', r"\\")
-        .replace('"', "\\\"")
-        .replace('\n', r"\n");
-    let mut text = String::new();
-    for Sample {
-        group,
-        name,
-        counts,
-        value,
-    } in METRICS.samples()
-    {
-        let (kind, total) = if counts {
-            ("counter", "_total")
-        } else {
-            ("gauge", "")
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "# TYPE vmgenie_{group}_{name}{total} {kind}");
-        let _ = writeln!(text, "vmgenie_{group}_{name}{total}{{id=\"{id}\"}} {value}");
+    /// vCPUs leaving their guest.
+    vcpu: VcpuMetrics {
+        /// Reads of I/O ports.
+        exit_io_in: Counter,
+        /// Writes of I/O ports.
+        exit_io_out: Counter,
+        /// Reads of devices' memory.
+        exit_mmio_read: Counter,
+        /// Writes of devices' memory.
+        exit_mmio_write: Counter,
+        /// Ends of a vCPU that nobody wanted.
+        failures: Counter,
+        /// `KVM_KVMCLOCK_CTRL` failed.
+        kvmclock_ctrl_fails: Counter,
+        /// How long the reads of I/O ports took, from the exit until the vCPU can go on.
+        exit_io_in_agg: Durations,
+        /// The writes of I/O ports.
+        exit_io_out_agg: Durations,
+        /// The reads of devices' memory.
+        exit_mmio_read_agg: Durations,
+        /// The writes of devices' memory.
+        exit_mmio_write_agg: Durations,
     }
-    text
+    /// Interrupts of the virtio devices.
+    interrupts: InterruptMetrics {
+        /// Raised.
+        triggers: Counter,
+    }
+    /// Signals that end the process.
+    signals: SignalMetrics {
+        /// SIGHUP.
+        sighup: Gauge,
+        /// SIGINT. Ours.
+        sigint: Gauge,
+        /// SIGTERM. Ours.
+        sigterm: Gauge,
+    }
 }
 
 #[cfg(test)]
@@ -291,23 +290,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prometheus_text_has_a_type_and_a_value_for_each_metric() {
-        let text = prometheus("a\"b\\c\nd");
-        assert_eq!(text.lines().count(), METRICS.samples().len() * 2);
-        for pair in text.lines().collect::<Vec<_>>().chunks(2) {
-            let name = pair[0].split(' ').nth(2).unwrap();
-            let labels = r#"{id="a\"b\\c\nd"} "#;
-            let value = pair[1].strip_prefix(name).unwrap();
-            value.strip_prefix(labels).unwrap().parse::<u64>().unwrap();
-        }
-    }
-
-    #[test]
     fn no_metric_has_the_name_of_another() {
-        let mut names: Vec<_> = METRICS
-            .samples()
-            .iter()
-            .map(|s| (s.group, s.name))
+        let mut names: Vec<_> = samples()
+            .into_iter()
+            .map(|s| (s.group, s.device, s.number.name, s.number.part))
             .collect();
         names.sort_unstable();
         let count = names.len();

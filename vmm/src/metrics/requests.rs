@@ -2,7 +2,9 @@
 
 use hyper::Method;
 
-use super::{Counter, METRICS};
+use vmgenie_devices::metrics::Counter;
+
+use super::METRICS;
 
 /// Counts one request that has been answered.
 pub fn count_request(method: &Method, path: &str, succeeded: bool) {

@@ -4,6 +4,7 @@
 //! exceed that.
 
 mod backend;
+mod metrics;
 mod request;
 mod state;
 
@@ -23,6 +24,8 @@ use super::{
 };
 
 pub use backend::{BlockBackend, Buffers, Operation, SECTOR, Task};
+pub use metrics::BlockMetrics;
+use metrics::Counted;
 use request::{ID_BYTES, Request, Rules, S_IOERR, S_OK, S_UNSUPP, What};
 use state::check_access;
 pub use state::{BlockError, BlockState};
@@ -77,6 +80,7 @@ struct Pending {
     head: u16,
     status: GuestAddress,
     written: u32,
+    counted: Counted,
 }
 
 /// A disk.
@@ -97,6 +101,7 @@ pub struct Block<B> {
     /// Something was written since the disk was last synced.
     dirty: bool,
     complaints: Throttle,
+    metrics: Arc<BlockMetrics>,
 }
 
 impl<B: BlockBackend> Block<B> {
@@ -127,7 +132,19 @@ impl<B: BlockBackend> Block<B> {
             resized: false,
             dirty: false,
             complaints: Throttle::default(),
+            metrics: Arc::default(),
         }
+    }
+
+    /// Counts in `metrics` from now on.
+    pub fn with_metrics(mut self, metrics: Arc<BlockMetrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Where it counts.
+    pub fn metrics(&self) -> &BlockMetrics {
+        &self.metrics
     }
 
     /// The disk's state. It has been drained.
@@ -231,6 +248,7 @@ impl<B: BlockBackend> Block<B> {
             // What has ended in part has gone on.
             begun &= self.backend.kick();
             if budget == 0 || !begun {
+                self.metrics.remaining_reqs_count.inc();
                 return Ok(Turn::More);
             }
             if taken || ended {
@@ -264,7 +282,11 @@ impl<B: BlockBackend> Block<B> {
         // Doorbells are of no use while we look. That a driver rings nevertheless does no harm, nor does an error, which the
         // next access meets as well.
         let _ = active.queues[0].disable_notification(active.memory);
-        while *budget > 0 && !self.free.is_empty() {
+        while *budget > 0 {
+            if self.free.is_empty() {
+                self.metrics.io_engine_throttled_events.inc();
+                break;
+            }
             let Some(chain) = next_chain(&mut active.queues[0], active.memory, active.interrupt)?
             else {
                 break;
@@ -275,7 +297,10 @@ impl<B: BlockBackend> Block<B> {
             match Request::parse(chain, &memory, rules) {
                 Some(request) => self.begin(active, head, request)?,
                 // Nothing can be said but that the chain is done with.
-                None => end(active, head, 0)?,
+                None => {
+                    self.metrics.invalid_reqs_count.inc();
+                    end(active, head, 0)?;
+                }
             }
         }
         Ok(any)
@@ -291,6 +316,7 @@ impl<B: BlockBackend> Block<B> {
             head,
             status: request.status,
             written: request.written,
+            counted: Counted::of(&request.what),
         };
         match request.what {
             Ok(What::Operation(operation)) => {
@@ -310,7 +336,10 @@ impl<B: BlockBackend> Block<B> {
                 let given = request::give(active.memory, &segments, &id);
                 answer(active, pending, given.err().unwrap_or(S_OK))
             }
-            Err(status) => answer(active, pending, status),
+            Err(status) => {
+                self.metrics.invalid_reqs_count.inc();
+                answer(active, pending, status)
+            }
         }
     }
 
@@ -319,6 +348,7 @@ impl<B: BlockBackend> Block<B> {
         let mut any = false;
         while let Some((pending, result)) = self.next_ended() {
             any = true;
+            pending.counted.count(&self.metrics, result.is_ok());
             let status = match result {
                 Ok(()) => S_OK,
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => S_UNSUPP,
@@ -432,6 +462,7 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
     }
 
     fn queue_ready(&mut self, _queue: u16, active: &mut Active<'_>) -> Turn {
+        self.metrics.queue_event_count.inc();
         self.work(active)
     }
 

@@ -1,5 +1,7 @@
 //! The disk as a driver meets it that keeps to the rules, and as a snapshot does.
 
+use std::sync::Arc;
+
 use virtio_bindings::bindings::virtio_blk as ids;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -10,8 +12,8 @@ use super::testing::{
     DATA, Driver, SECTORS, TestDisk, UNTOUCHED, bytes, header, request, status, status_byte,
 };
 use super::{
-    Block, BlockError, BlockState, CONFIG_LEN, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES,
-    MAX_DISCARD_SECTORS, MAX_REQUEST, MAX_ZERO_SECTORS,
+    Block, BlockError, BlockMetrics, BlockState, CONFIG_LEN, F_DISCARD, F_FLUSH, F_RO,
+    F_WRITE_ZEROES, MAX_DISCARD_SECTORS, MAX_REQUEST, MAX_ZERO_SECTORS,
 };
 
 const READ: u32 = ids::VIRTIO_BLK_T_IN;
@@ -93,6 +95,32 @@ fn a_flush_reaches_the_backend_where_it_is_offered() {
     assert_eq!(disk.with(|store| store.flushes), 1);
     disk.flushes = false;
     assert_eq!(request(&mut active(&disk), FLUSH, 0, &[]), (1, S_UNSUPP));
+}
+
+#[test]
+fn what_a_driver_has_done_is_counted_by_its_end() {
+    let metrics = Arc::new(BlockMetrics::new());
+    let disk = TestDisk::new().disk().with_metrics(Arc::clone(&metrics));
+    let mut driver = Harness::active(disk, 0);
+    let (into, from) = ([writable(DATA, 1024)], [readable(DATA, 512)]);
+    assert_eq!(request(&mut driver, READ, 5, &into).1, S_OK);
+    assert_eq!(request(&mut driver, WRITE, 5, &from).1, S_OK);
+    assert_eq!(request(&mut driver, FLUSH, 0, &[]).1, S_OK);
+    assert_eq!(request(&mut driver, READ, SECTORS, &into).1, S_IOERR);
+    assert_eq!(request(&mut driver, 77, 0, &[]).1, S_UNSUPP);
+    assert_eq!(
+        (metrics.read_count.get(), metrics.read_bytes.get()),
+        (1, 1024)
+    );
+    assert_eq!(
+        (metrics.write_count.get(), metrics.write_bytes.get()),
+        (1, 512)
+    );
+    assert_eq!(
+        (metrics.flush_count.get(), metrics.invalid_reqs_count.get()),
+        (1, 2)
+    );
+    assert!(metrics.queue_event_count.get() >= 5);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 
 mod backend;
 mod control;
+mod metrics;
 mod ring;
 mod rx;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod tx;
 mod tx_test;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -42,6 +44,7 @@ use virtio_bindings::virtio_net::{
 use virtio_queue::{Queue, QueueT};
 
 pub use backend::{FrameBackend, HEADER_LEN, MAX_FRAME_LEN, Offloads};
+pub use metrics::NetMetrics;
 pub use state::{NetRestoreError, NetState};
 
 use super::{ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Turn, VirtioDevice};
@@ -86,37 +89,6 @@ pub fn random_mac() -> Result<[u8; 6], getrandom::Error> {
     Ok(mac)
 }
 
-/// What has gone through a device since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Frames that the guest has got.
-    pub rx_frames: u64,
-    /// Their bytes, without the header.
-    pub rx_bytes: u64,
-    /// Frames for the guest that were lost: too long for its buffers, or not to be read.
-    pub rx_dropped: u64,
-    /// Frames that the guest has sent.
-    pub tx_frames: u64,
-    /// Their bytes, without the header.
-    pub tx_bytes: u64,
-    /// Frames of the guest's that the network did not take.
-    pub tx_dropped: u64,
-    /// Chains of descriptors of which nothing could be used.
-    pub malformed: u64,
-}
-
-impl Counters {
-    fn sent(&mut self, bytes: usize) {
-        self.tx_frames += 1;
-        self.tx_bytes += bytes as u64;
-    }
-
-    fn received(&mut self, bytes: usize) {
-        self.rx_frames += 1;
-        self.rx_bytes += bytes as u64;
-    }
-}
-
 /// What a queue waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
@@ -152,7 +124,7 @@ pub struct Net<B> {
     buffers: Buffers,
     /// The backend had no room for a frame, which waits in its queue.
     tx_waits: bool,
-    counters: Counters,
+    metrics: Arc<NetMetrics>,
 }
 
 impl<B: FrameBackend> Net<B> {
@@ -167,7 +139,7 @@ impl<B: FrameBackend> Net<B> {
             config_changed: false,
             buffers: Buffers::default(),
             tx_waits: false,
-            counters: Counters::default(),
+            metrics: Arc::default(),
         }
     }
 
@@ -176,9 +148,10 @@ impl<B: FrameBackend> Net<B> {
         self.settings
     }
 
-    /// What has gone through so far.
-    pub fn counters(&self) -> Counters {
-        self.counters
+    /// Counts in `metrics` from now on.
+    pub fn with_metrics(mut self, metrics: Arc<NetMetrics>) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// Whether the link is up.
@@ -237,11 +210,12 @@ impl<B: FrameBackend> Net<B> {
             memory: active.memory,
             backend: &mut self.backend,
             buffers: &mut self.buffers,
-            counters: &mut self.counters,
+            metrics: &self.metrics,
             mergeable,
             longest,
         };
-        finish(receive.run(BUDGET), active.interrupt)
+        let done = receive.run(BUDGET);
+        self.finish(done, active.interrupt)
     }
 
     fn transmit(&mut self, active: &mut Active<'_>, budget: usize) -> Turn {
@@ -253,11 +227,14 @@ impl<B: FrameBackend> Net<B> {
             memory: active.memory,
             backend: &mut self.backend,
             link: self.link,
-            counters: &mut self.counters,
+            metrics: &self.metrics,
         };
         let done = transmit.run(budget);
         self.tx_waits = matches!(done, Ok((Next::Backend, _)));
-        finish(done, active.interrupt)
+        if matches!(done, Ok((Next::Again, _))) {
+            self.metrics.tx_remaining_reqs_count.inc();
+        }
+        self.finish(done, active.interrupt)
     }
 
     fn control(&mut self, active: &mut Active<'_>) -> Turn {
@@ -268,7 +245,25 @@ impl<B: FrameBackend> Net<B> {
             self.announce &= !commands.announced;
             (next, wants)
         });
-        finish(done, active.interrupt)
+        self.finish(done, active.interrupt)
+    }
+
+    /// Interrupts the driver if it wants that, or tells it that it has broken a queue.
+    fn finish(&self, done: Result<(Next, bool), QueueError>, interrupt: &dyn Interrupt) -> Turn {
+        match done {
+            Ok((next, wants_interrupt)) => {
+                if wants_interrupt {
+                    interrupt.used();
+                }
+                next.into()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "network device");
+                self.metrics.event_fails.inc();
+                interrupt.needs_reset();
+                Turn::Done
+            }
+        }
     }
 
     fn config(&self) -> [u8; 12] {
@@ -292,23 +287,6 @@ fn queue(queues: &mut [Queue], index: u16) -> Option<&mut Queue> {
     queues
         .get_mut(usize::from(index))
         .filter(|queue| queue.ready())
-}
-
-/// Interrupts the driver if it wants that, or tells it that it has broken a queue.
-fn finish(done: Result<(Next, bool), QueueError>, interrupt: &dyn Interrupt) -> Turn {
-    match done {
-        Ok((next, wants_interrupt)) => {
-            if wants_interrupt {
-                interrupt.used();
-            }
-            next.into()
-        }
-        Err(error) => {
-            tracing::debug!(%error, "network device");
-            interrupt.needs_reset();
-            Turn::Done
-        }
-    }
 }
 
 fn both(one: Turn, other: Turn) -> Turn {
@@ -410,9 +388,10 @@ impl<B: FrameBackend> VirtioDevice for Net<B> {
     fn activate(&mut self, active: &mut Active<'_>) -> Result<(), ActivateError> {
         self.features = active.features;
         let offloads = self.wanted_offloads();
-        self.backend
-            .set_offloads(offloads)
-            .map_err(|error| ActivateError(format!("the network cannot do {offloads:?}: {error}")))
+        self.backend.set_offloads(offloads).map_err(|error| {
+            self.metrics.activate_fails.inc();
+            ActivateError(format!("the network cannot do {offloads:?}: {error}"))
+        })
     }
 
     fn reset(&mut self) {
@@ -424,8 +403,14 @@ impl<B: FrameBackend> VirtioDevice for Net<B> {
 
     fn queue_ready(&mut self, queue: u16, active: &mut Active<'_>) -> Turn {
         match queue {
-            RX => self.receive(active),
-            TX => self.transmit(active, BUDGET),
+            RX => {
+                self.metrics.rx_queue_event_count.inc();
+                self.receive(active)
+            }
+            TX => {
+                self.metrics.tx_queue_event_count.inc();
+                self.transmit(active, BUDGET)
+            }
             CONTROL => self.control(active),
             _ => Turn::Done,
         }
@@ -436,6 +421,7 @@ impl<B: FrameBackend> VirtioDevice for Net<B> {
     }
 
     fn backend_ready(&mut self, active: &mut Active<'_>) -> Turn {
+        self.metrics.rx_tap_event_count.inc();
         let received = self.receive(active);
         match self.tx_waits {
             true => both(received, self.transmit(active, BUDGET)),

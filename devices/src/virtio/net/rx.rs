@@ -8,7 +8,7 @@ use vm_memory::{Bytes, VolatileSlice};
 
 use super::backend::{FrameBackend, HEADER_LEN};
 use super::ring::{self, Extent, Malformed, QueueError, Segment, Used};
-use super::{Counters, Next};
+use super::{NetMetrics, Next};
 use crate::virtio::GuestMemory;
 
 /// Where the header has its number of buffers, in bytes.
@@ -68,7 +68,7 @@ pub(super) struct Receive<'a> {
     pub(super) memory: &'a GuestMemory,
     pub(super) backend: &'a mut dyn FrameBackend,
     pub(super) buffers: &'a mut Buffers,
-    pub(super) counters: &'a mut Counters,
+    pub(super) metrics: &'a NetMetrics,
     /// A frame may lie in several chains (`VIRTIO_NET_F_MRG_RXBUF`).
     pub(super) mergeable: bool,
     /// The longest frame to expect in bytes, with its header.
@@ -94,6 +94,7 @@ impl Receive<'_> {
                 break if budget == 0 {
                     Next::Again
                 } else {
+                    self.metrics.no_rx_avail_buffer.inc();
                     Next::Driver
                 };
             }
@@ -138,7 +139,7 @@ impl Receive<'_> {
                 Ok(_) | Err(Malformed) => {
                     *budget -= 1;
                     self.buffers.segments.truncate(before);
-                    self.counters.malformed += 1;
+                    self.metrics.rx_fails.inc();
                     used.put(self.queue, self.memory, head, 0)?;
                     used.publish(self.queue, self.memory)?;
                 }
@@ -169,17 +170,18 @@ impl Receive<'_> {
             Ok(len) => len,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Received::Nothing),
             Err(_) => {
-                self.counters.rx_dropped += 1;
+                self.metrics.rx_fails.inc();
+                self.metrics.tap_read_fails.inc();
                 return Ok(Received::Failure);
             }
         };
         if !(HEADER_LEN..=room).contains(&len) {
-            self.counters.rx_dropped += 1;
+            self.metrics.rx_fails.inc();
             return Ok(Received::Frame);
         }
         slices.pop();
         self.hand_over(len, &slices, used)?;
-        self.counters.received(len - HEADER_LEN);
+        self.metrics.received(len - HEADER_LEN);
         Ok(Received::Frame)
     }
 

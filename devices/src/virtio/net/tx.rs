@@ -1,13 +1,14 @@
 //! From the guest to the network.
 
 use std::io::ErrorKind;
+use std::time::Instant;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::backend::{FrameBackend, HEADER_LEN, MAX_FRAME_LEN};
 use super::ring::{self, Malformed, QueueError, Used};
-use super::{Counters, Next};
+use super::{NetMetrics, Next};
 use crate::virtio::GuestMemory;
 
 /// What sending needs.
@@ -17,7 +18,7 @@ pub(super) struct Transmit<'a> {
     pub(super) backend: &'a mut dyn FrameBackend,
     /// Without a link, frames vanish.
     pub(super) link: bool,
-    pub(super) counters: &'a mut Counters,
+    pub(super) metrics: &'a NetMetrics,
 }
 
 impl Transmit<'_> {
@@ -25,6 +26,7 @@ impl Transmit<'_> {
     /// whether the driver wants an interrupt.
     pub(super) fn run(mut self, mut budget: usize) -> Result<(Next, bool), QueueError> {
         let mut used = Used::new(self.queue);
+        let before = budget;
         let next = loop {
             self.queue.disable_notification(self.memory)?;
             match self.send_available(&mut budget, &mut used)? {
@@ -32,6 +34,9 @@ impl Transmit<'_> {
                 next => break next,
             }
         };
+        if budget == before && next == Next::Driver {
+            self.metrics.no_tx_avail_buffer.inc();
+        }
         Ok((next, used.wants_interrupt(self.queue, self.memory)?))
     }
 
@@ -48,15 +53,15 @@ impl Transmit<'_> {
             match ring::views(self.queue, memory, chain, false, &mut slices) {
                 Ok(len) if (HEADER_LEN..=MAX_FRAME_LEN).contains(&len) => {
                     match self.send(&slices) {
-                        Sent::Yes => self.counters.sent(len - HEADER_LEN),
-                        Sent::Lost => self.counters.tx_dropped += 1,
+                        Sent::Yes => self.metrics.sent(len - HEADER_LEN),
+                        Sent::Lost => self.metrics.tx_fails.inc(),
                         Sent::NoRoom => {
                             self.queue.go_to_previous_position();
                             return Ok(Next::Backend);
                         }
                     }
                 }
-                Ok(_) | Err(Malformed) => self.counters.malformed += 1,
+                Ok(_) | Err(Malformed) => self.metrics.tx_malformed_frames.inc(),
             }
             used.put(self.queue, memory, head, 0)?;
             used.publish(self.queue, memory)?;
@@ -68,10 +73,16 @@ impl Transmit<'_> {
         if !self.link {
             return Sent::Lost;
         }
-        match self.backend.send(frame) {
+        let begun = Instant::now();
+        let sent = self.backend.send(frame);
+        self.metrics.tap_write_agg.record(begun.elapsed());
+        match sent {
             Ok(()) => Sent::Yes,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Sent::NoRoom,
-            Err(_) => Sent::Lost,
+            Err(_) => {
+                self.metrics.tap_write_fails.inc();
+                Sent::Lost
+            }
         }
     }
 }

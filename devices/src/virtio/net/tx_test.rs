@@ -15,8 +15,11 @@ fn a_frame_in_one_piece_is_sent_as_it_is() {
     assert_eq!(bench.network().from_guest, [sent]);
     assert_eq!(bench.used(TX, 0), [(0, 0)]);
     assert_eq!(bench.interrupts(), [1, 0, 0]);
-    let counters = bench.device.counters();
-    assert_eq!((counters.tx_frames, counters.tx_bytes), (1, 88));
+    let metrics = &bench.device.metrics;
+    assert_eq!(
+        (metrics.tx_packets_count.get(), metrics.tx_bytes_count.get()),
+        (1, 88)
+    );
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn a_frame_that_the_network_refuses_is_lost_and_the_next_one_is_not() {
     let _ = bench.doorbell(TX);
     assert_eq!(bench.used(TX, 0).len(), 2);
     assert_eq!(bench.network().from_guest.len(), 1);
-    assert_eq!(bench.device.counters().tx_dropped, 1);
+    assert_eq!(bench.device.metrics.tx_fails.get(), 1);
 }
 
 fn libc_eio() -> i32 {
@@ -105,7 +108,7 @@ fn chains_that_are_no_frame_come_back_unsent() {
     let heads: Vec<_> = bench.used(TX, 0).iter().map(|used| used.0).collect();
     assert_eq!(heads, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert!(bench.network().from_guest.is_empty());
-    assert_eq!(bench.device.counters().malformed, 8);
+    assert_eq!(bench.device.metrics.tx_malformed_frames.get(), 8);
     assert_eq!(bench.interrupts()[2], 0);
 }
 

@@ -13,6 +13,7 @@ use std::net::Shutdown;
 use vm_memory::VolatileSlice;
 
 use super::host::{Event, Stream, Token};
+use super::metrics::VsockMetrics;
 use super::packet::{
     self, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op,
 };
@@ -88,6 +89,8 @@ pub(super) struct Connection<S> {
     our_shutdown: u32,
     /// What we know of the guest's ends.
     guest_shutdown: u32,
+    /// It was cut off.
+    killed: bool,
 }
 
 impl<S: Stream> Connection<S> {
@@ -113,6 +116,7 @@ impl<S: Stream> Connection<S> {
             host_closed: false,
             our_shutdown: 0,
             guest_shutdown: 0,
+            killed: false,
         }
     }
 
@@ -152,6 +156,11 @@ impl<S: Stream> Connection<S> {
         self.state == State::Forgotten
     }
 
+    /// It did not end because both sides wanted so.
+    pub(super) fn was_killed(&self) -> bool {
+        self.killed
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.state == State::Gone
     }
@@ -179,6 +188,7 @@ impl<S: Stream> Connection<S> {
 
     /// The guest gets a reset, the host the end of the stream.
     pub(super) fn kill(&mut self) {
+        self.killed = true;
         self.state = match self.state {
             State::Forgotten | State::Gone => State::Gone,
             // The guest has not heard of it yet.
@@ -193,7 +203,13 @@ impl<S: Stream> Connection<S> {
     // From the guest
 
     /// A packet of the guest's for this connection.
-    pub(super) fn receive(&mut self, key: Key, header: &Header, data: &[VolatileSlice<'_>]) {
+    pub(super) fn receive(
+        &mut self,
+        key: Key,
+        header: &Header,
+        data: &[VolatileSlice<'_>],
+        metrics: &VsockMetrics,
+    ) {
         self.note_credit(header);
         match (self.state, header.op.get()) {
             (State::Draining, op::RST) => self.state = State::Forgotten,
@@ -201,7 +217,9 @@ impl<S: Stream> Connection<S> {
             (State::Forgotten | State::Dead | State::Gone, _) => {}
             (_, op::RST) => self.state = State::Gone,
             (State::Asked, op::RESPONSE) => self.agree(key),
-            (State::Open, op::RW) if self.guest_shutdown & SHUTDOWN_SEND == 0 => self.take(data),
+            (State::Open, op::RW) if self.guest_shutdown & SHUTDOWN_SEND == 0 => {
+                self.take(data, metrics);
+            }
             (State::Open, op::SHUTDOWN) => self.guest_ends(header.flags.get()),
             (State::Open | State::Asked, op::CREDIT_UPDATE) => {}
             (State::Open, op::CREDIT_REQUEST) => self.pending.credit_update = true,
@@ -219,7 +237,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    fn take(&mut self, data: &[VolatileSlice<'_>]) {
+    fn take(&mut self, data: &[VolatileSlice<'_>], metrics: &VsockMetrics) {
         let total = packet::len(data);
         let Some(len) = u32::try_from(total).ok().filter(|len| *len <= self.free()) else {
             return self.kill(); // more than we had room for
@@ -237,7 +255,10 @@ impl<S: Stream> Connection<S> {
             true => match self.stream.write_vectored(data) {
                 Ok(written) => written.min(total),
                 Err(error) if would_block(&error) => 0,
-                Err(_) => return self.host_takes_no_more(),
+                Err(_) => {
+                    metrics.tx_write_fails.inc();
+                    return self.host_takes_no_more();
+                }
             },
         };
         self.hold(data, written);
@@ -303,7 +324,7 @@ impl<S: Stream> Connection<S> {
     // From the host
 
     /// Something has become possible on the stream.
-    pub(super) fn on_event(&mut self, event: &Event) {
+    pub(super) fn on_event(&mut self, event: &Event, metrics: &VsockMetrics) {
         if matches!(self.state, State::Dead | State::Gone) {
             return;
         }
@@ -313,7 +334,7 @@ impl<S: Stream> Connection<S> {
         let at_end = self.our_shutdown & SHUTDOWN_SEND != 0;
         self.readable |= (event.readable || event.closed) && guest_reads && !at_end;
         if event.writable {
-            self.flush();
+            self.flush(metrics);
         }
         if self.host_closed {
             match self.state {
@@ -326,7 +347,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Writes what was held back.
-    fn flush(&mut self) {
+    fn flush(&mut self, metrics: &VsockMetrics) {
         while !self.held.is_empty() {
             let (front, _) = self.held.as_slices();
             match self.stream.write(front) {
@@ -336,7 +357,10 @@ impl<S: Stream> Connection<S> {
                     self.forward(written);
                 }
                 Err(error) if would_block(&error) => return,
-                Err(_) => return self.host_takes_no_more(),
+                Err(_) => {
+                    metrics.tx_flush_fails.inc();
+                    return self.host_takes_no_more();
+                }
             }
         }
         self.held = VecDeque::new();
@@ -397,7 +421,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Reads from the host into guest memory, which is not empty and no longer than [`Self::credit_for_data`].
-    pub(super) fn read(&mut self, into: &[VolatileSlice<'_>]) -> usize {
+    pub(super) fn read(&mut self, into: &[VolatileSlice<'_>], metrics: &VsockMetrics) -> usize {
         let room = packet::len(into);
         match self.stream.read_vectored(into) {
             Ok(0) => {
@@ -422,6 +446,7 @@ impl<S: Stream> Connection<S> {
                 0
             }
             Err(_) => {
+                metrics.rx_read_fails.inc();
                 self.kill();
                 0
             }

@@ -7,6 +7,7 @@
 //! | `greeting.rs` | what a program on the host says first |
 //! | `muxer.rs` | all connections, and whose turn it is |
 //! | `host.rs` | what the device needs of the host |
+//! | `metrics.rs` | what it counts |
 //!
 //! **After a restore** no program on the host has an end of the guest's connections. The guest is told so by an event
 //! (`TRANSPORT_RESET`), upon which it closes them all, keeps its listeners, and reads its CID anew. Until it has given the event's buffer back, no packet
@@ -15,10 +16,12 @@
 mod connection;
 mod greeting;
 mod host;
+mod metrics;
 mod muxer;
 mod packet;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -34,6 +37,7 @@ use super::{
 use crate::DeviceState;
 
 pub use self::host::{Event, Host, LISTENER, Stream, Token};
+pub use self::metrics::VsockMetrics;
 pub use self::muxer::MAX_CONNECTIONS;
 
 /// The smallest CID that a guest may have: those below mean something else.
@@ -125,6 +129,7 @@ enum Reset {
 pub struct Vsock<H: Host> {
     muxer: Muxer<H>,
     reset: Reset,
+    metrics: Arc<VsockMetrics>,
 }
 
 impl<H: Host> Vsock<H> {
@@ -134,10 +139,20 @@ impl<H: Host> Vsock<H> {
     /// [`VsockError::Cid`].
     pub fn new(guest_cid: u64, host: H) -> Result<Self, VsockError> {
         check_cid(guest_cid)?;
-        Ok(Self {
+        let device = Self {
             muxer: Muxer::new(host, guest_cid),
             reset: Reset::Done,
-        })
+            metrics: Arc::default(),
+        };
+        let metrics = Arc::clone(&device.metrics);
+        Ok(device.with_metrics(metrics))
+    }
+
+    /// Counts in `metrics` from now on.
+    pub fn with_metrics(mut self, metrics: Arc<VsockMetrics>) -> Self {
+        self.muxer.count_in(Arc::clone(&metrics));
+        self.metrics = metrics;
+        self
     }
 
     /// The device that was saved, without its connections. The guest may get another CID by `state`.
@@ -189,11 +204,14 @@ impl<H: Host> Vsock<H> {
     fn serve(&mut self, active: &mut Active<'_>) -> Turn {
         let marks = (mark_used(active, TX), mark_used(active, RX));
         let mut turn = || -> Result<Turn, QueueBroken> {
-            if !self.is_in_step(active)? {
+            let in_step = self.is_in_step(active);
+            if !in_step.inspect_err(|_| self.metrics.ev_queue_event_fails.inc())? {
                 return Ok(Turn::Done);
             }
-            let sent = self.transmit(active)?;
-            let delivered = self.deliver(active)?;
+            let sent = self.transmit(active);
+            let sent = sent.inspect_err(|_| self.metrics.tx_queue_event_fails.inc())?;
+            let delivered = self.deliver(active);
+            let delivered = delivered.inspect_err(|_| self.metrics.rx_queue_event_fails.inc())?;
             notify_used(active, TX, marks.0)?;
             notify_used(active, RX, marks.1)?;
             Ok(match (sent, delivered) {
@@ -220,8 +238,15 @@ impl<H: Host> Vsock<H> {
             };
             let head = chain.head_index();
             match Header::take(memory, chain) {
-                Some((header, data)) => self.muxer.receive(&header, &data),
-                None => tracing::debug!("a vsock packet of the guest's is malformed"),
+                Some((header, data)) => {
+                    self.metrics.tx_packets_count.inc();
+                    self.metrics.tx_bytes_count.add(packet::len(&data) as u64);
+                    self.muxer.receive(&header, &data);
+                }
+                None => {
+                    self.metrics.tx_queue_event_fails.inc();
+                    tracing::debug!("a vsock packet of the guest's is malformed");
+                }
             }
             give_back(queue, memory, interrupt, head, 0)?;
         }
@@ -248,7 +273,10 @@ impl<H: Host> Vsock<H> {
                 return Ok(Turn::Done);
             };
             match self.muxer.output() {
-                Some(Output::Packet(header)) => rx.give(&buffer, &header)?,
+                Some(Output::Packet(header)) => {
+                    self.metrics.rx_packets_count.inc();
+                    rx.give(&buffer, &header)?;
+                }
                 Some(Output::Data(key, credit)) => {
                     self.deliver_data(&mut rx, buffer, key, credit)?
                 }
@@ -291,7 +319,11 @@ impl<H: Host> Vsock<H> {
             }
             // A u32 holds it: there were `MAX_READ` bytes at most.
             match self.muxer.data_header(key, len as u32) {
-                Some(header) => rx.give(buffer, &header)?,
+                Some(header) => {
+                    self.metrics.rx_packets_count.inc();
+                    self.metrics.rx_bytes_count.add(len as u64);
+                    rx.give(buffer, &header)?;
+                }
                 None => unused += 1,
             }
         }
@@ -455,7 +487,12 @@ impl<H: Host> VirtioDevice for Vsock<H> {
         self.reset = Reset::Done;
     }
 
-    fn queue_ready(&mut self, _queue: u16, active: &mut Active<'_>) -> Turn {
+    fn queue_ready(&mut self, queue: u16, active: &mut Active<'_>) -> Turn {
+        match queue {
+            RX => self.metrics.rx_queue_event_count.inc(),
+            TX => self.metrics.tx_queue_event_count.inc(),
+            _ => {}
+        }
         self.serve(active)
     }
 

@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
 use super::connection::{Connection, Key};
 use super::greeting::{Greeting, read_greeting};
 use super::host::{Event, Host, LISTENER, Token};
+use super::metrics::VsockMetrics;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
 
 /// The most connections, those included that have not said yet where they want to go. As many as Firecracker's.
@@ -57,6 +59,7 @@ pub(super) struct Muxer<H: Host> {
     resets: VecDeque<(Key, u16)>,
     /// There may be somebody to accept.
     accepting: bool,
+    metrics: Arc<VsockMetrics>,
 }
 
 impl<H: Host> Muxer<H> {
@@ -71,7 +74,12 @@ impl<H: Host> Muxer<H> {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             accepting: true,
+            metrics: Arc::default(),
         }
+    }
+
+    pub(super) fn count_in(&mut self, metrics: Arc<VsockMetrics>) {
+        self.metrics = metrics;
     }
 
     pub(super) fn guest_cid(&self) -> u64 {
@@ -84,6 +92,9 @@ impl<H: Host> Muxer<H> {
 
     /// Ends all connections. Who waits at the listener goes on waiting.
     pub(super) fn clear(&mut self) {
+        let ended = self.connections.len() as u64;
+        self.metrics.conns_killed.add(ended);
+        self.metrics.conns_removed.add(ended);
         self.connections.clear();
         self.peers.clear();
         self.ready.clear();
@@ -129,7 +140,7 @@ impl<H: Host> Muxer<H> {
         let kind = header.kind.get();
         match self.connections.get_mut(&key) {
             Some(found) if kind == TYPE_STREAM && !found.is_forgotten() => {
-                found.receive(key, header, data);
+                found.receive(key, header, data, &self.metrics);
                 self.after(key);
             }
             None if kind == TYPE_STREAM && op == op::REQUEST => self.open(key, header),
@@ -183,7 +194,7 @@ impl<H: Host> Muxer<H> {
             Some(Peer::Connection(key)) => {
                 let key = *key;
                 if let Some(connection) = self.connections.get_mut(&key) {
-                    connection.on_event(event);
+                    connection.on_event(event, &self.metrics);
                     self.after(key);
                 }
             }
@@ -227,6 +238,7 @@ impl<H: Host> Muxer<H> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.accepting = false,
                 Err(error) => {
                     // Out of file descriptors, most likely. Tried again when something happens next.
+                    self.metrics.muxer_event_fails.inc();
                     tracing::warn!(%error, "could not accept a vsock connection");
                     return false;
                 }
@@ -239,7 +251,10 @@ impl<H: Host> Muxer<H> {
         let token = self.new_token();
         match self.host.watch(&stream, token) {
             Ok(()) => drop(self.peers.insert(token, Peer::Greeting(stream))),
-            Err(error) => tracing::warn!(%error, "could not watch a vsock connection"),
+            Err(error) => {
+                self.metrics.conn_event_fails.inc();
+                tracing::warn!(%error, "could not watch a vsock connection");
+            }
         }
     }
 
@@ -279,7 +294,10 @@ impl<H: Host> Muxer<H> {
 
     /// Reads data of a connection into guest memory. At most as many bytes as [`Output::Data`] has said.
     pub(super) fn read(&mut self, key: Key, into: &[VolatileSlice<'_>]) -> usize {
-        (self.connections.get_mut(&key)).map_or(0, |connection| connection.read(into))
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return 0;
+        };
+        connection.read(into, &self.metrics)
     }
 
     /// The header of a packet with data that were read.
@@ -299,12 +317,17 @@ impl<H: Host> Muxer<H> {
             connection.watching_writable = on;
             let token = connection.token();
             if let Err(error) = (self.host).watch_writable(connection.stream(), token, on) {
+                self.metrics.conn_event_fails.inc();
                 tracing::warn!(%error, "could not watch a vsock connection");
                 connection.kill();
             }
         }
         connection.check_credit();
         if connection.is_gone() {
+            self.metrics.conns_removed.inc();
+            if connection.was_killed() {
+                self.metrics.conns_killed.inc();
+            }
             self.peers.remove(&connection.token());
             self.connections.remove(&key);
         } else if connection.has_output() && !connection.queued {
@@ -329,6 +352,7 @@ impl<H: Host> Muxer<H> {
     }
 
     fn insert(&mut self, key: Key, connection: Connection<H::Stream>) {
+        self.metrics.conns_added.inc();
         self.peers.insert(connection.token(), Peer::Connection(key));
         self.connections.insert(key, connection);
         self.after(key);

@@ -46,6 +46,31 @@ fn the_host_connects_to_a_port_of_the_guest() {
 }
 
 #[test]
+fn bytes_packets_and_connections_are_counted() {
+    let mut guest = Guest::ready();
+    let (end, request) = guest.connected_from_host(52);
+    end.write(b"to the guest");
+    guest.receive_one();
+    let mut packet = answer(&request, op::RW);
+    packet.len = 11.into();
+    guest.send(packet, b"to the host");
+    guest.send(answer(&request, op::RST), &[]);
+    let counted = guest.harness.transport.with_device(|device, _| {
+        let metrics = &device.metrics;
+        [
+            metrics.rx_bytes_count.get(),
+            metrics.rx_packets_count.get(),
+            metrics.tx_bytes_count.get(),
+            metrics.tx_packets_count.get(),
+            metrics.conns_added.get(),
+            metrics.conns_removed.get(),
+            metrics.conns_killed.get(),
+        ]
+    });
+    assert_eq!(counted, [12, 2, 11, 3, 1, 1, 0]);
+}
+
+#[test]
 fn bytes_right_behind_the_greeting_reach_the_guest() {
     let mut guest = Guest::ready();
     let end = guest.host.dial(b"connect 7\nhello");

@@ -19,6 +19,7 @@ use crate::machine::backends::drive::{Drive, DriveError};
 use crate::machine::backends::net::{self, NetError};
 use crate::machine::backends::tap::Tap;
 use crate::machine::backends::vsock::{self, UnixHost};
+use crate::metrics::DEVICES;
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]
@@ -97,17 +98,21 @@ pub(super) fn boot(
     for config in config.drives() {
         let drive = Drive::open(config).map_err(|source| drive_error(config, source))?;
         let device = Block::new(config.id.as_str(), drive);
+        let device = device.with_metrics(DEVICES.drive(config.id.as_str()));
         devices.push(slots.put(device, Device::Block)?);
     }
     for config in config.nets() {
         let device = net::boot(config).map_err(|source| net_error(config, source))?;
+        let device = device.with_metrics(DEVICES.net(config.id.as_str()));
         devices.push(slots.put(device, Device::Net)?);
     }
     if let Some(config) = config.vsock() {
-        devices.push(slots.put(vsock::boot(config)?, Device::Vsock)?);
+        let device = vsock::boot(config)?.with_metrics(DEVICES.vsock());
+        devices.push(slots.put(device, Device::Vsock)?);
     }
     if config.entropy().is_some() {
-        devices.push(slots.put(Entropy::default(), Device::Entropy)?);
+        let device = Entropy::default().with_metrics(DEVICES.entropy());
+        devices.push(slots.put(device, Device::Entropy)?);
     }
     Ok(devices)
 }
@@ -126,6 +131,7 @@ pub(super) fn restore(
         let failed = |source| drive_error(config, source);
         let drive = Drive::open(config).map_err(failed)?;
         let device = Block::from_state(&state.0, drive).map_err(|error| failed(error.into()))?;
+        let device = device.with_metrics(DEVICES.drive(config.id.as_str()));
         devices.push(slots.put(device, Device::Block)?);
     }
     if saved.nets.len() != config.nets().len() {
@@ -133,19 +139,22 @@ pub(super) fn restore(
     }
     for (config, state) in config.nets().iter().zip(&saved.nets) {
         let device = net::restore(config, &state.0).map_err(|source| net_error(config, source))?;
+        let device = device.with_metrics(DEVICES.net(config.id.as_str()));
         devices.push(slots.put(device, Device::Net)?);
     }
     if let Some(config) = config.vsock() {
         let state = saved.vsock.as_ref();
         let state = state.ok_or(VirtioError::Missing("the vsock device"))?;
-        devices.push(slots.put(vsock::restore(config, &state.0)?, Device::Vsock)?);
+        let device = vsock::restore(config, &state.0)?.with_metrics(DEVICES.vsock());
+        devices.push(slots.put(device, Device::Vsock)?);
     }
     if config.entropy().is_some() {
         saved
             .entropy
             .as_ref()
             .ok_or(VirtioError::Missing("entropy"))?;
-        devices.push(slots.put(Entropy::default(), Device::Entropy)?);
+        let device = Entropy::default().with_metrics(DEVICES.entropy());
+        devices.push(slots.put(device, Device::Entropy)?);
     }
     Ok(devices)
 }

@@ -14,6 +14,7 @@ use super::device::Device;
 use super::files::{DriveFileState, FileStamp};
 use crate::config::DeviceId;
 use crate::machine::backends::drive::{Drive, DriveError};
+use crate::metrics::DEVICES;
 use crate::snapshot::SnapshotId;
 
 /// Why a drive could not be updated.
@@ -51,7 +52,8 @@ impl VirtioDevices {
             config.path = path;
             config.overlay = None;
         }
-        device.with_device(|block, active| {
+        let metrics = DEVICES.drive(id.as_str());
+        let updated = device.with_device(|block, active| {
             let drive = block.store().reopen(&config)?;
             if let Some(fd) = drive.fd() {
                 self.events.watch_backend(fd.as_raw_fd(), slot)?;
@@ -59,7 +61,14 @@ impl VirtioDevices {
             block
                 .replace(drive, active)
                 .map_err(|error| UpdateDriveError::Drive(error.into()))
-        })?;
+        });
+        match updated {
+            Ok(()) => metrics.update_count.inc(),
+            Err(error) => {
+                metrics.update_fails.inc();
+                return Err(error);
+            }
+        }
         let changed = match config.overlay {
             Some(_) => Ok(()),
             None => self.config.set_drive_path(id, config.path),
