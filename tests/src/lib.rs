@@ -10,6 +10,7 @@
     reason = "a test fails by a panic"
 )]
 
+pub mod block_device;
 pub mod console;
 pub mod disk;
 pub mod evidence;

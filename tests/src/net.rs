@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
@@ -17,6 +17,10 @@ use crate::{Guest, Vm};
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The guest's address.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The host's address by IPv6.
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// The guest's.
+pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 /// Where the guest's side of [`guest_load`] listens.
 pub const LOAD_PORT: u16 = 5001;
 /// How long the other side of a connection may take.
@@ -77,14 +81,24 @@ impl Namespace {
         assert!(output.status.success(), "arp: {errors}");
     }
 
+    /// Deletes an interface, whoever uses it.
+    pub fn delete(&self, name: &str) {
+        self.run(|| ip(&format!("link del {name}")));
+    }
+
+    /// Gives the host [`HOST6`] on an interface. It answers when it has made sure that nobody else has that address, in a second or two.
+    pub fn add_ipv6(&self, name: &str) {
+        self.run(|| ip(&format!("-6 addr add {HOST6}/64 dev {name}")));
+    }
+
     /// Connects to the guest; waits until it listens.
     pub fn connect(&self, port: u16) -> TcpStream {
         self.connect_to(GUEST, port)
     }
 
     /// The same for a guest that has another address.
-    pub fn connect_to(&self, address: Ipv4Addr, port: u16) -> TcpStream {
-        let address = SocketAddr::V4(SocketAddrV4::new(address, port));
+    pub fn connect_to(&self, address: impl Into<IpAddr>, port: u16) -> TcpStream {
+        let address = SocketAddr::new(address.into(), port);
         let deadline = Instant::now() + PATIENCE;
         self.run(|| {
             loop {
@@ -131,9 +145,8 @@ impl Namespace {
 
     /// Gets a page from some address, or tells why there is none. An answer that is cut short is none.
     pub fn try_get(&self, address: Ipv4Addr, port: u16, path: &str) -> io::Result<Vec<u8>> {
-        let mut stream = self.run(|| {
-            TcpStream::connect_timeout(&SocketAddrV4::new(address, port).into(), PATIENCE)
-        })?;
+        let mut stream = self
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(address.into(), port), PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
         let mut answer = Vec::new();

@@ -37,6 +37,9 @@ const MACHINE: &[&str] = &[
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr \
      no_timer_check tsc=reliable initcall_blacklist=load_system_certificate_list";
 
+/// The size of a disk that tests may write, which know it by its serial number.
+const SCRATCH_LEN: u64 = 24 << 20;
+
 /// How long the host may take to come up; it takes a tenth of it even on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
@@ -149,6 +152,16 @@ fn command(
         let device = format!("virtio-blk-pci,drive={name}");
         command.args(["-drive", &drive, "-device", &device]);
     }
+    let scratch = run.join("scratch.img");
+    File::create(&scratch)
+        .and_then(|file| file.set_len(SCRATCH_LEN))
+        .context("could not make a disk for tests")?;
+    let drive = format!(
+        "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file={}",
+        option_text(&scratch)?
+    );
+    let device = "virtio-blk-pci,drive=scratch,serial=vmgenie-scratch";
+    command.args(["-drive", &drive, "-device", device]);
     let file = |name: &str| option_text(&run.join(name));
     command
         .args([

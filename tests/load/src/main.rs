@@ -83,7 +83,9 @@ fn run(words: &[&str]) -> Option<io::Result<()>> {
 }
 
 fn serve_tcp(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    // By IPv6, which is by IPv4 as well, if the kernel has it.
+    let listener =
+        TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
     tell("ready");
     serve(&listener)
 }

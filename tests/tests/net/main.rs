@@ -8,6 +8,7 @@
 )]
 
 mod clones;
+mod links;
 mod settings;
 mod snapshots;
 mod traffic;

@@ -1,8 +1,9 @@
 //! What goes through.
 
-use std::fmt::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 
+use vmgenie_tests::guest::sha256;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Vm};
@@ -27,16 +28,6 @@ fn ping_and_http(namespace: &Namespace, vm: &mut Vm) {
     let page = namespace.get(80, "/page");
     assert!(page == body, "{} of {} bytes", page.len(), body.len());
     assert_eq!(sum.split(' ').next(), Some(&*sha256(&body)));
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").unwrap();
-            text
-        })
 }
 
 fn transfers(namespace: &Namespace, vm: &mut Vm) {
@@ -81,17 +72,11 @@ fn the_stock_kernel_talks_with_its_host() {
 
 /// Neither side cuts TCP into packets of 1,500 bytes for the other, and checksums are left out: both sides see packets that are
 /// larger, on average over a transfer.
-#[test]
-fn segments_and_checksums_are_left_to_the_other_side() {
-    let namespace = Namespace::new();
-    namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
-    set_up_guest(&mut vm);
-    start_load(&mut vm);
+fn packets_are_large(namespace: &Namespace, vm: &mut Vm, connect: impl Fn() -> TcpStream) {
     for upload in [true, false] {
-        let guest_before = traffic_of_guest(&mut vm);
+        let guest_before = traffic_of_guest(vm);
         let host_before = namespace.traffic("tap0");
-        let stream = namespace.connect(LOAD_PORT);
+        let stream = connect();
         match upload {
             true => guest_load::upload(stream, TRANSFER).unwrap(),
             false => guest_load::download(stream, TRANSFER).unwrap(),
@@ -101,7 +86,7 @@ fn segments_and_checksums_are_left_to_the_other_side() {
         };
         // What the guest gets (0) in an upload and sends (2) in a download; the host sees the reverse.
         let (guest_at, host_at) = if upload { (0, 2) } else { (2, 0) };
-        let guest_sees = average(guest_before, traffic_of_guest(&mut vm), guest_at);
+        let guest_sees = average(guest_before, traffic_of_guest(vm), guest_at);
         let host_sees = average(host_before, namespace.traffic("tap0"), host_at);
         println!(
             "upload {upload}: {guest_sees} bytes a packet in the guest, {host_sees} in the host"
@@ -109,6 +94,16 @@ fn segments_and_checksums_are_left_to_the_other_side() {
         assert!(guest_sees > 3000, "upload {upload}: {guest_sees}");
         assert!(host_sees > 3000, "upload {upload}: {host_sees}");
     }
+}
+
+#[test]
+fn segments_and_checksums_are_left_to_the_other_side() {
+    let namespace = Namespace::new();
+    namespace.add_tap("tap0");
+    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    set_up_guest(&mut vm);
+    start_load(&mut vm);
+    packets_are_large(&namespace, &mut vm, || namespace.connect(LOAD_PORT));
 }
 
 /// The driver lets go of a device in the middle of a transfer, and takes it again.
