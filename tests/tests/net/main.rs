@@ -9,6 +9,7 @@
 
 mod clones;
 mod links;
+mod metrics;
 mod settings;
 mod snapshots;
 mod traffic;

@@ -4,11 +4,13 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use vmgenie_tests::guest::sha256;
-use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
+use vmgenie_tests::net::{
+    GUEST6, HOST, HOST6, LOAD_PORT, Namespace, eth0, set_up_guest, start_load,
+};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Vm};
 
-use super::file;
+use super::{file, until_it_succeeds};
 
 /// The modules that the stock kernel needs, in this order.
 const MODULES: [&str; 4] = ["virtio_mmio", "failover", "net_failover", "virtio_net"];
@@ -104,6 +106,26 @@ fn segments_and_checksums_are_left_to_the_other_side() {
     set_up_guest(&mut vm);
     start_load(&mut vm);
     packets_are_large(&namespace, &mut vm, || namespace.connect(LOAD_PORT));
+}
+
+/// The small kernel has no IPv6.
+#[test]
+fn segments_and_checksums_are_left_to_the_other_side_by_ipv6_as_well() {
+    let namespace = Namespace::new();
+    namespace.add_tap("tap0");
+    namespace.add_ipv6("tap0");
+    let mut vm = namespace.boot(Guest::Debian, &[eth0("tap0")]);
+    for module in MODULES {
+        vm.shell(&format!("insmod /modules/{module}.ko"));
+    }
+    set_up_guest(&mut vm);
+    vm.shell(&format!("ip -6 addr add {GUEST6}/64 dev eth0"));
+    until_it_succeeds(&mut vm, &format!("ping -6 -c 1 -W 2 {HOST6}"));
+    start_load(&mut vm);
+    packets_are_large(&namespace, &mut vm, || {
+        namespace.connect_to(GUEST6, LOAD_PORT)
+    });
+    no_complaints(&mut vm);
 }
 
 /// The driver lets go of a device in the middle of a transfer, and takes it again.
