@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
 use vmgenie_tests::shell::no_complaints;
-use vmgenie_tests::{Guest, Vm, http};
+use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
+use vmgenie_tests::{Guest, Vm, http, vsock};
 
 /// The page of the first virtio device's registers.
 const DEVICE: u64 = 0xd000_0000;
@@ -53,6 +54,38 @@ fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
     vm.client.resume().unwrap();
     vm.shell(&format!("ping -c 3 -W 10 {HOST}"));
     no_complaints(&mut vm);
+}
+
+#[test]
+fn a_guest_that_boots_again_has_its_network_and_its_sockets_anew() {
+    let namespace = Namespace::new();
+    namespace.add_tap("tap0");
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("v.sock");
+    let boot = Boot::new(Guest::Small)
+        .option("--net=tap0")
+        .option(&format!("--vsock={}", socket.display()))
+        .option("--on-reboot=restart");
+    let mut vm = namespace.run(|| boot.ready());
+    let mut mac = String::new();
+    for round in 0..3 {
+        if round > 0 {
+            vm.console.send("reboot -f\n");
+            vm.console.wait_for("@@ready\n", BOOT_LIMIT);
+        }
+        set_up_guest(&mut vm);
+        let now = vm.shell("cat /sys/class/net/eth0/address");
+        assert!(round == 0 || now == mac, "{now} after {mac}");
+        mac = now;
+        start_load(&mut vm);
+        guest_load::upload(namespace.connect(LOAD_PORT), 1 << 20).unwrap();
+        let port = vsock::LOAD_PORT;
+        vm.shell(&format!(
+            "guest-load vsock-serve {port} > /tmp/vload 2>&1 &"
+        ));
+        guest_load::download(vsock::connect(&socket, port), 1 << 20).unwrap();
+        no_complaints(&mut vm);
+    }
 }
 
 /// Writes 32 bits each; busybox's `devmem` goes past the kernel.
