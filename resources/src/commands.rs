@@ -37,7 +37,7 @@ enum Subcommands {
     /// Boot a stock Debian kernel, snapshot it, and wake it up three times.
     #[command(after_help = DEMO_HELP)]
     Demo(Passed),
-    /// Measure: `restore`, `create`, `boot`, `net`, `block` or `notify`.
+    /// Measure: `restore`, `create`, `boot`, `net`, `vsock`, `block`, `image` or `notify`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
     /// Feed the parsers of hostile input with what a fuzzer makes up: virtio queues, registers, state files, bodies of
@@ -61,10 +61,11 @@ Examples:
 
 const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot|net|block|notify
+  restore|create|boot|net|vsock|block|image|notify
                          what is measured; first
   --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots, 10 of all else]
+  --runs N               how often [default: 100 restores, 20 creates, 5 boots and images,
+                         10 of all else]
   --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
                          which measures a QEMU of its own
 
@@ -152,7 +153,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
         Subcommands::Bench(passed) => {
             let kvm = bench_kvm(&passed.arguments)?;
             let guests = Guests::All(Flavor::Plain);
-            program("bench", passed.arguments, kvm, guests, false)
+            let image = passed.arguments.first().is_some_and(|name| name == "image");
+            program("bench", passed.arguments, kvm, guests, image)
         }
         Subcommands::Fuzz(options) => fuzz::fuzz(options.target.as_deref(), options.seconds),
     }

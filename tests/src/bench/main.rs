@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|notify`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|image|notify`. What each measures is told in `docs/benchmarks.md`.
 
 mod block;
 mod boot;
@@ -7,6 +7,7 @@ mod devices;
 mod file_system;
 mod floor;
 mod http;
+mod image;
 mod monitor;
 mod net;
 mod notify;
@@ -48,6 +49,8 @@ enum Benchmark {
     Vsock(Options),
     /// A guest's disk: 4 KiB anywhere, 1 MiB in a row, read and written.
     Block(Options),
+    /// The Debian image: from InstanceStart, and from the request to load a snapshot, to the first byte of its page.
+    Image(Options),
     /// From the resume of a clone to its programs' and the host's knowledge of it, beside QEMU.
     Notify(NotifyOptions),
 }
@@ -69,7 +72,7 @@ struct Options {
     #[arg(long)]
     json: bool,
 
-    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots, 10 rounds of net, vsock and block.
+    /// How often each thing is done; by default 100 restores, 20 creates, 5 boots and images, 10 rounds of net, vsock and block.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
 
@@ -126,6 +129,10 @@ fn run(benchmark: Benchmark) -> Result<()> {
         }
         Benchmark::Block(options) => {
             let report = block::run(&options.programs()?, options.runs(10))?;
+            (options.json, report)
+        }
+        Benchmark::Image(options) => {
+            let report = image::run(&options.programs()?, options.runs(5))?;
             (options.json, report)
         }
         Benchmark::Notify(options) => (options.json, notify::run(options.runs as usize)?),

@@ -79,7 +79,7 @@ impl Program {
     /// Starts it with an API socket and waits until it listens and is idle.
     pub(crate) fn start(&self) -> Result<Monitor> {
         let dir = tempfile::tempdir().context("could not make a temporary directory")?;
-        let socket = dir.path().join("api.sock");
+        let socket = socket_in(&dir);
         let mut command = Command::new(&self.path);
         if self.kind == Kind::Vmgenie {
             command.arg("api");
@@ -103,7 +103,7 @@ impl Program {
             child,
             connection,
             console,
-            _dir: dir,
+            dir,
         })
     }
 }
@@ -131,10 +131,20 @@ pub(crate) struct Monitor {
     pub(crate) connection: Connection,
     /// The guest's console.
     pub(crate) console: Console,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+fn socket_in(dir: &TempDir) -> PathBuf {
+    dir.path().join("api.sock")
 }
 
 impl Monitor {
+    /// Connects once more: ours ends a connection on which nothing comes for a while.
+    pub(crate) fn reconnect(&mut self) -> Result<()> {
+        self.connection = connect(&mut self.child, &socket_in(&self.dir))?;
+        Ok(())
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
