@@ -16,6 +16,10 @@ use crate::vm::BOOT_LIMIT;
 
 /// The least machine that has what VMGENID needs, `fw_cfg` with DMA.
 const MACHINE: &str = "q35,accel=kvm,sata=off,smbus=off,usb=off,vmport=off,hpet=off";
+/// The file in which vmgenie's guests read who they are.
+const INSTANCE_FILE: &str = "opt/org.vmgenie.instance";
+/// What QEMU's guests read there.
+pub const INSTANCE: &str = "a guest of QEMU";
 /// How long QEMU may take until its control socket is there.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a QEMU whose console has ended may take to end itself.
@@ -139,6 +143,10 @@ impl Qemu {
                     .iter()
                     .flat_map(|device| ["-device", device]),
             )
+            .args([
+                "-fw_cfg",
+                &format!("name={INSTANCE_FILE},string={INSTANCE}"),
+            ])
             .args(["-chardev", "stdio,id=console,signal=off"])
             .args(["-serial", "chardev:console"])
             .arg("-qmp")

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use vmgenie_tests::qemu::INSTANCE;
 use vmgenie_tests::shell::{generation, load_modules, no_complaints, start, told};
 use vmgenie_tests::{Guest, Qemu, Shell};
 
@@ -73,4 +74,10 @@ fn where_there_is_no_vmgenid_device_the_modules_load_and_say_so() {
     assert_eq!(generation(&mut qemu), 1);
     qemu.shell("rmmod sysgenid_vmgenid && rmmod sysgenid");
     no_complaints(&mut qemu);
+}
+
+#[test]
+fn a_guest_reads_on_qemu_who_it_is_as_on_vmgenie() {
+    let mut qemu = Qemu::boot(Guest::Small, 1);
+    assert_eq!(qemu.shell("sysgenctl data"), format!("{INSTANCE}\n"));
 }
