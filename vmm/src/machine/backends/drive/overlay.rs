@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, fstatfs, seek};
 use rustix::io::Errno;
@@ -35,8 +35,8 @@ const VERSION: u32 = 1;
 /// File systems whose `SEEK_DATA` tells exactly what was written, zeros as well: ext4, XFS, Btrfs, tmpfs, and overlayfs, which has one of
 /// them below itself.
 const FILE_SYSTEMS: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630];
-/// What zeros are written from.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// What zeros are written from. Made when it is needed: as a constant it would be in the memory of each process.
+static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
 
 /// Why an overlay cannot be used.
 #[derive(Debug, Error)]
