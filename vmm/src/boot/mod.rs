@@ -9,6 +9,7 @@ mod linux64;
 mod pvh;
 
 pub use image::ImageError;
+pub(crate) use image::{READER, reader_main};
 pub(crate) use linux64::GDT;
 
 use std::fs::File;
@@ -131,7 +132,7 @@ pub fn load(
     memory_bytes: u64,
     source: &BootSource,
 ) -> Result<Images, BootError> {
-    let (kernel, initrd) = open_source(source)?;
+    let (kernel, initrd) = open_source(source, memory_bytes)?;
     let kernel = load_kernel(memory, memory_bytes, &source.kernel, kernel)?;
     let (kernel_end, _) = limits(&kernel);
     let limit = layout::system_area(memory_bytes).0;
@@ -181,7 +182,10 @@ impl Images {
 
 /// Opens both files, so that a wrong path is told when it is set, not when the machine starts.
 pub fn check(source: &BootSource) -> Result<(), BootError> {
-    open_kernel(&source.kernel)?;
+    if let Kernel::Image(image) = open_kernel(&source.kernel)? {
+        let in_image = |error| BootError::Image(source.kernel.clone(), error);
+        image.check().map_err(in_image)?;
+    }
     if let Some(initrd) = &source.initrd {
         open("initrd", initrd)?;
     }
@@ -225,16 +229,13 @@ fn open_kernel(path: &Path) -> Result<Kernel, BootError> {
     let in_image = |error| BootError::Image(path.to_owned(), error);
     // Without NONBLOCK the open of a FIFO would wait for its writer.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut file =
-        File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(e.into()))?);
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(e.into()))?);
     let kind = file.metadata().map_err(at)?.file_type();
     if kind.is_file() || kind.is_block_device() {
-        if let Some(superblock) = image::in_file(&mut file).map_err(in_image)? {
-            let image = image::Image::new(file, superblock).map_err(in_image)?;
-            return Ok(Kernel::Image(image));
-        }
-        if kind.is_file() {
-            return Ok(Kernel::File(file));
+        match image::in_file(file).map_err(in_image)? {
+            Ok(image) => return Ok(Kernel::Image(image)),
+            Err(file) if kind.is_file() => return Ok(Kernel::File(file)),
+            Err(_) => {}
         }
     }
     Err(at(io::Error::new(
@@ -243,8 +244,11 @@ fn open_kernel(path: &Path) -> Result<Kernel, BootError> {
     )))
 }
 
-/// The kernel and the initrd. An image's own initrd is taken where no other is named.
-fn open_source(source: &BootSource) -> Result<(File, Option<Named<'_>>), BootError> {
+/// The kernel and the initrd, for a guest with so much memory. An image's own initrd is taken where no other is named.
+fn open_source(
+    source: &BootSource,
+    memory_bytes: u64,
+) -> Result<(File, Option<Named<'_>>), BootError> {
     let in_image = |error| BootError::Image(source.kernel.clone(), error);
     let named = match &source.initrd {
         Some(path) => Some((path.as_path(), open("initrd", path)?)),
@@ -253,14 +257,9 @@ fn open_source(source: &BootSource) -> Result<(File, Option<Named<'_>>), BootErr
     match open_kernel(&source.kernel)? {
         Kernel::File(kernel) => Ok((kernel, named)),
         Kernel::Image(image) => {
-            let initrd = match named {
-                Some(named) => Some(named),
-                None => image
-                    .initrd()
-                    .map_err(in_image)?
-                    .map(|file| (source.kernel.as_path(), file)),
-            };
-            Ok((image.kernel().map_err(in_image)?, initrd))
+            let found = image.contents(memory_bytes).map_err(in_image)?;
+            let own = found.initrd.map(|file| (source.kernel.as_path(), file));
+            Ok((found.kernel, named.or(own)))
         }
     }
 }

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+use crate::boot;
 use args::{Cli, Command};
 use output::report;
 
@@ -52,6 +53,10 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
 
 /// Does what the command line says and returns the status to exit with: see `vmgenie --help`.
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some_and(|first| first == boot::READER) {
+        return boot::reader_main(arguments.next().and_then(|limit| limit.parse().ok()));
+    }
     let done = if firecracker::is_meant(std::env::args_os().nth(1).as_deref()) {
         firecracker::main(std::env::args_os())
     } else {

@@ -1,5 +1,6 @@
 //! How long a guest takes to boot, by its own word.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -9,7 +10,12 @@ use vmgenie_devices::BootTimer;
 pub(crate) fn begun_now() -> BootTimer {
     let begun = Instant::now();
     let cpu_begun = cpu_time();
+    let told = AtomicBool::new(false);
     BootTimer::new(Box::new(move || {
+        // Once: a guest could fill the log.
+        if told.swap(true, Ordering::Relaxed) {
+            return;
+        }
         tracing::info!(
             "{}",
             line(begun.elapsed(), cpu_time().saturating_sub(cpu_begun))

@@ -1,33 +1,42 @@
-//! Kernel and initrd out of the image of a root file system, so that an image is all that it takes to boot it.
+//! What the process does that reads an image.
 //!
-//! The image is a file or block device with an ext4 file system (ext2 also), without a partition table. What it
-//! says of itself is not believed: sizes are held against the image's own and against what a guest could
-//! take, before anything is read.
+//! What the file system says of itself is not believed where it is known that much memory would be taken for it. The rest is in the bounds of the process.
 
+use std::error::Error as _;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write, stderr, stdin, stdout};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
 
-use ext4_view::{Ext4, Ext4Error, PathBuf};
-use rustix::fs::MemfdFlags;
+use crc::{Algorithm, Crc};
+use ext4_view::{Ext4, Ext4Error, Ext4Read, PathBuf};
 use thiserror::Error;
 
-/// Where the superblock is, in bytes.
-const SUPERBLOCK: u64 = 1024;
-/// How long it is.
-const SUPERBLOCK_LEN: usize = 1024;
-/// The superblock's magic number and where it is there.
-const MAGIC: (usize, [u8; 2]) = (0x38, [0x53, 0xef]);
+use super::{INCOMPATIBLE, RECOVERY, REFUSED, SUPERBLOCK, SUPERBLOCK_LEN, confine};
+
+/// Where the superblock tells the features that only a writer must know, and where its checksum is.
+const READ_ONLY_COMPATIBLE: usize = 0x64;
+const CHECKSUM: usize = 0x3fc;
+/// The second byte of those features: there are checksums.
+const METADATA_CHECKSUMS: u8 = 4;
+/// CRC-32C as ext4 has it: not inverted at the end.
+const CRC32C: Crc<u32> = Crc::<u32>::new(&Algorithm {
+    width: 32,
+    poly: 0x1edc_6f41,
+    init: u32::MAX,
+    refin: true,
+    refout: true,
+    xorout: 0,
+    check: 0x1cf9_6d7c,
+    residue: 0xb798_b438,
+});
 /// The largest block size that Linux mounts is 64 KiB: 1024 shifted by this.
 const MAX_LOG_BLOCK_SIZE: u32 = 6;
 /// A bound for the memory that the list of block groups takes. Groups of 128 MiB, which is usual, make 128 TiB.
 const MAX_GROUPS: u64 = 1 << 20;
 /// How many names in `/boot` are looked at.
 const MAX_NAMES: usize = 4096;
-/// The largest file that is taken for a kernel or an initrd, in bytes.
-const MAX_LEN: u64 = 2 << 30;
-/// What begins a GUID partition table, in the second sector.
-const GPT: &[u8] = b"EFI PART";
 
 /// Where kernels are, in this order. Not compressed ones first: they start sooner.
 const KERNELS: [&str; 4] = ["/vmlinux", "/vmlinuz", "/boot/vmlinux", "/boot/vmlinuz"];
@@ -36,15 +45,10 @@ const PREFIXES: [&str; 2] = ["vmlinux-", "vmlinuz-"];
 
 /// Why an image has nothing to boot.
 #[derive(Debug, Error)]
-pub enum ImageError {
+enum FileSystemError {
     /// The image could not be read.
     #[error("could not read it")]
     Read(#[source] io::Error),
-    /// There is a partition table.
-    #[error(
-        "it has a partition table: only a file system as a whole can be booted from; give --kernel and --initrd"
-    )]
-    Partitions,
     /// The superblock contradicts the image, or Linux.
     #[error("its ext4 superblock is damaged: {0}")]
     Superblock(&'static str),
@@ -63,46 +67,110 @@ pub enum ImageError {
     )]
     NoKernel,
     /// A file is too large.
-    #[error("{path} in it has {len} bytes: that is no kernel and no initrd")]
+    #[error("{path} in it has {len} bytes: there is guest memory for {limit}")]
     TooLarge {
         /// The file.
         path: String,
         /// Its length in bytes.
         len: u64,
+        /// How many it may have.
+        limit: u64,
     },
-    /// The contents could not be held.
-    #[error("could not hold {0} in memory")]
-    Memory(String, #[source] io::Error),
+    /// The contents could not be written.
+    #[error("could not copy {0}")]
+    Write(String, #[source] io::Error),
 }
 
-/// Whether a regular file or block device is an image. `None` if neither an ext4 file system nor a partition table is
-/// in it; the file is at its beginning again.
-pub(super) fn in_file(file: &mut File) -> Result<Option<Superblock>, ImageError> {
-    // Of a block device only the seek tells the length.
-    let len = file.seek(SeekFrom::End(0)).map_err(ImageError::Read)?;
-    file.rewind().map_err(ImageError::Read)?;
-    let mut head = [0; SUPERBLOCK as usize + SUPERBLOCK_LEN];
-    if len < head.len() as u64 {
-        return Ok(None);
+/// Reads the image that is standard input: writes its kernel to standard output and its initrd to standard error, or, for a limit of
+/// zero, looks for a kernel only. A refusal is told on standard output.
+pub(crate) fn reader_main(limit: Option<u64>) -> ExitCode {
+    let Some(limit) = limit else {
+        return ExitCode::from(super::BAD_LIMIT);
+    };
+    if confine(limit).is_err() {
+        return ExitCode::from(super::NOT_CONFINED);
     }
-    file.read_exact_at(&mut head, 0).map_err(ImageError::Read)?;
-    if head[512..].starts_with(GPT) {
-        return Err(ImageError::Partitions);
+    let Err(error) = read(limit) else {
+        return ExitCode::SUCCESS;
+    };
+    let mut reason = error.to_string();
+    if let Some(cause) = error.source() {
+        reason += &format!(": {cause}");
     }
-    let superblock = &head[SUPERBLOCK as usize..];
-    if !superblock[MAGIC.0..].starts_with(&MAGIC.1) {
-        return Ok(None);
+    let told = own(stdout().as_fd()).and_then(|mut to| {
+        to.set_len(0)?;
+        to.rewind()?;
+        to.write_all(reason.as_bytes())
+    });
+    match told {
+        Ok(()) => ExitCode::from(REFUSED),
+        Err(_) => ExitCode::from(super::NOT_TOLD),
     }
-    check(superblock, len)?;
-    Ok(Some(Superblock))
 }
 
-/// The proof that a file has a superblock that can be believed as far as memory is taken for what it says.
-#[derive(Debug)]
-pub(super) struct Superblock;
+fn read(limit: u64) -> Result<(), FileSystemError> {
+    let image = own(stdin().as_fd()).map_err(FileSystemError::Read)?;
+    let image = Image::new(image)?;
+    if limit == 0 {
+        return Ok(());
+    }
+    let to = |fd| own(fd).map_err(|error| FileSystemError::Write("it".to_owned(), error));
+    let (kernel, initrd) = (stdout(), stderr());
+    image.kernel(to(kernel.as_fd())?, limit)?;
+    image.initrd(to(initrd.as_fd())?, limit)
+}
+
+fn own(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<File> {
+    fd.try_clone_to_owned().map(File::from)
+}
+
+/// An image with the superblock that was checked, whatever is in the file by now.
+struct Checked {
+    file: File,
+    superblock: [u8; SUPERBLOCK_LEN],
+}
+
+impl Checked {
+    fn new(mut file: File) -> Result<Self, FileSystemError> {
+        let len = file.seek(SeekFrom::End(0)).map_err(FileSystemError::Read)?;
+        let mut superblock = [0; SUPERBLOCK_LEN];
+        file.read_exact_at(&mut superblock, SUPERBLOCK as u64)
+            .map_err(FileSystemError::Read)?;
+        check(&superblock, len)?;
+        leave_journal(&mut superblock);
+        Ok(Self { file, superblock })
+    }
+}
+
+/// An image that was not unmounted is read without its journal, as boot loaders read it.
+fn leave_journal(superblock: &mut [u8; SUPERBLOCK_LEN]) {
+    let sum = |superblock: &[u8]| CRC32C.checksum(&superblock[..CHECKSUM]).to_le_bytes();
+    let checked = superblock[READ_ONLY_COMPATIBLE + 1] & METADATA_CHECKSUMS != 0;
+    // A wrong checksum stays wrong.
+    let right = superblock[CHECKSUM..] == sum(superblock);
+    superblock[INCOMPATIBLE] &= !RECOVERY;
+    if checked && right {
+        let sum = sum(superblock);
+        superblock[CHECKSUM..].copy_from_slice(&sum);
+    }
+}
+
+impl Ext4Read for Checked {
+    fn read(
+        &mut self,
+        start: u64,
+        to: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if start == SUPERBLOCK as u64 && to.len() == SUPERBLOCK_LEN {
+            to.copy_from_slice(&self.superblock);
+            return Ok(());
+        }
+        Ok(self.file.read_exact_at(to, start)?)
+    }
+}
 
 /// What the reader of the file system would believe: the sizes that it takes memory for.
-fn check(superblock: &[u8], len: u64) -> Result<(), ImageError> {
+fn check(superblock: &[u8], len: u64) -> Result<(), FileSystemError> {
     let number = |at: usize| {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&superblock[at..at + 4]);
@@ -116,24 +184,24 @@ fn check(superblock: &[u8], len: u64) -> Result<(), ImageError> {
     };
     let blocks = u64::from(high) << 32 | u64::from(blocks);
     if log_block_size > MAX_LOG_BLOCK_SIZE {
-        return Err(ImageError::Superblock("blocks of more than 64 KiB"));
+        return Err(FileSystemError::Superblock("blocks of more than 64 KiB"));
     }
-    let fits = (SUPERBLOCK << log_block_size)
+    let fits = (1024_u64 << log_block_size)
         .checked_mul(blocks)
         .is_some_and(|bytes| bytes <= len);
     if !fits {
-        return Err(ImageError::Superblock(
+        return Err(FileSystemError::Superblock(
             "the image is shorter than its file system",
         ));
     }
     if per_group == 0 || blocks / u64::from(per_group) >= MAX_GROUPS {
-        return Err(ImageError::Superblock("too many block groups"));
+        return Err(FileSystemError::Superblock("too many block groups"));
     }
     Ok(())
 }
 
 /// An image in which a kernel was found.
-pub(super) struct Image {
+struct Image {
     image: Ext4,
     kernel: String,
     initrd: Option<String>,
@@ -141,9 +209,10 @@ pub(super) struct Image {
 
 impl Image {
     /// Finds the kernel and its initrd.
-    pub(super) fn new(file: File, _: Superblock) -> Result<Self, ImageError> {
-        let image = Ext4::load(Box::new(file)).map_err(|source| at("/", source))?;
-        let kernel = find_kernel(&image)?.ok_or(ImageError::NoKernel)?;
+    fn new(file: File) -> Result<Self, FileSystemError> {
+        let image = Checked::new(file)?;
+        let image = Ext4::load(Box::new(image)).map_err(|source| at("/", source))?;
+        let kernel = find_kernel(&image)?.ok_or(FileSystemError::NoKernel)?;
         let initrd = find_initrd(&image, &kernel)?;
         Ok(Self {
             image,
@@ -152,27 +221,29 @@ impl Image {
         })
     }
 
-    /// Copies the kernel into memory.
-    pub(super) fn kernel(&self) -> Result<File, ImageError> {
-        copy(&self.image, &self.kernel)
+    /// Copies the kernel.
+    fn kernel(&self, to: File, limit: u64) -> Result<(), FileSystemError> {
+        copy(&self.image, &self.kernel, to, limit)
     }
 
-    /// Copies the initrd into memory, if there is one.
-    pub(super) fn initrd(&self) -> Result<Option<File>, ImageError> {
-        let initrd = self.initrd.as_deref();
-        initrd.map(|path| copy(&self.image, path)).transpose()
+    /// Copies the initrd, if there is one.
+    fn initrd(&self, to: File, limit: u64) -> Result<(), FileSystemError> {
+        match &self.initrd {
+            Some(path) => copy(&self.image, path, to, limit),
+            None => Ok(()),
+        }
     }
 }
 
-fn at(path: &str, source: Ext4Error) -> ImageError {
-    ImageError::FileSystem {
+fn at(path: &str, source: Ext4Error) -> FileSystemError {
+    FileSystemError::FileSystem {
         path: path.to_owned(),
         source,
     }
 }
 
 /// The first of [`KERNELS`] that is there, with all links followed, or else the newest kernel in `/boot`.
-fn find_kernel(image: &Ext4) -> Result<Option<String>, ImageError> {
+fn find_kernel(image: &Ext4) -> Result<Option<String>, FileSystemError> {
     for path in KERNELS {
         if let Some(found) = file(image, path)? {
             return Ok(Some(found));
@@ -204,7 +275,7 @@ fn find_kernel(image: &Ext4) -> Result<Option<String>, ImageError> {
 }
 
 /// The initrd beside a kernel, as Debian, Fedora and others call it.
-fn find_initrd(image: &Ext4, kernel: &str) -> Result<Option<String>, ImageError> {
+fn find_initrd(image: &Ext4, kernel: &str) -> Result<Option<String>, FileSystemError> {
     let (dir, name) = kernel.rsplit_once('/').unwrap_or(("", kernel));
     let names = match version(name) {
         Some(version) => vec![
@@ -225,7 +296,7 @@ fn find_initrd(image: &Ext4, kernel: &str) -> Result<Option<String>, ImageError>
 }
 
 /// The path of a regular file behind all links; `None` if there is none.
-fn file(image: &Ext4, path: &str) -> Result<Option<String>, ImageError> {
+fn file(image: &Ext4, path: &str) -> Result<Option<String>, FileSystemError> {
     let real: PathBuf = match image.canonicalize(path) {
         Ok(real) => real,
         Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => return Ok(None),
@@ -251,20 +322,17 @@ fn numbers(version: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Copies a file into memory.
-fn copy(image: &Ext4, path: &str) -> Result<File, ImageError> {
+/// Copies a file of at most `limit` bytes.
+fn copy(image: &Ext4, path: &str, mut to: File, limit: u64) -> Result<(), FileSystemError> {
     let mut from = image.open(path).map_err(|error| at(path, error))?;
     let len = from.metadata().len();
-    if len > MAX_LEN {
-        return Err(ImageError::TooLarge {
+    if len > limit {
+        return Err(FileSystemError::TooLarge {
             path: path.to_owned(),
             len,
+            limit,
         });
     }
-    let memory = |error: io::Error| ImageError::Memory(path.to_owned(), error);
-    let to = rustix::fs::memfd_create("vmgenie-boot", MemfdFlags::CLOEXEC)
-        .map_err(|error| memory(error.into()))?;
-    let mut to = File::from(to);
     let mut buffer = vec![0; 1 << 20];
     let mut left = len;
     while left > 0 {
@@ -280,13 +348,13 @@ fn copy(image: &Ext4, path: &str) -> Result<File, ImageError> {
         if filled == 0 {
             break;
         }
-        to.write_all(&buffer[..filled]).map_err(memory)?;
+        to.write_all(&buffer[..filled])
+            .map_err(|error| FileSystemError::Write(path.to_owned(), error))?;
         left = left.saturating_sub(filled as u64);
     }
-    to.rewind().map_err(memory)?;
-    Ok(to)
+    Ok(())
 }
 
 #[cfg(test)]
-#[path = "image_test.rs"]
+#[path = "file_system_test.rs"]
 mod tests;

@@ -1,0 +1,159 @@
+//! The process that reads images, with images that are made to do it harm: it ends, says so, and takes no more than it may.
+//!
+//! Each of these images made the reader of file systems that is used crash, take all memory, or never come back.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
+
+const TOOLS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 1024;
+
+/// An image with a kernel, and the bytes of its metadata without checksums.
+fn image() -> NamedTempFile {
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("vmlinux"), "kernel").unwrap();
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(BLOCKS * BLOCK).unwrap();
+    let made = Command::new("mke2fs")
+        .env("PATH", TOOLS)
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-O",
+            "^metadata_csum",
+            "-d",
+        ])
+        .args([tree.path(), image.path()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    image
+}
+
+/// Has debugfs change the image or tell something of it.
+fn debugfs(image: &NamedTempFile, request: &str) -> String {
+    let done = Command::new("debugfs")
+        .env("PATH", TOOLS)
+        .args(["-w", "-R", request])
+        .arg(image.path())
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+fn read(image: &NamedTempFile, limit: u64) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmgenie"))
+        .args(["--read-image", &limit.to_string()])
+        .stdin(Stdio::from(File::open(image.path()).unwrap()))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_good_image_is_read() {
+    let image = image();
+    let done = read(&image, 6);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!((done.stdout, done.stderr), (b"kernel".to_vec(), Vec::new()));
+    let done = read(&image, 0);
+    assert!(done.status.success() && done.stdout.is_empty(), "{done:?}");
+}
+
+#[test]
+fn without_a_limit_nothing_is_read() {
+    for limit in [&["--read-image"][..], &["--read-image", "much"]] {
+        let done = Command::new(env!("CARGO_BIN_EXE_vmgenie"))
+            .args(limit)
+            .output();
+        assert_eq!(done.unwrap().status.code(), Some(2));
+    }
+}
+
+#[test]
+fn an_index_of_a_directory_that_is_none_ends_the_reader_only() {
+    let image = image();
+    debugfs(&image, "sif / flags 0x81000");
+    assert!(!read(&image, 1 << 20).status.success());
+}
+
+#[test]
+fn a_link_that_says_it_is_large_takes_no_memory() {
+    for size in ["0x30000000000", "0x1000000000", "0x40000000"] {
+        let image = image();
+        debugfs(&image, "symlink vmlinuz-6 /vmlinux");
+        debugfs(&image, "rm vmlinux");
+        debugfs(
+            &image,
+            "symlink vmlinux a-long-name-that-does-not-fit-into-an-inode-because-it-has-more-than-sixty-bytes",
+        );
+        debugfs(&image, &format!("sif vmlinux size {size}"));
+        let begun = Instant::now();
+        assert!(!read(&image, 1 << 20).status.success(), "{size}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{size}");
+    }
+}
+
+/// A node of an extent tree: the header, and entries that are all the same.
+fn node(depth: u16, entries: u16, entry: [u8; 12]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in [0xf30a, entries, entries.max(4), depth, 0, 0] {
+        bytes.extend(u16::to_le_bytes(word));
+    }
+    (0..entries).for_each(|_| bytes.extend(entry));
+    bytes
+}
+
+/// The index entry that leads to a block.
+fn to_block(block: u64) -> [u8; 12] {
+    let mut entry = [0; 12];
+    entry[4..8].copy_from_slice(&u32::try_from(block).unwrap().to_le_bytes());
+    entry
+}
+
+#[test]
+fn a_tree_that_leads_to_the_same_blocks_again_and_again_ends_with_the_time_that_there_is() {
+    let image = image();
+    let place = debugfs(&image, "imap /");
+    let place = place.split_once("located at block ").unwrap().1.trim();
+    let (block, offset) = place.split_once(", offset 0x").unwrap();
+    let block: u64 = block.parse().unwrap();
+    let offset = u64::from_str_radix(offset, 16).unwrap();
+    let file = image.reopen().unwrap();
+    // The last blocks are free.
+    let first = BLOCKS - 6;
+    file.write_all_at(&node(5, 1, to_block(first)), block * BLOCK + offset + 0x28)
+        .unwrap();
+    for step in 0..4_u16 {
+        let entry = to_block(first + u64::from(step) + 1);
+        let bytes = node(4 - step, 340, entry);
+        file.write_all_at(&bytes, (first + u64::from(step)) * BLOCK)
+            .unwrap();
+    }
+    file.write_all_at(&node(0, 340, [0; 12]), (first + 4) * BLOCK)
+        .unwrap();
+    // A narrower bound than its own, because it takes all that there is.
+    let done = Command::new("prlimit")
+        .args([
+            "--cpu=2:3",
+            env!("CARGO_BIN_EXE_vmgenie"),
+            "--read-image",
+            "1000000",
+        ])
+        .stdin(Stdio::from(File::open(image.path()).unwrap()))
+        .output()
+        .unwrap();
+    assert_eq!(done.status.signal(), Some(libc::SIGXCPU), "{done:?}");
+}
