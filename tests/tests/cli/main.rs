@@ -15,6 +15,7 @@ mod firecracker;
 mod help;
 mod machines;
 mod restores;
+mod templates;
 mod terminal;
 
 use std::ffi::OsStr;
