@@ -159,11 +159,16 @@ const NAME: &str = "debian.ext4";
 const INITRD: &str = "initrd.img";
 
 /// Puts the two parts together. Arguments: the base, the overlay, the tree to make, the image, its size in bytes.
-/// The time stamps tell systemd that nothing in /usr is newer than what it has made of it.
+/// Directories of the overlay have the modes that the caller's umask gave them. The time stamps tell systemd that nothing in /usr is newer than what it has made of it.
 const ASSEMBLE: &str = r#"
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+find "$2" -type d -exec chmod 755 {} +
 mkdir "$3"
 cp -a "$1/." "$3"
+if [ "$(stat -c %u:%g "$3/usr/bin/su")" != 0:0 ]; then
+    echo "the files of the Debian in $1 are not root's: make the image as root" >&2
+    exit 1
+fi
 cp -a --no-preserve=ownership --remove-destination "$2/." "$3"
 touch "$3/etc/.updated" "$3/var/.updated"
 truncate -s "$5" "$4"

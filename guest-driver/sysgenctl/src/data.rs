@@ -14,9 +14,28 @@ pub(crate) const FILE: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.vmgenie
 /// Its length in bytes; what the string leaves is zero.
 const LEN: u64 = 4096;
 
+/// How often the file is read at most.
+const READS: usize = 16;
+
 pub(crate) fn data(cli: &Cli) -> Result<(), Failure> {
-    let text = File::open(FILE).and_then(read).map_err(Failure::Data)?;
+    let text = settled(|| File::open(FILE).and_then(read)).map_err(Failure::Data)?;
     Ok(line(cli.json, &json!({ "data": text }), &text)?)
+}
+
+/// What two reads in a row agree on. A read in the midst of which the machine was snapshotted has the beginning of one string and the
+/// end of another.
+fn settled(mut read: impl FnMut() -> io::Result<String>) -> io::Result<String> {
+    let mut last = read();
+    for _ in 1..READS {
+        let next = read();
+        match (last, next) {
+            (Ok(one), Ok(other)) if one == other => return Ok(one),
+            // Two strings spliced within a character are no text.
+            (Err(error), Err(_)) => return Err(error),
+            (_, next) => last = next,
+        }
+    }
+    Err(io::Error::other("it changes all the time"))
 }
 
 /// Not to the end: the driver would ask for each of the bytes once more, only to find that there is none behind them.
@@ -31,6 +50,22 @@ fn read(file: impl Read) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_string_that_changes_while_it_is_read_is_read_again() {
+        let spliced = || Err(io::ErrorKind::InvalidData.into());
+        let is = |text: &str| Ok(text.to_owned());
+        let mut reads = [is("web-2"), spliced(), is("app-2"), is("app-2")].into_iter();
+        assert_eq!(settled(|| reads.next().unwrap()).unwrap(), "app-2");
+        assert_eq!(settled(|| is("web-1")).unwrap(), "web-1");
+        assert!(settled(spliced).is_err());
+        let mut turn = 0;
+        let changing = || {
+            turn += 1;
+            is(&turn.to_string())
+        };
+        assert!(settled(changing).is_err());
+    }
 
     #[test]
     fn the_string_ends_at_the_first_zero_or_with_the_file() {

@@ -25,9 +25,10 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     assert_eq!(first.value("address"), format!("{GUEST}/24"));
     assert_eq!(first.value("generation-counter"), "0");
     image::take_shell(&mut vm);
+    let running = "systemctl is-system-running --wait || systemctl --failed --no-legend";
     assert_eq!(
-        vm.shell("systemctl is-system-running --wait || systemctl --failed --no-legend"),
-        "running\n"
+        vm.run_within(running, image::BOOT_LIMIT),
+        (0, "running\n".to_owned())
     );
     vm.shell("systemctl is-active ssh.service sysgenctl-agent.service");
     no_complaints(&mut vm);

@@ -191,7 +191,13 @@ impl CloneProcess {
         });
         match interrupted.load(Ordering::Relaxed) {
             true => Err(CloneError::Interrupted),
-            false => loaded.map_err(|error| CloneError::Load(self.socket.clone(), error)),
+            false => loaded.map_err(|error| {
+                // A VMM that refuses takes away what it has made; what is left there is somebody else's, who was faster.
+                if matches!(error, ClientError::Fault { .. }) {
+                    self.copies.clear();
+                }
+                CloneError::Load(self.socket.clone(), error)
+            }),
         }
     }
 

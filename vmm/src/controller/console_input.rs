@@ -70,7 +70,7 @@ pub(super) fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
 }
 
 /// What those type who have attached to the console. Each of them has one piece here at most, because the next one comes when this
-/// one is answered.
+/// one is answered, and the piece of one who has gone goes when somebody else types.
 #[derive(Debug, Default)]
 pub(super) struct AttachedInput(VecDeque<Typed>);
 
@@ -85,6 +85,8 @@ struct Typed {
 impl AttachedInput {
     /// Has `bytes` wait for the guest, and then `answer` be sent.
     pub(super) fn push(&mut self, bytes: Vec<u8>, answer: oneshot::Sender<CommandResult>) {
+        // A loop of attaching, typing and leaving would fill the memory while the guest takes nothing.
+        self.0.retain(|typed| !typed.answer.is_closed());
         self.0.push_back(Typed {
             bytes,
             taken: 0,
@@ -142,5 +144,18 @@ mod tests {
         assert!(attached.give(guest));
         assert!(answered[1].try_recv().is_ok());
         assert_eq!(*seen.borrow(), b"abcde");
+    }
+
+    #[test]
+    fn what_those_typed_who_have_gone_does_not_pile_up() {
+        let mut attached = AttachedInput::default();
+        let (stays, _waits) = oneshot::channel();
+        attached.push(b"stays".to_vec(), stays);
+        for _ in 0..1000 {
+            let (goes, gone) = oneshot::channel();
+            attached.push(b"goes".to_vec(), goes);
+            drop(gone);
+        }
+        assert_eq!(attached.0.len(), 2);
     }
 }
