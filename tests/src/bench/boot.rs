@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use vmgenie_tests::console::Console;
 use vmgenie_tests::guest::Guest;
 
-use crate::monitor::{Kind, Program, Size};
-use crate::report::{Report, table};
-use crate::stats::{Series, ms, ratio};
+use crate::monitor::{Program, Size};
+use crate::report::{Report, times_table};
+use crate::stats::Series;
 
 /// The small kernel's machine.
 const SIZE: Size = Size {
@@ -34,9 +34,6 @@ struct Case<'a> {
     /// Guest clock: the uptime right after `@@ready`.
     uptime: Series,
 }
-
-/// Takes one of a case's series.
-type SeriesOf = fn(&Case<'_>) -> Series;
 
 /// Boots the small kernel `runs` times with each program, in turn.
 pub(crate) fn run(programs: &[Program], runs: usize) -> Result<Report> {
@@ -118,27 +115,15 @@ fn seconds(text: &str) -> Option<Duration> {
 }
 
 fn report(cases: &[Case<'_>]) -> Report {
-    let mut rows = table(&["monitor", "what", "p50", "min", "max", "to ours"]);
-    let ours = cases.iter().find(|case| case.program.kind == Kind::Vmgenie);
-    for case in cases {
-        let lines: [(_, SeriesOf); 3] = [
-            ("InstanceStart to @@ready, wall clock", |c| c.ready.clone()),
-            ("kernel starts /init, guest's clock", |c| c.init.clone()),
-            ("uptime after @@ready, guest's clock", |c| c.uptime.clone()),
-        ];
-        for (what, series) in lines {
-            let times = series(case);
-            let ratio = ours.and_then(|ours| ratio(times.p50(), series(ours).p50()));
-            rows.add_row([
-                case.program.name().to_owned(),
-                what.to_owned(),
-                ms(times.p50()),
-                ms(times.min()),
-                ms(times.percentile(100)),
-                ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x")),
-            ]);
-        }
-    }
+    let rows = times_table(
+        cases,
+        |case| case.program,
+        &[
+            ("InstanceStart to @@ready, wall clock", |c| &c.ready),
+            ("kernel starts /init, guest's clock", |c| &c.init),
+            ("uptime after @@ready, guest's clock", |c| &c.uptime),
+        ],
+    );
     Report {
         tables: vec![rows],
         notes: vec![format!("the small kernel and its initramfs, {SIZE}")],

@@ -14,9 +14,9 @@ use vmgenie_tests::guest::Guest;
 use vmgenie_tests::image;
 use vmgenie_tests::net::{GUEST, Namespace};
 
-use crate::monitor::{Files, Kind, Monitor, Program, Size, vm_state};
-use crate::report::{Report, table};
-use crate::stats::{Series, ms, ratio};
+use crate::monitor::{Files, Monitor, Program, Size, vm_state};
+use crate::report::{Report, times_table};
+use crate::stats::Series;
 
 const SIZE: Size = Size {
     vcpus: 1,
@@ -195,28 +195,15 @@ fn ask(namespace: &Namespace) -> io::Result<()> {
 }
 
 fn report(cases: &[Case<'_>]) -> Report {
-    type SeriesOf = for<'a> fn(&'a Case<'_>) -> &'a Series;
-    let mut rows = table(&["monitor", "what", "p50", "min", "max", "to ours"]);
-    let ours = cases.iter().find(|case| case.program.kind == Kind::Vmgenie);
-    for case in cases {
-        let lines: [(_, SeriesOf); 3] = [
+    let rows = times_table(
+        cases,
+        |case| case.program,
+        &[
             ("InstanceStart to the first answer", |c| &c.boot),
             ("PUT /snapshot/load to the first answer", |c| &c.restore),
             ("  of it, to the answer to the request", |c| &c.load),
-        ];
-        for (what, series) in lines {
-            let times = series(case);
-            let ratio = ours.and_then(|ours| ratio(times.p50(), series(ours).p50()));
-            rows.add_row([
-                case.program.name().to_owned(),
-                what.to_owned(),
-                ms(times.p50()),
-                ms(times.min()),
-                ms(times.percentile(100)),
-                ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x")),
-            ]);
-        }
-    }
+        ],
+    );
     Report {
         tables: vec![rows],
         notes: vec![format!("the Debian image, {SIZE}; drive, net, entropy")],
