@@ -14,11 +14,12 @@ use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{DevicesConfig, MachineConfig};
 use crate::controller::command::LoadSnapshot;
 use crate::generation::GenerationDevices;
-use crate::snapshot::StateReader;
+use crate::snapshot::{SnapshotId, StateReader};
 
 /// Everything that a state file says, checked against itself.
 #[derive(Debug)]
 pub struct SavedMachine {
+    id: SnapshotId,
     pub(super) config: MachineConfig,
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) platform: PlatformState,
@@ -50,7 +51,7 @@ impl SavedMachine {
         if let Some(contradiction) = devices.virtio.contradiction() {
             return Err(RestoreError::Contradiction(contradiction));
         }
-        let memory_length = reader.header().memory_length;
+        let (id, memory_length) = (reader.header().id, reader.header().memory_length);
         reader.finish()?;
         if vcpus.len() != usize::from(config.vcpus()) {
             return contradiction(format!("{} vCPUs of {}", vcpus.len(), config.vcpus()));
@@ -63,6 +64,7 @@ impl SavedMachine {
         }
         let generation = restore_generation(&devices, config.memory_bytes())?;
         Ok(Self {
+            id,
             config,
             vcpus,
             platform,
@@ -83,7 +85,7 @@ impl SavedMachine {
     pub fn located(&self, state: &Path) -> Result<DevicesConfig, HostPathError> {
         let dir = state.parent().unwrap_or(Path::new(""));
         let virtio = &self.devices.virtio;
-        files::located(&virtio.config, &virtio.files, dir)
+        files::located(&virtio.config, &virtio.files, dir, self.id)
     }
 
     /// The devices that the machine will have, if the host is as the request wants it. Nothing is opened.

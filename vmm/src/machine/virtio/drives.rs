@@ -11,7 +11,7 @@ use vmgenie_devices::virtio::block::BlockBackend;
 
 use super::VirtioDevices;
 use super::device::Device;
-use super::files::{DriveFileState, FileStamp};
+use super::files::{DriveFileState, FileStamp, copy_suffix};
 use crate::config::DeviceId;
 use crate::machine::backends::drive::{Drive, DriveError};
 use crate::metrics::DEVICES;
@@ -123,7 +123,7 @@ impl DriveCopies {
     /// place stays whole until this one is published.
     fn path_of(&self, drive: &str) -> Option<PathBuf> {
         let mut name = OsString::from(self.state.file_name()?);
-        name.push(format!(".{drive}.{}{COPY_SUFFIX}", self.id));
+        name.push(copy_suffix(drive, self.id));
         Some(self.state.with_file_name(name))
     }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
 use crate::controller::command::{ChangedDrives, HostPaths};
-use crate::snapshot::Part;
+use crate::snapshot::{Part, SnapshotId};
 
 /// A regular file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,11 @@ impl FileStamp {
         }
         (self.modified != now.modified).then_some("it has been written to")
     }
+}
+
+/// What the name of the copy that snapshot `id` has of a drive ends with.
+pub(super) fn copy_suffix(drive: &str, id: SnapshotId) -> String {
+    format!(".{drive}.{id}.drive")
 }
 
 /// What is behind one drive.
@@ -104,21 +109,24 @@ pub enum HostPathError {
     },
 }
 
-/// The devices of a snapshot whose state file is in `dir`: drives of which it has copies are behind those.
+/// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those.
 pub(in crate::machine) fn located(
     devices: &DevicesConfig,
     files: &[DriveFilePart],
     dir: &Path,
+    id: SnapshotId,
 ) -> Result<DevicesConfig, HostPathError> {
     let mut located = devices.clone();
     for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
         let Some(name) = &file.copy else { continue };
-        // The state file may say anything: the copy is a file in its directory, and not by a detour.
+        // The state file may say anything: the copy is a file in its directory, not by a detour, and has a name that nothing but a copy of this
+        // snapshot has. Else a state file in somebody's home could have any file there opened.
         let path = dir.join(name);
         let plain = Path::new(name)
             .file_name()
             .is_some_and(|it| it == name.as_str());
-        let there = plain && fs::symlink_metadata(&path).is_ok_and(|is| is.is_file());
+        let own = name.ends_with(&copy_suffix(drive.id.as_str(), id));
+        let there = plain && own && fs::symlink_metadata(&path).is_ok_and(|is| is.is_file());
         if !there {
             return Err(HostPathError::Copy {
                 id: drive.id.to_string(),

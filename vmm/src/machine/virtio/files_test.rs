@@ -7,6 +7,12 @@ use crate::config::{
     Cid, DeviceId, DriveOverride, InterfaceName, NetConfig, NetOverride, VsockConfig,
 };
 
+const SNAPSHOT: SnapshotId = SnapshotId::from_bytes([0xab; 16]);
+
+fn copy_name() -> String {
+    format!("s.state{}", copy_suffix("d", SNAPSHOT))
+}
+
 fn id(name: &str) -> DeviceId {
     DeviceId::new(name).unwrap()
 }
@@ -61,8 +67,14 @@ impl Place {
         self
     }
 
+    /// Gives one of the files the name of a copy, and has the snapshot say so.
+    fn copied(self, file: &str) -> Self {
+        fs::rename(self.path(file), self.path(&copy_name())).unwrap();
+        self.with_copy(&copy_name())
+    }
+
     fn located(&self) -> Result<DevicesConfig, HostPathError> {
-        located(&self.devices, &self.files, self.dir.path())
+        located(&self.devices, &self.files, self.dir.path(), SNAPSHOT)
     }
 
     fn unchanged(&self, changed: ChangedDrives) -> Result<(), HostPathError> {
@@ -154,59 +166,78 @@ fn an_overlay_is_looked_at_as_well_as_what_is_below() {
 
 #[test]
 fn a_snapshot_s_own_copy_may_move_with_it_and_must_not_change() {
-    let place = Place::new(false).with_copy("image");
+    let place = Place::new(false).copied("image");
     assert_eq!(
         place.located().unwrap().drives()[0].path,
-        place.path("image")
+        place.path(&copy_name())
     );
     // As a copied directory has it: another file, another time.
-    fs::copy(place.path("image"), place.path("moved")).unwrap();
-    fs::rename(place.path("moved"), place.path("image")).unwrap();
+    fs::copy(place.path(&copy_name()), place.path("moved")).unwrap();
+    fs::rename(place.path("moved"), place.path(&copy_name())).unwrap();
     place.unchanged(ChangedDrives::Refuse).unwrap();
-    let place = Place::new(false).with_copy("image");
-    write_to(&place.path("image"));
+    let place = Place::new(false).copied("image");
+    write_to(&place.path(&copy_name()));
     place.unchanged(ChangedDrives::OwnCopies).unwrap_err();
     place.unchanged(ChangedDrives::Allow).unwrap();
     // Of a drive with an overlay it is the overlay that was copied.
-    let place = Place::new(true).with_copy("overlay");
+    let place = Place::new(true).copied("overlay");
     let drive = place.located().unwrap().drives()[0].clone();
     assert_eq!(
         (drive.path, drive.overlay),
-        (place.path("image"), Some(place.path("overlay")))
+        (place.path("image"), Some(place.path(&copy_name())))
     );
 }
 
 #[test]
 fn a_copy_is_a_file_beside_the_state_file_and_nothing_else() {
-    let outside = tempfile::NamedTempFile::new().unwrap();
-    let place = Place::new(false);
-    std::os::unix::fs::symlink(outside.path(), place.path("link")).unwrap();
-    fs::create_dir(place.path("dir")).unwrap();
-    let absolute = outside.path().to_str().unwrap();
-    for name in [
-        "",
-        ".",
-        "..",
-        "../image",
-        "dir",
-        "dir/../image",
-        "link",
-        "image/",
-        "gone",
-        absolute,
+    let elsewhere = tempfile::tempdir().unwrap();
+    let name = copy_name();
+    let outside = elsewhere.path().join(&name);
+    fs::write(&outside, "").unwrap();
+    // There, but for the detour; a name that is not there; and what is no file.
+    let place = Place::new(false).copied("image");
+    place.located().unwrap();
+    let refuse = |place: Place, name: &str| {
+        let refused = place.with_copy(name).located().unwrap_err();
+        assert!(matches!(refused, HostPathError::Copy { .. }), "{name}");
+    };
+    for named in [
+        format!("./{name}"),
+        format!("dir/../{name}"),
+        format!("{name}/"),
+        format!("gone{name}"),
+        outside.to_str().unwrap().to_owned(),
     ] {
-        let place = Place {
-            dir: tempfile::tempdir().unwrap(),
-            ..Place::new(false)
-        }
-        .with_copy(name);
-        let from = &Place::new(false);
-        for file in ["image", "overlay"] {
-            fs::copy(from.path(file), place.path(file)).unwrap();
-        }
-        std::os::unix::fs::symlink(outside.path(), place.path("link")).unwrap();
+        let place = Place::new(false).copied("image");
         fs::create_dir(place.path("dir")).unwrap();
-        let refused = place.located().unwrap_err();
+        refuse(place, &named);
+    }
+    let place = Place::new(false);
+    std::os::unix::fs::symlink(&outside, place.path(&name)).unwrap();
+    refuse(place, &name);
+    let place = Place::new(false);
+    fs::create_dir(place.path(&name)).unwrap();
+    refuse(place, &name);
+}
+
+#[test]
+fn a_copy_has_a_name_that_no_other_file_has() {
+    let other = SnapshotId::from_bytes([0xac; 16]);
+    for name in [
+        // What a state file that was saved in somebody's home could name.
+        String::new(),
+        ".".to_owned(),
+        "..".to_owned(),
+        ".bashrc".to_owned(),
+        "s.mem".to_owned(),
+        format!("s.state{}", copy_suffix("e", SNAPSHOT)),
+        format!("s.state{}", copy_suffix("d", other)),
+        format!("{}.img", copy_name()),
+    ] {
+        let place = Place::new(false);
+        // Some of these are directories.
+        let _ = fs::write(place.path(&name), "mine");
+        let refused = place.with_copy(&name).located().unwrap_err();
         assert!(matches!(refused, HostPathError::Copy { .. }), "{name}");
     }
 }
@@ -225,16 +256,16 @@ fn everything_of_the_host_has_to_be_named_if_that_is_wanted() {
         assert!(matches!(refused, HostPathError::NotNamed(_)), "{refused}");
     }
     // Its own copy came with it; what is below an overlay did not.
-    let own = Place::new(false).with_copy("image");
+    let own = Place::new(false).copied("image");
     own.named(&DeviceOverrides::default()).unwrap();
     own.named(&drive_override(DriveSource::Overlay)).unwrap();
-    let own = Place::new(true).with_copy("overlay");
+    let own = Place::new(true).copied("overlay");
     own.named(&DeviceOverrides::default()).unwrap_err();
 }
 
 #[test]
 fn taps_and_sockets_have_to_be_named_as_well() {
-    let mut place = Place::new(false).with_copy("image");
+    let mut place = Place::new(false).copied("image");
     let net = NetConfig {
         id: id("n"),
         host_dev_name: InterfaceName::new("tap0").unwrap(),
