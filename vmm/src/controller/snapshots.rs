@@ -54,8 +54,7 @@ pub(super) fn create_snapshot(
     }
     let (staging, state, copies, memory_bytes) = copied?;
     copies.sync().map_err(refused)?;
-    publish(staging, &state).map_err(refused)?;
-    copies.keep();
+    publish(staging, &state, copies, request).map_err(refused)?;
     let created = created(begun, standstill, memory_bytes);
     tracing::info!(?created, "snapshot written");
     Ok(Reply::SnapshotCreated(created))
@@ -79,10 +78,28 @@ fn copy_machine(
     Ok((staging, state, copies, written.written))
 }
 
-fn publish(mut staging: Staging, state: &[u8]) -> Result<(), CreateError> {
+/// Gives the snapshot its names. Its copies of drives stay exactly if its state file does.
+fn publish(
+    mut staging: Staging,
+    state: &[u8],
+    copies: DriveCopies,
+    request: &CreateSnapshot,
+) -> Result<(), CreateError> {
     staging.write_state(state)?;
     staging.sync()?;
-    staging.publish()
+    match staging.publish() {
+        Ok(()) => {
+            copies.keep();
+            DriveCopies::remove_replaced(&request.state, &request.memory);
+            Ok(())
+        }
+        // It is there, but perhaps not yet for good: after a crash of the host the older one may be, which needs its copies.
+        Err(error @ CreateError::Unfinished { .. }) => {
+            copies.keep();
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotCreated {
@@ -92,3 +109,7 @@ fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotC
         memory_bytes,
     }
 }
+
+#[cfg(test)]
+#[path = "snapshots_test.rs"]
+mod tests;

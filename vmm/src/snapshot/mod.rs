@@ -52,7 +52,7 @@ pub use memory_source::{MemorySource, MemorySourceError};
 pub use publish::{CreateError, Staging};
 pub use state::WriteStateError;
 pub use state::{MAX_PARTS, MAX_TAG_LENGTH, Part, StateError, StateReader, StateWriter};
-pub use sweep::sweep;
+pub use sweep::{sweep, with_current};
 pub use target::TargetError;
 pub use write_memory::{WriteMemoryError, Written};
 

@@ -34,6 +34,22 @@ pub(super) fn sweep_within(state: &Path, memory: &Path, patience: Duration) {
     }
 }
 
+/// Calls `then` with the ID of the snapshot that is current in this place, while nobody can publish
+/// another one there. Not at all if there is none, it cannot be read, or somebody keeps publishing.
+pub fn with_current(state: &Path, memory: &Path, then: impl FnOnce(SnapshotId)) {
+    let found = Targets::resolve(state, memory)
+        .map_err(io::Error::other)
+        .and_then(|targets| Ok((targets.lock(SWEEP_PATIENCE)?, targets)));
+    match found {
+        Ok((_lock, targets)) => {
+            if let Current::Snapshot(id) = current(&targets.state) {
+                then(id);
+            }
+        }
+        Err(error) => tracing::debug!(?state, %error, "could not see which snapshot is current"),
+    }
+}
+
 /// What the target of the state file holds.
 #[derive(Debug, PartialEq, Eq)]
 enum Current {

@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::BlockBackend;
 
@@ -15,7 +18,7 @@ use super::files::{DriveFileState, FileStamp, copy_suffix};
 use crate::config::DeviceId;
 use crate::machine::backends::drive::{Drive, DriveError};
 use crate::metrics::DEVICES;
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{SnapshotId, with_current};
 
 /// Why a drive could not be updated.
 #[derive(Debug, Error)]
@@ -90,6 +93,8 @@ pub struct CopyDrivesError {
 }
 
 /// Copies of drives that belong to one snapshot. They go with this, unless they are kept.
+///
+/// They are locked (shared) for as long: until the state file that names them is in its place, nothing else tells other creates that they are needed.
 #[derive(Debug)]
 pub struct DriveCopies {
     state: PathBuf,
@@ -119,6 +124,17 @@ impl DriveCopies {
         }
     }
 
+    /// One copy, of an empty drive, as a create has it before it publishes.
+    #[cfg(test)]
+    pub(crate) fn of_nothing(state: &Path, id: SnapshotId) -> Self {
+        let mut copies = Self::none(state, id);
+        let path = copies.path_of("d").unwrap();
+        let file = File::create_new(&path).unwrap();
+        let drive = "d".to_owned();
+        copies.made.push(DriveCopy { drive, path, file });
+        copies
+    }
+
     /// Where the copy of a drive goes: beside the state file, under a name that no other snapshot's copy has. So an older snapshot in the same
     /// place stays whole until this one is published.
     fn path_of(&self, drive: &str) -> Option<PathBuf> {
@@ -129,7 +145,14 @@ impl DriveCopies {
 
     fn add(&mut self, id: &str, drive: &Drive) -> Result<(), CopyDrivesError> {
         let path = self.path_of(id).unwrap_or_default();
-        match drive.copy_to(&path) {
+        let copied = drive.copy_to(&path).and_then(|file| match hold(&file) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                Err(error)
+            }
+        });
+        match copied {
             Ok(file) => {
                 let drive = id.to_owned();
                 self.made.push(DriveCopy { drive, path, file });
@@ -181,27 +204,50 @@ impl DriveCopies {
         Ok(())
     }
 
-    /// The snapshot is there: its copies stay, and those of one that it has replaced go, unless a machine uses them.
+    /// The snapshot is there: its copies stay.
     pub fn keep(mut self) {
         self.keep = true;
-        let Some(state) = self.state.file_name() else {
-            return;
-        };
-        let prefix = format!("{}.", state.to_string_lossy());
-        let own = format!("{}{COPY_SUFFIX}", self.id);
-        let dir = match self.state.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let is_old = name.strip_prefix(&prefix).is_some_and(is_copy) && !name.ends_with(&own);
-            let path = entry.path();
-            if is_old && is_unused(&path) {
-                let _ = fs::remove_file(path);
-            }
+    }
+
+    /// Removes the copies of snapshots that have been replaced by the one which is in this place now, unless a machine or another create uses them.
+    pub fn remove_replaced(state: &Path, memory: &Path) {
+        // Who has published last may be another one than the caller; and nobody may while this looks.
+        with_current(state, memory, |current| remove_others(state, current));
+    }
+}
+
+/// Removes the copies beside `state` that belong to another snapshot than this one.
+fn remove_others(state: &Path, current: SnapshotId) {
+    let Some(name) = state.file_name() else {
+        return;
+    };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let own = format!(".{current}{COPY_SUFFIX}");
+    let dir = match state.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_old = name.strip_prefix(&prefix).is_some_and(is_copy) && !name.ends_with(&own);
+        if is_old {
+            remove_unused(&entry.path());
         }
+    }
+}
+
+/// Locks a copy that was just made. Others may have found it before that, when nothing told them that it is needed.
+fn hold(copy: &File) -> io::Result<()> {
+    let removed = || io::Error::other("another snapshot in the same place has removed it");
+    match rustix::fs::flock(copy, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => return Err(removed()),
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match copy.metadata()?.nlink() {
+        0 => Err(removed()),
+        _ => Ok(()),
     }
 }
 
@@ -216,17 +262,25 @@ fn is_copy(name: &str) -> bool {
     DeviceId::new(drive).is_ok() && id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-fn is_unused(path: &Path) -> bool {
-    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    File::open(path).is_ok_and(|file| rustix::fs::flock(file, lock).is_ok())
+/// Removes a copy unless somebody has it locked. Nobody can lock it between the look and the removal.
+fn remove_unused(path: &Path) {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else {
+        return;
+    };
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let _ = fs::remove_file(path);
+    }
 }
 
 impl Drop for DriveCopies {
     fn drop(&mut self) {
-        if !self.keep {
-            for copy in &self.made {
+        for copy in &self.made {
+            if !self.keep {
                 let _ = fs::remove_file(&copy.path);
             }
+            // Closing is not enough: a process that is being started has a copy of the descriptor until its exec.
+            let _ = rustix::fs::flock(&copy.file, FlockOperation::Unlock);
         }
     }
 }
@@ -253,34 +307,130 @@ impl VirtioDevices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DriveConfig;
+    use crate::snapshot::StateWriter;
+
+    /// A directory in which the snapshot `current` is, as far as its state file tells.
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new(current: SnapshotId) -> Self {
+            let place = Self(tempfile::tempdir().unwrap());
+            place.publish(current);
+            place
+        }
+
+        fn state(&self) -> PathBuf {
+            self.0.path().join("s.state")
+        }
+
+        fn publish(&self, current: SnapshotId) {
+            let state = StateWriter::new(current, 0).finish().unwrap();
+            fs::write(self.state(), state).unwrap();
+        }
+
+        fn remove_replaced(&self) {
+            DriveCopies::remove_replaced(&self.state(), &self.0.path().join("s.mem"));
+        }
+
+        fn path(&self, id: SnapshotId) -> PathBuf {
+            let copies = DriveCopies::none(&self.state(), id);
+            copies.path_of("disk0").unwrap()
+        }
+
+        /// A create that has made its copy.
+        fn copies(&self, id: SnapshotId) -> DriveCopies {
+            let image = self.0.path().join("image");
+            fs::write(&image, [7; 512]).unwrap();
+            let config = DriveConfig {
+                id: DeviceId::new("disk0").unwrap(),
+                path: image,
+                overlay: None,
+                read_only: false,
+                is_root: false,
+                cache: Default::default(),
+                io_engine: Default::default(),
+                partuuid: None,
+            };
+            let mut copies = DriveCopies::none(&self.state(), id);
+            let drive = Drive::open(&config).unwrap();
+            copies.add("disk0", &drive).unwrap();
+            copies
+        }
+    }
+
+    const IDS: [SnapshotId; 2] = [
+        SnapshotId::from_bytes([b'1'; 16]),
+        SnapshotId::from_bytes([b'2'; 16]),
+    ];
 
     #[test]
-    fn a_copy_has_a_name_of_its_own_and_older_ones_go_when_it_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("s.state");
-        let [old, new] = [b'1', b'2'].map(|byte| SnapshotId::from_bytes([byte; 16]));
-        let copies = |id| DriveCopies::none(&state, id);
-        let path = |id| copies(id).path_of("disk0").unwrap();
-        assert_ne!(path(old), path(new));
+    fn a_copy_has_a_name_of_its_own_and_older_ones_go_when_another_snapshot_is_there() {
+        let [old, new] = IDS;
+        let place = Place::new(new);
+        let (old, new) = (place.path(old), place.path(new));
+        assert_ne!(old, new);
         let others = [
             "s.state.disk0.drive",
             "s.state.disk0.0.drive",
             "t.state.disk0.drive",
         ];
-        let others = others.map(|name| dir.path().join(name));
-        for path in others.iter().chain(&[path(old), path(new)]) {
+        let others = others.map(|name| place.0.path().join(name));
+        for path in others.iter().chain([&old, &new]) {
             fs::write(path, "").unwrap();
         }
         // One that a machine uses stays.
-        let used = File::open(path(old)).unwrap();
-        let lock = rustix::fs::FlockOperation::NonBlockingLockShared;
-        rustix::fs::flock(&used, lock).unwrap();
-        copies(new).keep();
-        assert!(path(old).exists());
+        let used = File::open(&old).unwrap();
+        rustix::fs::flock(&used, FlockOperation::NonBlockingLockShared).unwrap();
+        place.remove_replaced();
+        assert!(old.exists());
         drop(used);
-        copies(new).keep();
-        assert!(!path(old).exists() && path(new).exists());
+        place.remove_replaced();
+        assert!(!old.exists() && new.exists());
         assert!(others.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn a_create_does_not_remove_the_copies_of_one_that_published_after_it() {
+        let [first, second] = IDS;
+        let place = Place::new(first);
+        place.copies(first).keep();
+        place.copies(second).keep();
+        place.publish(second);
+        // The first one comes to it only now.
+        place.remove_replaced();
+        assert!(place.path(second).exists() && !place.path(first).exists());
+        // Without a state file that tells, none is known to be old.
+        fs::write(place.state(), "").unwrap();
+        place.remove_replaced();
+        assert!(place.path(second).exists());
+    }
+
+    #[test]
+    fn a_create_does_not_remove_the_copies_of_one_that_has_not_published_yet() {
+        let [first, second] = IDS;
+        let place = Place::new(first);
+        let copies = place.copies(second);
+        place.remove_replaced();
+        assert!(place.path(second).exists());
+        // Once kept they are locked no more, and a machine can have them.
+        copies.keep();
+        let copy = File::open(place.path(second)).unwrap();
+        rustix::fs::flock(&copy, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    #[test]
+    fn a_create_whose_copy_was_removed_before_it_could_lock_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        let copy = File::create(&path).unwrap();
+        let other = File::open(&path).unwrap();
+        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        hold(&copy).unwrap_err();
+        drop(other);
+        hold(&copy).unwrap();
+        fs::remove_file(&path).unwrap();
+        hold(&copy).unwrap_err();
     }
 
     #[test]
