@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::drive::{self, OverlayError, overlay};
 use crate::config::{DeviceOverrides, DevicesConfig, DriveOverride, DriveSource};
+use crate::machine::virtio::files::FileStamp;
 use crate::snapshot::open_regular;
 
 /// A clone's own file could not be made.
@@ -111,10 +112,15 @@ pub(super) fn copy_file(mut source: File, to: &Path) -> io::Result<File> {
         return Err(no_file());
     }
     let mut target = new_file(to)?;
+    let before = FileStamp::of(&source)?;
     let copied = match ioctl_ficlone(&target, &source) {
         Ok(()) => Ok(()),
         Err(_) => copy_data(&mut source, &mut target, metadata.len()),
     };
+    let copied = copied.and_then(|()| match FileStamp::of(&source)? == before {
+        true => Ok(()),
+        false => Err(io::Error::other("it was written to while it was copied")),
+    });
     if let Err(error) = copied {
         let _ = fs::remove_file(to);
         return Err(error);

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -241,19 +242,19 @@ impl Drive {
         let base = Image::open(&config.path, true)?;
         let image = Image::open(overlay, false)?;
         let opened = Overlay::open(image.file, base.file, base.sectors * SECTOR);
-        Self::with_overlay(opened, overlay, config)
+        let opened = opened.map_err(|source| DriveError::Overlay {
+            path: overlay.clone(),
+            source,
+        })?;
+        Self::with_overlay(Arc::new(opened), overlay, config)
     }
 
     /// A drive in two layers. Threads serve it: a request may take several calls, which depend on each other.
     fn with_overlay(
-        opened: Result<Overlay, OverlayError>,
+        overlay: Arc<Overlay>,
         path: &Path,
         config: &DriveConfig,
     ) -> Result<Self, DriveError> {
-        let overlay = opened.map_err(|source| DriveError::Overlay {
-            path: path.to_owned(),
-            source,
-        })?;
         if config.io_engine == IoEngine::Async {
             tracing::info!(path = %path.display(), "threads serve a drive with an overlay");
         }
@@ -279,8 +280,8 @@ impl Drive {
     /// As for [`Self::open`].
     pub fn reopen(&self, config: &DriveConfig) -> Result<Self, DriveError> {
         if let (Some(path), Some(overlay)) = (&config.overlay, self.overlay()) {
-            let opened = overlay.reopen();
-            return Self::with_overlay(opened, path, config);
+            // What is in flight on this one still changes which granules are there: both have to know. An overlay keeps its size.
+            return Self::with_overlay(Arc::clone(overlay), path, config);
         }
         let same = || {
             let new = fs::metadata(&config.path).ok()?;
@@ -328,7 +329,7 @@ impl Drive {
         }
     }
 
-    fn overlay(&self) -> Option<&Overlay> {
+    fn overlay(&self) -> Option<&Arc<Overlay>> {
         match &self.engine {
             Engine::Threads(threads) => match threads.store() {
                 Store::Overlay(overlay) => Some(overlay),

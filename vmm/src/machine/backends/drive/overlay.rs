@@ -60,6 +60,9 @@ pub enum OverlayError {
         /// Bytes of the base.
         base: u64,
     },
+    /// A part of it is missing.
+    #[error("its end is missing: what was written there would be the base's again")]
+    Short,
     /// The file.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -79,6 +82,11 @@ struct Header {
 /// Where the disk begins in the file, which is `len` bytes long.
 const fn data_at(len: u64) -> u64 {
     GRANULE + len.div_ceil(GRANULE).div_ceil(8).next_multiple_of(GRANULE)
+}
+
+/// How long the file is.
+const fn file_len(len: u64) -> u64 {
+    data_at(len) + len.next_multiple_of(GRANULE)
 }
 
 /// Both layers. Reads go side by side, changes one after the other.
@@ -101,11 +109,8 @@ pub(in crate::machine::backends) fn format(file: &File, len: u64) -> Result<(), 
     if len > MAX_LEN {
         return Err(OverlayError::TooLarge(len));
     }
-    let system = fstatfs(file).map_err(io::Error::from)?;
-    if !FILE_SYSTEMS.contains(&(system.f_type as u32)) || system.f_bsize as u64 != GRANULE {
-        return Err(OverlayError::FileSystem);
-    }
-    file.set_len(data_at(len) + len.next_multiple_of(GRANULE))?;
+    check_file_system(file)?;
+    file.set_len(file_len(len))?;
     let header = Header {
         magic: MAGIC,
         version: VERSION.into(),
@@ -123,6 +128,15 @@ pub(in crate::machine::backends) fn format(file: &File, len: u64) -> Result<(), 
         return Err(OverlayError::FileSystem);
     }
     Ok(())
+}
+
+/// Whether the file system tells which parts of a file were written, and these alone.
+fn check_file_system(file: &File) -> Result<(), OverlayError> {
+    let system = fstatfs(file).map_err(io::Error::from)?;
+    match FILE_SYSTEMS.contains(&(system.f_type as u32)) && system.f_bsize as u64 == GRANULE {
+        true => Ok(()),
+        false => Err(OverlayError::FileSystem),
+    }
 }
 
 impl Overlay {
@@ -151,6 +165,11 @@ impl Overlay {
         if len > MAX_LEN {
             return Err(OverlayError::TooLarge(len));
         }
+        // It may have been copied to here.
+        check_file_system(&file)?;
+        if file.metadata()?.len() < file_len(len) {
+            return Err(OverlayError::Short);
+        }
         let granules = len.div_ceil(GRANULE);
         let overlay = Self {
             file,
@@ -168,11 +187,6 @@ impl Overlay {
     /// The file with the changes.
     pub(super) fn file(&self) -> &File {
         &self.file
-    }
-
-    /// The same overlay once more, with its locks. It keeps its size.
-    pub(super) fn reopen(&self) -> Result<Self, OverlayError> {
-        Self::open(self.file.try_clone()?, self.base.try_clone()?, self.len)
     }
 
     /// Bytes of the disk.
@@ -201,7 +215,7 @@ impl Overlay {
             }
             Ok(())
         })?;
-        let end = self.data_at + self.len.next_multiple_of(GRANULE);
+        let end = file_len(self.len);
         self.each_written(self.data_at, end, |begin, end| {
             let granule = |at: u64| (at - self.data_at) / GRANULE;
             (granule(begin)..granule(end.next_multiple_of(GRANULE)))
@@ -409,11 +423,17 @@ impl Overlay {
         if (first..last).all(|granule| self.zero.get(granule)) {
             return Ok(());
         }
+        let marked = |index: u64| {
+            (0..8).fold(self.zero.byte(index), |byte, bit| {
+                let here = (first..last).contains(&(index * 8 + bit));
+                byte | u8::from(here) << bit
+            })
+        };
+        let bytes: Vec<u8> = (first / 8..last.div_ceil(8)).map(marked).collect();
+        // In the file first: after an error the next attempt has to write them.
+        self.file.write_all_at(&bytes, GRANULE + first / 8)?;
         (first..last).for_each(|granule| self.zero.set(granule, true));
-        let bytes: Vec<u8> = (first / 8..last.div_ceil(8))
-            .map(|index| self.zero.byte(index))
-            .collect();
-        self.file.write_all_at(&bytes, GRANULE + first / 8)
+        Ok(())
     }
 }
 

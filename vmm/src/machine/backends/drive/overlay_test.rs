@@ -234,6 +234,11 @@ fn what_is_no_overlay_of_this_base_is_refused() {
         let refused = Overlay::open(place.open_file("other"), base(), LEN).unwrap_err();
         assert!(matches!(refused, OverlayError::NoOverlay), "{refused}");
     }
+    // A copy that was cut short.
+    let short = place.open_file("overlay");
+    short.set_len(file_len(LEN) - 1).unwrap();
+    let refused = Overlay::open(short, base(), LEN).unwrap_err();
+    assert!(matches!(refused, OverlayError::Short), "{refused}");
     let huge = format(&place.open_file("huge"), MAX_LEN + 512).unwrap_err();
     assert!(matches!(huge, OverlayError::TooLarge(_)), "{huge}");
 }

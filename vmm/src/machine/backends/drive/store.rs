@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use vmgenie_devices::virtio::block::Operation;
@@ -15,8 +16,8 @@ use super::overlay::Overlay;
 pub(super) enum Store {
     /// One file.
     File(File),
-    /// Two.
-    Overlay(Overlay),
+    /// Two; shared with the drive that takes this one's place when it is opened again.
+    Overlay(Arc<Overlay>),
 }
 
 impl Store {

@@ -501,3 +501,39 @@ fn clones_share_their_base_and_keep_what_they_write_to_themselves() {
     drop(again);
     assert_eq!(at(&mut Drive::open(&config).unwrap()), [1, 0xa, 1, 0]);
 }
+
+#[test]
+fn what_is_written_while_an_overlay_is_opened_again_is_there_afterwards() {
+    let place = Place::new(&[1; 64 << 10]);
+    let path = place.dir.path().join("overlay");
+    overlay::format(&File::create_new(&path).unwrap(), 64 << 10).unwrap();
+    let config = DriveConfig {
+        overlay: Some(path),
+        ..place.config(IoEngine::Sync)
+    };
+    let mut drive = Drive::open(&config).unwrap();
+    let memory = memory();
+    let mut again = drive.reopen(&config).unwrap();
+    // What was in flight ends on the old one, as late as this.
+    memory.write_slice(&[9; 4096], GuestAddress(0)).unwrap();
+    run(&mut drive, write(&memory, 8192, 0, 4096)).unwrap();
+    run(
+        &mut drive,
+        Operation::Discard {
+            offset: 0,
+            len: 4096,
+        },
+    )
+    .unwrap();
+    drop(drive);
+    // A part of the same granule does not bring the base back either.
+    run(&mut again, write(&memory, 8192, 0, 512)).unwrap();
+    run(&mut again, read(&memory, 0, 0, 12288)).unwrap();
+    let mut bytes = [0; 12288];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert!(bytes[..4096] == [0; 4096]);
+    assert!(bytes[4096..8192] == [1; 4096]);
+    assert!(bytes[8192..] == [9; 4096]);
+    // Nor was the lock let go.
+    assert!(Drive::open(&config).is_err());
+}
