@@ -219,7 +219,8 @@ fn program_of(found: &[(String, TestBinary)], wanted: &str, name: &str) -> Optio
         .map(|(_, binary)| PathBuf::from(&binary.path))
 }
 
-/// The kind of target and the executable of each message that has one.
+/// The kind of target and the executable of each message that has one. Of integration tests only those of [`TESTS_PACKAGE`]: others, which cargo
+/// builds as well when it is asked for all, need no KVM, and tools that its host does not have.
 fn executables(messages: &str) -> Vec<(String, TestBinary)> {
     messages
         .lines()
@@ -227,11 +228,15 @@ fn executables(messages: &str) -> Vec<(String, TestBinary)> {
         .filter(|message| message["reason"] == "compiler-artifact")
         .filter_map(|message| {
             let target = &message["target"];
+            let kind = target["kind"][0].as_str()?;
+            if kind == "test" && !message["package_id"].as_str()?.contains(TESTS_PACKAGE) {
+                return None;
+            }
             let binary = TestBinary {
                 name: target["name"].as_str()?.to_owned(),
                 path: message["executable"].as_str()?.to_owned(),
             };
-            Some((target["kind"][0].as_str()?.to_owned(), binary))
+            Some((kind.to_owned(), binary))
         })
         .collect()
 }
@@ -243,7 +248,8 @@ mod tests {
     const MESSAGES: &str = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"x"},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"vm-agent"},"executable":"/t/vm-agent"}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"host"},"executable":"/t/host-1"}
+{"reason":"compiler-artifact","package_id":"path+file:///w/tests#vmgenie-tests@0.1.0","target":{"kind":["test"],"name":"host"},"executable":"/t/host-1"}
+{"reason":"compiler-artifact","package_id":"path+file:///w/vmm#vmgenie@0.1.0","target":{"kind":["test"],"name":"reader"},"executable":"/t/reader-1"}
 {"reason":"build-finished","success":true}
 not json"#;
 

@@ -117,6 +117,8 @@ fn unit_part() -> Vec<Line> {
                 TESTS_PACKAGE,
                 "--lib",
                 "--bins",
+                // Of the packages that are left, because those need no KVM.
+                "--tests",
             ],
         ),
         (

@@ -99,7 +99,7 @@ fn a_guest_that_draws_all_the_time_goes_on_after_each_of_many_restores() {
     // A reader that waits for the device for most of its life, and counts what it got.
     vm.shell(
         "(n=0; while dd if=/dev/hwrng of=/tmp/block bs=64 count=16 iflag=fullblock 2>/dev/null; do \
-         n=$((n+1)); echo $n > /tmp/count; done) > /dev/null 2>&1 &",
+         n=$((n+1)); echo $n > /tmp/new; mv /tmp/new /tmp/count; done) > /dev/null 2>&1 &",
     );
     let count = "cat /tmp/count 2>/dev/null || echo 0";
     let mut last: u64 = 0;
