@@ -52,6 +52,8 @@ fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
     namespace.add_tap("tap0");
     let mut vm = namespace.run(|| Vm::load(&snapshot));
     vm.client.resume().unwrap();
+    // The new tap has another hardware address, and the guest may believe in the old one for half a minute.
+    vm.shell("ip neigh flush dev eth0");
     vm.shell(&format!("ping -c 3 -W 10 {HOST}"));
     no_complaints(&mut vm);
 }
