@@ -242,3 +242,25 @@ fn what_is_no_overlay_of_this_base_is_refused() {
     let huge = format(&place.open_file("huge"), MAX_LEN + 512).unwrap_err();
     assert!(matches!(huge, OverlayError::TooLarge(_)), "{huge}");
 }
+
+#[test]
+fn zeros_that_could_not_be_noted_are_no_zeros_at_the_next_attempt_either() {
+    let place = Place::new();
+    // Whatever is written to it fails.
+    let file = File::open(place.path("overlay")).unwrap();
+    let overlay = Overlay::open(file, File::open(place.path("base")).unwrap(), LEN).unwrap();
+    let before = read(&overlay, 0, 4 * GRANULE);
+    for attempt in 0..2 {
+        let (offset, len) = (GRANULE, 2 * GRANULE);
+        let discarded = overlay.run(Operation::Discard { offset, len });
+        assert!(discarded.is_err(), "{attempt}");
+        let zeroed = overlay.run(Operation::WriteZeroes {
+            offset,
+            len,
+            unmap: attempt == 0,
+            durable: true,
+        });
+        assert!(zeroed.is_err(), "{attempt}");
+    }
+    assert!(read(&overlay, 0, 4 * GRANULE) == before);
+}
