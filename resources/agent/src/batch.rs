@@ -17,6 +17,9 @@ use crate::write_entry;
 
 /// What vmgenie says when its guest has ended in a triple fault.
 const TRIPLE_FAULT: &[u8] = b"the guest crashed: triple fault";
+/// What it says when KVM believes that an event was being delivered as the guest reached for a device. The emulated processor has told it so:
+/// its EXITINTINFO held half of a guest physical address then, with the bit that makes it valid.
+const LOST_EVENT: &[u8] = b"KVM could not deliver an event to the guest (KVM_EXIT_INTERNAL_ERROR";
 /// What the tests say of a guest that did not answer on its console in time.
 const SILENCE: &[u8] = b"on the console: time is up";
 
@@ -140,10 +143,10 @@ fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) 
     (report, all)
 }
 
-/// Whether a test has failed and a guest of it ended in a triple fault or fell silent.
+/// Whether a test has failed and a guest of it ended by the emulated processor's doing or fell silent.
 fn guest_was_lost(outcome: Outcome, output: &[u8]) -> bool {
     let says = |text: &[u8]| output.windows(text.len()).any(|bytes| bytes == text);
-    outcome == Outcome::Failed && (says(TRIPLE_FAULT) || says(SILENCE))
+    outcome == Outcome::Failed && [TRIPLE_FAULT, LOST_EVENT, SILENCE].into_iter().any(says)
 }
 
 /// Runs one test in a directory for temporary files of its own, which goes when it ends.
@@ -250,6 +253,8 @@ mod tests {
         let silence = b"waited 60s for \"@@exit:\" on the console: time is up. All of it:\n";
         assert!(guest_was_lost(Outcome::Failed, crash));
         assert!(guest_was_lost(Outcome::Failed, silence));
+        let event = b"vCPU 0 cannot go on: KVM could not deliver an event to the guest (KVM_EXIT_INTERNAL_ERROR, suberror 3)\n";
+        assert!(guest_was_lost(Outcome::Failed, event));
         assert!(!guest_was_lost(Outcome::Passed, crash));
         assert!(!guest_was_lost(Outcome::TimedOut, crash));
         assert!(!guest_was_lost(Outcome::Failed, b"a line is wrong"));

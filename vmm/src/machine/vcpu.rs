@@ -240,6 +240,7 @@ impl Runner {
                 }
                 None
             }
+            Ok(VcpuExit::InternalError) => Some(failed(index, internal_error(&mut vcpu.fd))),
             Ok(exit) => self.handle(index, exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 if !self.gate.may_run() {
@@ -282,16 +283,31 @@ impl Runner {
                 index,
                 format!("the CPU refused to enter the guest: reason {reason:#x} on host CPU {cpu}"),
             )),
-            VcpuExit::InternalError => Some(failed(
-                index,
-                "KVM could not emulate what the guest did (KVM_EXIT_INTERNAL_ERROR)".to_owned(),
-            )),
             other => Some(failed(
                 index,
                 format!("unexpected exit from the guest: {other:?}"),
             )),
         }
     }
+}
+
+/// What KVM says that it could not do (KVM's API documentation, `KVM_EXIT_INTERNAL_ERROR`).
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the exit's reason is KVM_EXIT_INTERNAL_ERROR, for which the kernel has filled in this member; it is plain numbers.
+    let told = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    let what = match told.suberror {
+        kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "emulate an instruction of the guest",
+        kvm_bindings::KVM_INTERNAL_ERROR_SIMUL_EX => "deliver two exceptions at once",
+        kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "deliver an event to the guest",
+        _ => "go on",
+    };
+    let told_data = told.data.len().min(told.ndata as usize);
+    format!(
+        "KVM could not {what} (KVM_EXIT_INTERNAL_ERROR, suberror {}, data {:x?}; {})",
+        told.suberror,
+        &told.data[..told_data],
+        registers(fd)
+    )
 }
 
 /// What a post-mortem needs first; KVM keeps the registers as they were at the fault (Intel) or after the reset (AMD).
