@@ -6,6 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How many lines of a console the reader of a failed test is given.
+const TOLD_LINES: usize = 30;
+
 /// A guest's console on the other side of two pipes.
 #[derive(Debug)]
 pub struct Console {
@@ -115,6 +118,14 @@ impl Console {
                 .0;
         }
         state.text.clone()
+    }
+
+    /// Writes the last lines to the standard error output, for the reader of a test that has failed.
+    pub fn tell_end(&self) {
+        let text = self.text();
+        let lines: Vec<_> = text.lines().collect();
+        let end = &lines[lines.len().saturating_sub(TOLD_LINES)..];
+        eprintln!("the end of a guest's console:\n{}", end.join("\n"));
     }
 
     /// Everything so far.

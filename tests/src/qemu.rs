@@ -214,6 +214,9 @@ impl Shell for Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.console.tell_end();
+        }
         // QEMU takes a triple fault for a reset; a kernel that gives up says so on the console before.
         if std::thread::panicking()
             && self.has_ended()

@@ -25,7 +25,14 @@ pub trait Shell {
         console.send(&format!("{command}\n"));
         let output = console.wait_for("@@exit:", limit);
         let status = console.wait_for("\n", COMMAND_LIMIT);
-        (status.trim().parse().expect("an exit status"), output)
+        let status = status.trim().parse();
+        let status = status.unwrap_or_else(|_| {
+            panic!(
+                "no exit status of {command:?} on the console: {}",
+                self.console().text()
+            )
+        });
+        (status, output)
     }
 
     /// Runs a shell command in the guest that must succeed; returns what it wrote.

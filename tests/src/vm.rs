@@ -18,6 +18,9 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(150);
 /// How long a guest may take to answer a command.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a VMM may take to end by itself when a test has failed: what it says then tells what became of its guest.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+
 /// A vmgenie process. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Vm {
@@ -285,6 +288,13 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let deadline = Instant::now() + LAST_MOMENT;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            self.console.tell_end();
+        }
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

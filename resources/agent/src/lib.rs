@@ -83,7 +83,8 @@ pub struct TestPlan {
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
     pub limit_secs: u64,
-    /// How often a test is tried whose guest crashed or fell silent; at least 1.
+    /// How many times a test is run whose guest crashes or falls silent each time; at least 1. With more than 1, a failure without such
+    /// a guest is none if the test passes twice after it.
     pub attempts: u32,
 }
 
@@ -124,6 +125,8 @@ pub struct TestReport {
     pub outcome: Outcome,
     /// How often it ran.
     pub attempts: u32,
+    /// How often it failed without a guest that crashed or fell silent.
+    pub unexplained: u32,
     /// How long it ran, in seconds.
     pub seconds: f64,
 }
@@ -203,6 +206,7 @@ mod tests {
             name: name.into(),
             outcome: Outcome::TimedOut,
             attempts: 1,
+            unexplained: 0,
             seconds: 1.5,
         }
     }
