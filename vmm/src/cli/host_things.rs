@@ -17,7 +17,7 @@ pub(super) fn tell(requests: &[SnapshotLoad]) {
         let devices = LoadSnapshot::try_from(request.clone())
             .ok()
             .and_then(|request| {
-                let located = saved.located(&request.state).ok()?;
+                let located = saved.located(&request).ok()?;
                 located.overridden(&request.overrides).ok()
             });
         devices

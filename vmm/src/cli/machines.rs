@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::Failure;
 use super::args::StopArgs;
-use super::output::{show, table};
+use super::output::{plain, show, table};
 use crate::api::wire::{Action, ActionType, State};
 use crate::client::Client;
 use crate::registry::{self, Entry};
@@ -54,12 +54,12 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
         let row = |machine: &Shown| {
             [
                 machine.pid.to_string(),
-                plain(&machine.id),
+                machine.id.clone(),
                 machine.state.map_or("-", State::as_str).to_owned(),
                 machine
                     .api_socket
                     .as_ref()
-                    .map_or("-".to_owned(), |socket| plain(&socket.to_string_lossy())),
+                    .map_or("-".to_owned(), |socket| socket.display().to_string()),
             ]
         };
         table(
@@ -67,18 +67,6 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
             shown.iter().map(row).collect(),
         )
     })
-}
-
-/// Text of somebody else's, without what would move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escape = c.is_control();
-            let escaped = escape.then(|| c.escape_default());
-            let plain = (!escape).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
 }
 
 fn look_at(entry: Entry) -> Shown {
@@ -109,7 +97,7 @@ pub(super) fn stop(args: &StopArgs, json: bool) -> Result<(), Failure> {
     let entry = find(&args.machine)?;
     let process = Process::of(&entry)?;
     let powered_off = match (args.power_off, &process, &entry.api_socket) {
-        (Some(_), Some(_), None) => return Err(StopError::NoApi(plain(&entry.id)).into()),
+        (Some(_), Some(_), None) => return Err(StopError::NoApi(entry.id.clone()).into()),
         (Some(patience), Some(process), Some(socket)) => {
             // One that does not answer is ended from outside.
             press_power_button(socket).unwrap_or(false) && process.ended(patience)?
@@ -205,20 +193,14 @@ pub(super) fn find(wanted: &str) -> Result<Entry, StopError> {
     let mut found: Vec<Entry> = registry::list().into_iter().filter(is_meant).collect();
     match (found.pop(), found.len()) {
         (Some(entry), 0) => Ok(entry),
-        (None, _) => Err(StopError::None(plain(wanted))),
-        (Some(_), others) => Err(StopError::Several(plain(wanted), others + 1)),
+        (None, _) => Err(StopError::None(wanted.to_owned())),
+        (Some(_), others) => Err(StopError::Several(wanted.to_owned(), others + 1)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_others_have_named_moves_no_cursor() {
-        assert_eq!(plain("web-1 \u{e4}"), "web-1 \u{e4}");
-        assert_eq!(plain("a\u{1b}[2J\n\u{9b}"), "a\\u{1b}[2J\\n\\u{9b}");
-    }
 
     #[test]
     fn a_process_is_told_from_a_later_one_of_its_number() {

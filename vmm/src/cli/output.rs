@@ -22,7 +22,19 @@ pub(super) fn report(error: &(dyn Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    text
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// Text of somebody else's (a state file's, another process's), without what would move a terminal's cursor.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escape = c.is_control();
+            let escaped = escape.then(|| c.escape_default());
+            let plain = (!escape).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
 }
 
 /// Prints `result` as JSON, or what `text` makes of it for people.
@@ -49,7 +61,7 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| plain(&cell)));
     }
     trimmed(&table)
 }
@@ -61,7 +73,7 @@ pub(super) fn pairs(rows: Vec<(&str, String)>) -> String {
         .load_preset(NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in rows {
-        table.add_row([format!("{name}:"), value]);
+        table.add_row([format!("{name}:"), plain(&value)]);
     }
     trimmed(&table)
 }
@@ -69,4 +81,22 @@ pub(super) fn pairs(rows: Vec<(&str, String)>) -> String {
 fn trimmed(table: &Table) -> String {
     let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_written_moves_no_cursor() {
+        assert_eq!(plain("web-1 \u{e4}"), "web-1 \u{e4}");
+        assert_eq!(plain("a\u{1b}[2J\n\u{9b}"), "a\\u{1b}[2J\\n\\u{9b}");
+        let rows = pairs(vec![("id", "\u{1b}]0;x\u{7}".to_owned())]);
+        assert_eq!(rows.lines().count(), 1);
+        assert!(!rows.contains('\u{1b}'), "{rows:?}");
+        let shown = table(["ID"], vec![["a\nb".to_owned()]]);
+        assert_eq!(shown, "ID\na\\nb");
+        let error = std::io::Error::other("first\nsecond\u{1b}");
+        assert_eq!(report(&error), "first\nsecond\\u{1b}");
+    }
 }

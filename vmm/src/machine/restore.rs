@@ -111,7 +111,7 @@ impl Machine {
         let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
         // Nothing on the host is opened for a state that will be refused.
         saved.check_virtio(&virtio, memory.map())?;
-        let copies = make_drives(&saved.located(&request.state)?, &request.overrides)?;
+        let copies = make_drives(&saved.located(request)?, &request.overrides)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();

@@ -78,14 +78,20 @@ impl SavedMachine {
         &self.devices.virtio.config
     }
 
-    /// The same, with the snapshot's own copies of drives, which are beside its state file.
+    /// The same, with the snapshot's own copies of drives, which are beside its state file, where the request names no other file.
     ///
     /// # Errors
     /// A copy is not there.
-    pub fn located(&self, state: &Path) -> Result<DevicesConfig, HostPathError> {
-        let dir = state.parent().unwrap_or(Path::new(""));
+    pub fn located(&self, request: &LoadSnapshot) -> Result<DevicesConfig, HostPathError> {
+        let dir = request.state.parent().unwrap_or(Path::new(""));
         let virtio = &self.devices.virtio;
-        files::located(&virtio.config, &virtio.files, dir, self.id)
+        files::located(
+            &virtio.config,
+            &virtio.files,
+            dir,
+            self.id,
+            &request.overrides,
+        )
     }
 
     /// The devices that the machine will have, if the host is as the request wants it. Nothing is opened.
@@ -93,7 +99,7 @@ impl SavedMachine {
     /// # Errors
     /// An override that does not fit, something of the host that the request should have named, or a drive whose file has changed.
     pub(super) fn wanted(&self, request: &LoadSnapshot) -> Result<DevicesConfig, RestoreError> {
-        let located = self.located(&request.state)?;
+        let located = self.located(request)?;
         let files = &self.devices.virtio.files;
         files::check_named(&located, files, &request.overrides, request.host_paths)?;
         files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;

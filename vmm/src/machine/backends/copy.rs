@@ -68,7 +68,9 @@ pub fn make_drives(
             (DriveSource::Overlay, Some(overlay)) => overlay,
             (DriveSource::Copy, _) => &drive.path,
         };
-        copy(from, path).map_err(|error| CopyError::Copy(from.clone(), path.clone(), error))?;
+        let layered = drive.overlay.is_some();
+        copy(from, path, layered)
+            .map_err(|error| CopyError::Copy(from.clone(), path.clone(), error))?;
         made.0.push(path.clone());
     }
     Ok(made)
@@ -90,10 +92,10 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 /// Copies a regular file to a place where nothing is.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+fn copy(from: &Path, to: &Path, layered: bool) -> io::Result<()> {
     // The path may be a state file's: opening a pipe must not wait for its other end.
     match open_regular(from)? {
-        Some((source, _)) => copy_file(source, to).map(drop),
+        Some((source, _)) => copy_file(source, to, layered).map(drop),
         None => Err(no_file()),
     }
 }
@@ -105,18 +107,23 @@ fn no_file() -> io::Error {
     )
 }
 
-/// Copies an open regular file to a place where nothing is.
-pub(super) fn copy_file(mut source: File, to: &Path) -> io::Result<File> {
+/// Copies an open regular file, which is an overlay if it is `layered`, to a place where nothing is.
+pub(super) fn copy_file(mut source: File, to: &Path, layered: bool) -> io::Result<File> {
     let metadata = source.metadata()?;
     if !metadata.is_file() {
         return Err(no_file());
     }
     let mut target = new_file(to)?;
     let before = FileStamp::of(&source)?;
-    let copied = match ioctl_ficlone(&target, &source) {
+    // On another file system it would be a copy that no restore takes.
+    let fits = match layered {
+        true => overlay::check_file_system(&target).map_err(io::Error::other),
+        false => Ok(()),
+    };
+    let copied = fits.and_then(|()| match ioctl_ficlone(&target, &source) {
         Ok(()) => Ok(()),
         Err(_) => copy_data(&mut source, &mut target, metadata.len()),
-    };
+    });
     let copied = copied.and_then(|()| match FileStamp::of(&source)? == before {
         true => Ok(()),
         false => Err(io::Error::other("it was written to while it was copied")),
@@ -167,10 +174,10 @@ mod tests {
         file.seek(SeekFrom::Start(8 << 20)).unwrap();
         file.write_all(b"middle").unwrap();
         file.set_len(32 << 20).unwrap();
-        copy(&from, &to).unwrap();
+        copy(&from, &to, false).unwrap();
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
-        let refused = copy(&from, &to).unwrap_err();
+        let refused = copy(&from, &to, false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert!(to.exists(), "what was there stays");
         // Nobody writes to it: an open that waits for that would hang.
@@ -183,8 +190,8 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(copy(&pipe, &dir.path().join("x")).is_err());
-        assert!(copy(dir.path(), &dir.path().join("x")).is_err());
+        assert!(copy(&pipe, &dir.path().join("x"), false).is_err());
+        assert!(copy(dir.path(), &dir.path().join("x"), false).is_err());
         assert!(!dir.path().join("x").exists());
     }
 

@@ -109,16 +109,21 @@ pub enum HostPathError {
     },
 }
 
-/// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those.
+/// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those, unless `overrides` name another
+/// file.
 pub(in crate::machine) fn located(
     devices: &DevicesConfig,
     files: &[DriveFilePart],
     dir: &Path,
     id: SnapshotId,
+    overrides: &DeviceOverrides,
 ) -> Result<DevicesConfig, HostPathError> {
     let mut located = devices.clone();
     for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
         let Some(name) = &file.copy else { continue };
+        if has_file(overrides, drive) {
+            continue;
+        }
         // The state file may say anything: the copy is a file in its directory, not by a detour, and has a name that nothing but a copy of this
         // snapshot has. Else a state file in somebody's home could have any file there opened.
         let path = dir.join(name);
@@ -136,6 +141,12 @@ pub(in crate::machine) fn located(
         located.set_drive_copy(&drive.id, path);
     }
     Ok(located)
+}
+
+/// Whether the request names a file for the drive that is there already.
+fn has_file(overrides: &DeviceOverrides, drive: &DriveConfig) -> bool {
+    let mut named = overrides.drives.iter();
+    named.any(|named| named.id == drive.id && named.source == DriveSource::Existing)
 }
 
 /// Whether the request names all that the machine has of the host. `devices` are [`located`].
@@ -182,8 +193,7 @@ pub(in crate::machine) fn check_unchanged(
     changed: ChangedDrives,
 ) -> Result<(), HostPathError> {
     for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
-        let named = overrides.drives.iter().find(|named| named.id == drive.id);
-        if named.is_some_and(|named| named.source == DriveSource::Existing) {
+        if has_file(overrides, drive) {
             // The caller knows which file it is.
             continue;
         }

@@ -74,7 +74,17 @@ impl Place {
     }
 
     fn located(&self) -> Result<DevicesConfig, HostPathError> {
-        located(&self.devices, &self.files, self.dir.path(), SNAPSHOT)
+        self.located_with(&DeviceOverrides::default())
+    }
+
+    fn located_with(&self, overrides: &DeviceOverrides) -> Result<DevicesConfig, HostPathError> {
+        located(
+            &self.devices,
+            &self.files,
+            self.dir.path(),
+            SNAPSHOT,
+            overrides,
+        )
     }
 
     fn unchanged(&self, changed: ChangedDrives) -> Result<(), HostPathError> {
@@ -218,6 +228,20 @@ fn a_copy_is_a_file_beside_the_state_file_and_nothing_else() {
     let place = Place::new(false);
     fs::create_dir(place.path(&name)).unwrap();
     refuse(place, &name);
+}
+
+#[test]
+fn a_copy_that_is_gone_is_not_missed_if_another_file_is_named() {
+    let place = Place::new(false).with_copy(&copy_name());
+    place.located().unwrap_err();
+    for (source, fits) in [
+        (DriveSource::Existing, true),
+        (DriveSource::Copy, false),
+        (DriveSource::Overlay, false),
+    ] {
+        let located = place.located_with(&drive_override(source));
+        assert_eq!(located.is_ok(), fits, "{source:?}");
+    }
 }
 
 #[test]

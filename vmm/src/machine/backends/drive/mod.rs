@@ -37,7 +37,7 @@ use uring::Uring;
 #[derive(Debug, Error)]
 pub enum DriveError {
     /// It cannot be opened.
-    #[error("could not open {} {}", .path.display(), if *.read_only { "for reading" } else { "for reading and writing" })]
+    #[error("could not open {path:?} {}", if *.read_only { "for reading" } else { "for reading and writing" })]
     Open {
         /// The file.
         path: PathBuf,
@@ -48,12 +48,11 @@ pub enum DriveError {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{} is neither a regular file nor a block device", .0.display())]
+    #[error("{0:?} is neither a regular file nor a block device")]
     Kind(PathBuf),
     /// It is locked.
     #[error(
-        "{} is in use by another microVM or program{}; give each microVM a file of its own",
-        .path.display(),
+        "{path:?} is in use by another microVM or program{}; give each microVM a file of its own",
         if *.read_only { ", which may write to it" } else { "" }
     )]
     InUse {
@@ -63,7 +62,7 @@ pub enum DriveError {
         read_only: bool,
     },
     /// Its overlay.
-    #[error("could not use the overlay {}", .path.display())]
+    #[error("could not use the overlay {path:?}")]
     Overlay {
         /// The file.
         path: PathBuf,
@@ -75,7 +74,7 @@ pub enum DriveError {
     #[error(transparent)]
     Block(#[from] BlockError),
     /// Its size, its lock.
-    #[error("could not {what} {}", .path.display())]
+    #[error("could not {what} {path:?}")]
     Use {
         /// What was done.
         what: &'static str,
@@ -355,7 +354,7 @@ impl Drive {
     /// # Errors
     /// The files', or it is no regular file.
     pub(in crate::machine) fn copy_to(&self, path: &Path) -> io::Result<File> {
-        copy_file(self.file().try_clone()?, path)
+        copy_file(self.file().try_clone()?, path, self.overlay().is_some())
     }
 }
 

@@ -131,7 +131,7 @@ pub(in crate::machine::backends) fn format(file: &File, len: u64) -> Result<(), 
 }
 
 /// Whether the file system tells which parts of a file were written, and these alone.
-fn check_file_system(file: &File) -> Result<(), OverlayError> {
+pub(in crate::machine::backends) fn check_file_system(file: &File) -> Result<(), OverlayError> {
     let system = fstatfs(file).map_err(io::Error::from)?;
     match FILE_SYSTEMS.contains(&(system.f_type as u32)) && system.f_bsize as u64 == GRANULE {
         true => Ok(()),
