@@ -264,3 +264,40 @@ fn zeros_that_could_not_be_noted_are_no_zeros_at_the_next_attempt_either() {
     }
     assert!(read(&overlay, 0, 4 * GRANULE) == before);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// A file that came from elsewhere may hold anything: it is refused, or is a disk that can be read and written from end to end.
+    #[test]
+    fn a_file_with_anything_in_it_is_refused_or_is_a_disk(
+        // The header's fields, its rest, the bits and what is behind them, and the disk.
+        scribbles in prop::collection::vec(
+            (prop_oneof![0..24_u64, 0..GRANULE, GRANULE..GRANULE + 8, GRANULE..2 * GRANULE, 0..file_len(LEN) + GRANULE], any::<u8>()),
+            0..8,
+        ),
+        len in prop_oneof![3 => Just(None), 1 => (0..file_len(LEN) + GRANULE).prop_map(Some)],
+    ) {
+        let place = Place::new();
+        let file = place.open_file("overlay");
+        for (at, byte) in &scribbles {
+            file.write_all_at(&[*byte], *at).unwrap();
+        }
+        if let Some(len) = len {
+            file.set_len(len).unwrap();
+        }
+        let base = File::open(place.path("base")).unwrap();
+        let Ok(overlay) = Overlay::open(file, base, LEN) else {
+            prop_assert!(len.is_some_and(|len| len < file_len(LEN)) || scribbles.iter().any(|(at, _)| *at < 24));
+            return Ok(());
+        };
+        read(&overlay, 0, LEN);
+        let bytes: Vec<u8> = (0..LEN).map(|at| at as u8).collect();
+        write(&overlay, 512, &bytes[512..LEN as usize - 512]);
+        zero(&overlay, GRANULE, 3 * GRANULE, true);
+        prop_assert_eq!(&read(&overlay, 4 * GRANULE, GRANULE), &bytes[4 * GRANULE as usize..][..GRANULE as usize]);
+        let all = read(&overlay, 0, LEN);
+        drop(overlay);
+        prop_assert!(read(&place.open(), 0, LEN) == all);
+    }
+}

@@ -365,7 +365,10 @@ fn one_writer_or_many_readers_have_the_file() {
     for config in [place.config(IoEngine::Sync), place.read_only()] {
         let refused = Drive::open(&config).unwrap_err();
         assert!(matches!(refused, DriveError::InUse { .. }), "{refused}");
-        assert!(refused.to_string().contains("image\" is in use"), "{refused}");
+        assert!(
+            refused.to_string().contains("image\" is in use"),
+            "{refused}"
+        );
     }
     drop(writer);
     let _readers = [(); 2].map(|()| Drive::open(&place.read_only()).unwrap());
