@@ -1,16 +1,18 @@
 //! Every test of some libtest binaries, each in a process of its own.
 
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use vm_agent::{Entry, Outcome, TestBinary, TestPlan, TestReport};
+use vm_agent::{Entry, HEARTBEAT, Outcome, TestBinary, TestPlan, TestReport};
 
 use crate::supervise::{self, die_with_parent};
 use crate::write_entry;
@@ -45,27 +47,50 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     };
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Done::default());
+    let (ended, all_ended) = mpsc::channel();
     thread::scope(|scope| {
-        for _ in 0..plan.jobs.max(1) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(test) = tests.get(index) else { break };
-                    let (ended, output) = run_one(test, plan, index);
-                    // A worker that panicked leaves numbers that are true of the tests before.
-                    let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
-                    done.count += 1;
-                    print_one(&ended, &output, done.count, tests.len());
-                    done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
-                    if let Err(message) = write_entry(report, &Entry::Test(ended)) {
-                        eprintln!("vm-agent: {message}");
-                        done.bad = true;
-                    }
+        scope.spawn(|| tell_alive(all_ended, report, &done));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(test) = tests.get(index) else { break };
+                let (ended, output) = run_one(test, plan, index);
+                let mut done = lock(&done);
+                done.count += 1;
+                print_one(&ended, &output, done.count, tests.len());
+                done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
+                if let Err(message) = write_entry(report, &Entry::Test(ended)) {
+                    eprintln!("vm-agent: {message}");
+                    done.bad = true;
                 }
-            });
-        }
+            }
+        };
+        let workers: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let panics = workers.into_iter().filter_map(|it| it.join().err());
+        lock(&done).bad |= panics.count() > 0;
+        drop::<Sender<Infallible>>(ended);
     });
-    i32::from(done.into_inner().unwrap_or_else(|e| e.into_inner()).bad)
+    i32::from(lock(&done).bad)
+}
+
+/// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended.
+fn tell_alive(all_ended: Receiver<Infallible>, report: &File, done: &Mutex<Done>) {
+    loop {
+        let told = {
+            // One line after the other.
+            let _one = lock(done);
+            write_entry(report, &Entry::Alive)
+        };
+        // Without a reader it matters to nobody.
+        if told.is_err() || all_ended.recv_timeout(HEARTBEAT) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// A worker that panicked leaves numbers that are true of the tests before.
+fn lock(done: &Mutex<Done>) -> MutexGuard<'_, Done> {
+    done.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the workers know together.

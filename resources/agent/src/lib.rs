@@ -97,10 +97,15 @@ pub struct TestBinary {
     pub path: String,
 }
 
+/// How often a host that runs tests tells that it is there.
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A line of the report on its way out of the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Entry {
+    /// Tests are being run: said each [`HEARTBEAT`], so that a host that hangs is told from a long test.
+    Alive,
     /// A test has ended.
     Test(TestReport),
     /// The job has ended, with this exit status: of its command, or 0 or 1 for tests.
@@ -162,6 +167,7 @@ impl Report {
         let mut tests = Vec::new();
         for line in text.lines() {
             match serde_json::from_str(line) {
+                Ok(Entry::Alive) => {}
                 Ok(Entry::Test(test)) => tests.push(test),
                 Ok(Entry::End(status)) => return Ok(Self { status, tests }),
                 Err(_) => break,
@@ -213,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_report_survives_the_trip_over_the_port() {
-        let text = lines(&[Entry::Test(test("host::a")), Entry::End(77)]);
+        let text = lines(&[Entry::Alive, Entry::Test(test("host::a")), Entry::End(77)]);
         let report = Report {
             status: 77,
             tests: vec![test("host::a")],

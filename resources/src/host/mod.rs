@@ -39,11 +39,13 @@ pub(crate) struct SharedFile {
     pub(crate) to: String,
 }
 
-/// The emulated host crashed, or ended in another way that none of its programs asked for.
+/// The emulated host crashed, ended in another way that none of its programs asked for, or hung.
 #[derive(Debug)]
 pub(crate) struct HostDied {
     /// The tests that had ended before.
     pub(crate) tests: Vec<TestReport>,
+    /// It was there, but told nothing for so long that it was ended.
+    hung: bool,
     console: String,
 }
 
@@ -53,6 +55,7 @@ impl HostDied {
     pub(crate) fn after(tests: Vec<TestReport>) -> Self {
         Self {
             tests,
+            hung: false,
             console: String::new(),
         }
     }
@@ -60,11 +63,11 @@ impl HostDied {
 
 impl std::fmt::Display for HostDied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "the emulated host ended without a report{}",
-            self.console
-        )
+        let what = match self.hung {
+            true => "hung and was ended",
+            false => "ended without a report",
+        };
+        write!(f, "the emulated host {what}{}", self.console)
     }
 }
 

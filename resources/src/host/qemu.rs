@@ -43,6 +43,10 @@ const SCRATCH_LEN: u64 = 24 << 20;
 /// How long the host may take to come up; it takes a tenth of it even on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long a host that runs tests may tell nothing. It does each [`vm_agent::HEARTBEAT`], and stands still for 20 seconds at times; when both
+/// of its processors turn in circles, it does for ever.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+
 /// How much of the console an error shows.
 const TAIL_LINES: usize = 30;
 
@@ -94,16 +98,17 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let mut child = lifetime::bind(&mut command)
         .spawn()
         .context("could not start qemu-system-x86_64")?;
-    let in_time = thread::scope(|scope| {
+    let watched = matches!(request.work, Work::Tests(_)).then_some(report.as_path());
+    let end = thread::scope(|scope| {
         scope.spawn(|| stdout.copy(io::stdout()));
         scope.spawn(|| stderr.copy(io::stderr()));
-        let in_time = wait(&mut child, request.timeout_secs, &console);
+        let end = wait(&mut child, request.timeout_secs, watched, &console);
         stdout.end();
         stderr.end();
-        in_time
+        end
     })?;
     drop(raw);
-    if !in_time {
+    if end == End::TimeLimit {
         bail!(
             "the job took longer than its time limit and the emulated host was ended{}",
             console_tail(&console)
@@ -112,7 +117,13 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let text = fs::read_to_string(&report).unwrap_or_default();
     Report::parse(&text).map_err(|tests| {
         let console = console_tail(&console);
-        HostDied { tests, console }.into()
+        let hung = end == End::Silence;
+        HostDied {
+            tests,
+            hung,
+            console,
+        }
+        .into()
     })
 }
 
@@ -211,11 +222,50 @@ fn make_fifo(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the end of the host; `false` when it had to be ended at its limit, which is that of
-/// the job or, before the job begins, that of the boot.
-fn wait(child: &mut Child, timeout_secs: Option<u64>, console: &Path) -> Result<bool> {
+/// How a host ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Of itself.
+    Own,
+    /// By us, at its time limit.
+    TimeLimit,
+    /// By us, because it told nothing for [`SILENCE_LIMIT`].
+    Silence,
+}
+
+/// When a file has grown last.
+struct Growth<'a> {
+    file: &'a Path,
+    len: u64,
+    at: Instant,
+}
+
+impl Growth<'_> {
+    /// Whether it has begun, and has not grown for `limit`.
+    fn has_stopped(&mut self, limit: Duration) -> bool {
+        let len = fs::metadata(self.file).map_or(0, |it| it.len());
+        if len != self.len {
+            (self.len, self.at) = (len, Instant::now());
+        }
+        len > 0 && self.at.elapsed() >= limit
+    }
+}
+
+/// Waits for the end of the host, or ends it: at its limit, which is that of the job or, before the job begins, that of the boot;
+/// or when the report that it is `watched` by grows no more.
+fn wait(
+    child: &mut Child,
+    timeout_secs: Option<u64>,
+    watched: Option<&Path>,
+    console: &Path,
+) -> Result<End> {
     let begun = Instant::now();
     let limit = timeout_secs.map(Duration::from_secs);
+    let mut growth = watched.map(|file| Growth {
+        file,
+        len: 0,
+        at: begun,
+    });
     let mut looked = false;
     loop {
         if child
@@ -223,7 +273,7 @@ fn wait(child: &mut Child, timeout_secs: Option<u64>, console: &Path) -> Result<
             .context("could not wait for QEMU")?
             .is_some()
         {
-            return Ok(true);
+            return Ok(End::Own);
         }
         let passed = begun.elapsed();
         // One look is enough: what is up by then was up in time.
@@ -241,7 +291,14 @@ fn wait(child: &mut Child, timeout_secs: Option<u64>, console: &Path) -> Result<
         }
         if limit.is_some_and(|limit| passed >= limit) {
             end(child)?;
-            return Ok(false);
+            return Ok(End::TimeLimit);
+        }
+        if growth
+            .as_mut()
+            .is_some_and(|growth| growth.has_stopped(SILENCE_LIMIT))
+        {
+            end(child)?;
+            return Ok(End::Silence);
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -321,6 +378,25 @@ fn console_tail(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_that_has_begun_and_grows_no_more_has_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("report");
+        let mut growth = Growth {
+            file: &file,
+            len: 0,
+            at: Instant::now(),
+        };
+        let (none, long) = (Duration::ZERO, Duration::from_secs(60));
+        assert!(!growth.has_stopped(none), "it has not begun");
+        fs::write(&file, "a").unwrap();
+        assert!(!growth.has_stopped(long));
+        assert!(growth.has_stopped(none));
+        fs::write(&file, "ab").unwrap();
+        growth.at -= long;
+        assert!(!growth.has_stopped(long), "it has grown");
+    }
 
     #[test]
     fn output_before_the_mark_passes_and_the_mark_ends_it() {
