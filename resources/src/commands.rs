@@ -1,8 +1,8 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use vm_agent::Work;
 
@@ -226,8 +226,17 @@ fn shared_file(text: &str) -> Result<SharedFile> {
         Some(to) => to.to_owned(),
         None => from.to_string_lossy().into_owned(),
     };
+    if let Some(hidden) = HIDDEN.iter().find(|dir| Path::new(&to).starts_with(dir)) {
+        bail!(
+            "{to} would be hidden in the emulated host, which mounts {hidden}: give the file another place, --file {}:/PLACE",
+            from.display()
+        );
+    }
     Ok(SharedFile { from, to })
 }
+
+/// What the emulated host mounts over the files that it is given.
+const HIDDEN: [&str; 4] = ["/tmp", "/dev", "/proc", "/sys"];
 
 /// What a restore or a snapshot costs on the host side can be measured on any KVM; a boot cannot.
 fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
@@ -263,8 +272,7 @@ fn program(
     let built = build::build(Profile::Release, Wanted::Program(name))?;
     let program = built.program.context("cargo built no program")?;
     let mut argv = vec![program.to_string_lossy().into_owned()];
-    // Only a path that is meant for the host side of `bench --firecracker PATH` moves with it.
-    let files = moved_files(kvm, &arguments)?;
+    let (arguments, files) = moved(kvm, arguments)?;
     argv.extend(arguments);
     let request = Request {
         work: Work::Command { argv },
@@ -276,20 +284,37 @@ fn program(
     Ok(host::run(kvm, &resources, &request)?.status)
 }
 
-/// Files that are named in the arguments and must be in the emulated host under the same name.
-fn moved_files(kvm: Kvm, arguments: &[String]) -> Result<Vec<SharedFile>> {
+/// Where the peer of a benchmark is in the emulated host.
+const PEER: &str = "/peer/firecracker";
+
+/// The arguments as they are right on the KVM's side, and the files that must be there: of all paths, that of `bench --firecracker PATH`.
+fn moved(kvm: Kvm, arguments: Vec<String>) -> Result<(Vec<String>, Vec<SharedFile>)> {
     if kvm == Kvm::Native {
-        return Ok(Vec::new());
+        return Ok((arguments, Vec::new()));
     }
-    arguments
-        .windows(2)
-        .filter(|pair| pair[0] == "--firecracker")
-        .map(|pair| {
-            let mut file = shared_file(&pair[1])?;
-            file.to = pair[1].clone();
-            Ok(file)
-        })
-        .collect()
+    let mut moved = Vec::new();
+    let mut files = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let path = match argument.strip_prefix("--firecracker=") {
+            Some(path) => Some(path.to_owned()),
+            None if argument == "--firecracker" => arguments.next(),
+            None => None,
+        };
+        let Some(path) = path else {
+            moved.push(argument);
+            continue;
+        };
+        let from = PathBuf::from(&path);
+        let from = from.canonicalize();
+        let from = from.with_context(|| format!("could not find {path}"))?;
+        files.push(SharedFile {
+            from,
+            to: PEER.to_owned(),
+        });
+        moved.extend(["--firecracker".to_owned(), PEER.to_owned()]);
+    }
+    Ok((moved, files))
 }
 
 #[cfg(test)]
@@ -337,5 +362,30 @@ mod tests {
         let file = shared_file("/proc/self/exe:/bin/x").unwrap();
         assert_eq!(file.to, "/bin/x");
         assert!(shared_file("/nowhere").is_err());
+        let hidden = shared_file("/proc/self/exe:/tmp/x").unwrap_err();
+        assert!(hidden.to_string().contains("mounts /tmp"), "{hidden}");
+        shared_file("/proc/self/exe:/tmpx").unwrap();
+    }
+
+    #[test]
+    fn the_peer_of_a_benchmark_moves_into_the_emulated_host() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for form in [
+            "--firecracker /proc/self/exe",
+            "--firecracker=/proc/self/exe",
+        ] {
+            let given = words(&format!("net {form} --runs 3"));
+            let (there, files) = moved(Kvm::Emulated, given.clone()).unwrap();
+            assert_eq!(there, words(&format!("net --firecracker {PEER} --runs 3")));
+            assert_eq!(files.len(), 1);
+            assert_eq!(files[0].to, PEER);
+            assert!(files[0].from.is_absolute());
+            assert_eq!(
+                moved(Kvm::Native, given.clone()).unwrap(),
+                (given, Vec::new())
+            );
+        }
+        let missing = moved(Kvm::Emulated, words("net --firecracker /nowhere"));
+        assert!(missing.unwrap_err().to_string().contains("/nowhere"));
     }
 }
