@@ -1,6 +1,6 @@
 //! The monitors that are measured: vmgenie, and a Firecracker if the user has one. Both speak the same dialect.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -19,6 +19,11 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long the tiny guest may take.
 const TINY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a monitor whose guest is lost may take to end.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+/// How many lines of what it said then are shown.
+const LAST_LINES: usize = 4;
 
 /// A kind of monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,12 +89,13 @@ impl Program {
         if self.kind == Kind::Vmgenie {
             command.arg("api");
         }
+        let errors = File::create(errors_in(&dir)).context("could not make a temporary file")?;
         let mut child = command
             .arg("--api-sock")
             .arg(&socket)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("could not start {}", self.path.display()))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -134,6 +140,10 @@ pub(crate) struct Monitor {
     dir: TempDir,
 }
 
+fn errors_in(dir: &TempDir) -> PathBuf {
+    dir.path().join("errors")
+}
+
 fn socket_in(dir: &TempDir) -> PathBuf {
     dir.path().join("api.sock")
 }
@@ -143,6 +153,23 @@ impl Monitor {
     pub(crate) fn reconnect(&mut self) -> Result<()> {
         self.connection = connect(&mut self.child, &socket_in(&self.dir))?;
         Ok(())
+    }
+
+    /// How it has ended, with the last of what it said, if it has: an emulated processor loses a guest now and then.
+    pub(crate) fn end(&mut self) -> Option<String> {
+        let deadline = Instant::now() + LAST_MOMENT;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                _ => return None,
+            }
+        };
+        let said =
+            fs::read_to_string(errors_in(&self.dir)).unwrap_or_default() + &self.console.text();
+        let last: Vec<_> = said.lines().rev().take(LAST_LINES).collect();
+        let last: Vec<_> = last.into_iter().rev().collect();
+        Some(format!("it ended with {status}: {}", last.join(" | ")))
     }
 
     /// Its process.

@@ -14,8 +14,8 @@ use crate::streams::{self, BOOT_LIMIT, SIZE, Streams, ask};
 struct Case {
     program: Program,
     namespace: Namespace,
-    /// Held: the guest runs as long as its monitor does.
-    _monitor: Monitor,
+    /// The guest runs as long as it does.
+    monitor: Monitor,
     streams: Streams,
 }
 
@@ -44,7 +44,7 @@ impl Case {
         Ok(Self {
             program: program.clone(),
             namespace,
-            _monitor: monitor,
+            monitor,
             streams: Streams::default(),
         })
     }
@@ -57,6 +57,14 @@ impl streams::Case for Case {
 
     fn streams(&self) -> &Streams {
         &self.streams
+    }
+
+    fn streams_mut(&mut self) -> &mut Streams {
+        &mut self.streams
+    }
+
+    fn monitor(&mut self) -> &mut Monitor {
+        &mut self.monitor
     }
 
     fn measure(&mut self, counts: bool) -> Result<()> {

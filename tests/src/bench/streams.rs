@@ -7,7 +7,7 @@ use guest_load::Stream;
 use serde_json::{Value, json};
 use vmgenie_tests::console::Console;
 
-use crate::monitor::{Kind, Program, Size};
+use crate::monitor::{Kind, Monitor, Program, Size};
 use crate::report::{Report, table};
 use crate::stats::{Series, ms, ratio};
 
@@ -23,6 +23,8 @@ const TRANSFER: u64 = 32 << 20;
 const ROUND_TRIPS: usize = 200;
 /// How long a guest may take to boot in the emulated host.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// How many guests may be lost: an emulated processor loses one now and then.
+const MAX_LOST: u32 = 5;
 /// How long a guest may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,10 @@ pub(crate) trait Case {
     fn program(&self) -> &Program;
     /// Where the measurements are kept.
     fn streams(&self) -> &Streams;
+    /// The same, to go on with.
+    fn streams_mut(&mut self) -> &mut Streams;
+    /// What its guest runs on.
+    fn monitor(&mut self) -> &mut Monitor;
     /// One round of [`Streams::measure`].
     fn measure(&mut self, counts: bool) -> Result<()>;
 }
@@ -82,10 +88,20 @@ pub(crate) fn run<C: Case>(
         .iter()
         .map(|program| boot(program).with_context(|| format!("{} could not boot", program.name())))
         .collect::<Result<Vec<_>>>()?;
+    let mut lost = 0;
     for round in 0..=runs {
         for case in &mut cases {
-            let measured = case.measure(round > 0);
-            measured.with_context(|| format!("the guest of {}", case.program().name()))?;
+            while let Err(error) = case.measure(round > 0) {
+                let program = case.program().clone();
+                let error = error.context(format!("the guest of {}", program.name()));
+                lost += 1;
+                let end = case.monitor().end().filter(|_| lost <= MAX_LOST);
+                let Some(end) = end else { return Err(error) };
+                eprintln!("NOTE: {error:#}; {end}; another guest goes on");
+                let mut next = boot(&program)?;
+                std::mem::swap(next.streams_mut(), case.streams_mut());
+                *case = next;
+            }
         }
     }
     Ok(report(benchmark, &cases))

@@ -18,8 +18,8 @@ struct Case {
     program: Program,
     /// Where the socket is.
     dir: TempDir,
-    /// Held: the guest runs as long as its monitor does.
-    _monitor: Monitor,
+    /// The guest runs as long as it does.
+    monitor: Monitor,
     streams: Streams,
 }
 
@@ -46,7 +46,7 @@ impl Case {
         Ok(Self {
             program: program.clone(),
             dir,
-            _monitor: monitor,
+            monitor,
             streams: Streams::default(),
         })
     }
@@ -63,6 +63,14 @@ impl streams::Case for Case {
 
     fn streams(&self) -> &Streams {
         &self.streams
+    }
+
+    fn streams_mut(&mut self) -> &mut Streams {
+        &mut self.streams
+    }
+
+    fn monitor(&mut self) -> &mut Monitor {
+        &mut self.monitor
     }
 
     fn measure(&mut self, counts: bool) -> Result<()> {

@@ -31,6 +31,9 @@ pub trait BlockBackend: Send + Debug {
     /// How many tasks may be in flight, at least 1. Always the same.
     fn depth(&self) -> u16;
 
+    /// The device begins to look at its queue. What it finds now the driver has made available without an answer to what is in flight.
+    fn turn_begins(&mut self) {}
+
     /// Takes a task. It may begin at once, or with [`Self::kick`]. The token is not in use by another task in flight. An error is
     /// reported as the task's end, never here.
     fn start(&mut self, task: Task);

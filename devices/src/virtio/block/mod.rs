@@ -233,6 +233,7 @@ impl<B: BlockBackend> Block<B> {
     /// Looks at queue and backend until there is nothing more to do now.
     fn work(&mut self, active: &mut Active<'_>) -> Turn {
         let mark = mark_used(active, 0);
+        self.backend.turn_begins();
         let turn = self.work_through(active).unwrap_or(Turn::Done);
         // The driver is told of what was used before the queue broke, too.
         let _ = notify_used(active, 0, mark);

@@ -4,8 +4,10 @@
 //! advisory; what goes round it is on its own.
 
 mod bits;
+mod engine;
 mod job;
 pub(super) mod overlay;
+mod quick;
 mod store;
 mod threads;
 mod uring;
@@ -27,11 +29,9 @@ use super::copy::copy_file;
 use crate::config::{CacheMode, DriveConfig, IoEngine};
 use crate::machine::virtio::files::FileStamp;
 
+use engine::Engine;
 use overlay::Overlay;
 pub use overlay::OverlayError;
-use store::Store;
-use threads::Threads;
-use uring::Uring;
 
 /// Why a drive's file cannot be used.
 #[derive(Debug, Error)]
@@ -190,12 +190,6 @@ fn can_punch(file: &File, size: u64) -> bool {
     )
 }
 
-/// How requests are served.
-enum Engine {
-    Uring(Box<Uring>),
-    Threads(Threads),
-}
-
 /// The bytes that an overlay on this file would have below it: all whole sectors.
 pub(super) fn base_len(path: &Path) -> io::Result<u64> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -258,13 +252,13 @@ impl Drive {
             tracing::info!(path = %path.display(), "threads serve a drive with an overlay");
         }
         let sectors = overlay.len() / SECTOR;
-        let threads = Threads::new(Store::Overlay(overlay)).map_err(|source| DriveError::Use {
+        let engine = Engine::with_overlay(overlay).map_err(|source| DriveError::Use {
             what: "serve",
             path: path.to_owned(),
             source,
         })?;
         Ok(Self {
-            engine: Engine::Threads(threads),
+            engine,
             path: config.path.clone(),
             sectors,
             read_only: false,
@@ -278,7 +272,7 @@ impl Drive {
     /// # Errors
     /// As for [`Self::open`].
     pub fn reopen(&self, config: &DriveConfig) -> Result<Self, DriveError> {
-        if let (Some(path), Some(overlay)) = (&config.overlay, self.overlay()) {
+        if let (Some(path), Some(overlay)) = (&config.overlay, self.engine.overlay()) {
             // What is in flight on this one still changes which granules are there: both have to know. An overlay keeps its size.
             return Self::with_overlay(Arc::clone(overlay), path, config);
         }
@@ -305,7 +299,7 @@ impl Drive {
             sectors,
             discards,
         } = image;
-        let engine = engine(file, config.io_engine).map_err(|source| DriveError::Use {
+        let engine = Engine::new(file, config.io_engine).map_err(|source| DriveError::Use {
             what: "serve",
             path: path.clone(),
             source,
@@ -322,27 +316,14 @@ impl Drive {
 
     /// The file that the guest's writes go to.
     fn file(&self) -> &File {
-        match &self.engine {
-            Engine::Uring(uring) => uring.file(),
-            Engine::Threads(threads) => threads.store().file(),
-        }
-    }
-
-    fn overlay(&self) -> Option<&Arc<Overlay>> {
-        match &self.engine {
-            Engine::Threads(threads) => match threads.store() {
-                Store::Overlay(overlay) => Some(overlay),
-                Store::File(_) => None,
-            },
-            Engine::Uring(_) => None,
-        }
+        self.engine.file()
     }
 
     /// The drive's file and its overlay as they are now, where they are regular files.
     pub(in crate::machine) fn stamps(&self) -> (Option<FileStamp>, Option<FileStamp>) {
         // What cannot be looked at is not compared either.
         let stamp = |file: &File| FileStamp::of(file).ok().flatten();
-        match self.overlay() {
+        match self.engine.overlay() {
             Some(overlay) => (stamp(overlay.base()), stamp(overlay.file())),
             None => (stamp(self.file()), None),
         }
@@ -354,20 +335,12 @@ impl Drive {
     /// # Errors
     /// The files', or it is no regular file.
     pub(in crate::machine) fn copy_to(&self, path: &Path) -> io::Result<File> {
-        copy_file(self.file().try_clone()?, path, self.overlay().is_some())
+        copy_file(
+            self.file().try_clone()?,
+            path,
+            self.engine.overlay().is_some(),
+        )
     }
-}
-
-fn engine(file: File, wanted: IoEngine) -> io::Result<Engine> {
-    if wanted == IoEngine::Async {
-        match file.try_clone().and_then(Uring::new) {
-            Ok(uring) => return Ok(Engine::Uring(Box::new(uring))),
-            Err(error) => {
-                tracing::warn!(%error, "this host has no io_uring for us: threads serve the drive");
-            }
-        }
-    }
-    Threads::new(Store::File(file)).map(Engine::Threads)
 }
 
 impl BlockBackend for Drive {
@@ -388,38 +361,27 @@ impl BlockBackend for Drive {
     }
 
     fn depth(&self) -> u16 {
-        match &self.engine {
-            Engine::Uring(_) => uring::DEPTH,
-            Engine::Threads(_) => threads::DEPTH,
-        }
+        self.engine.depth()
+    }
+
+    fn turn_begins(&mut self) {
+        self.engine.turn_begins();
     }
 
     fn start(&mut self, task: Task) {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.start(task),
-            Engine::Threads(threads) => threads.start(task),
-        }
+        self.engine.start(task);
     }
 
     fn kick(&mut self) -> bool {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.kick(),
-            Engine::Threads(_) => true,
-        }
+        self.engine.kick()
     }
 
     fn ended(&mut self) -> Option<(u16, io::Result<()>)> {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.ended(),
-            Engine::Threads(threads) => threads.ended(),
-        }
+        self.engine.ended()
     }
 
     fn wait(&mut self) {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.wait(),
-            Engine::Threads(threads) => threads.wait(),
-        }
+        self.engine.wait();
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -430,10 +392,7 @@ impl BlockBackend for Drive {
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(match &self.engine {
-            Engine::Uring(uring) => uring.fd(),
-            Engine::Threads(threads) => threads.fd(),
-        })
+        Some(self.engine.fd())
     }
 }
 

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 
+use super::quick::Quick;
 use super::*;
 use crate::config::DeviceId;
 
@@ -73,21 +74,41 @@ fn buffers(memory: &Arc<GuestMemoryMmap>, pieces: &[(u64, u32)]) -> Buffers {
     Buffers::new(memory, &pieces).unwrap()
 }
 
-/// Carries out one operation.
+/// Carries out one operation, at once if that can be done.
 fn run(drive: &mut Drive, operation: Operation) -> io::Result<()> {
+    carry_out(drive, operation, false)
+}
+
+/// Carries out one operation; has the engine do it if there is something else `beside` it to be done.
+fn carry_out(drive: &mut Drive, operation: Operation, beside: bool) -> io::Result<()> {
+    let mut left = 1;
+    if beside {
+        left += 1;
+        drive.start(Task {
+            token: 5,
+            operation: Operation::Flush,
+        });
+    }
     drive.start(Task {
         token: 3,
         operation,
     });
     assert!(drive.kick());
-    let ended = loop {
+    let mut result = None;
+    while left > 0 {
         match drive.ended() {
-            Some(ended) => break ended,
-            None => drive.wait(),
+            Some((3, ended)) => result = Some(ended),
+            Some((5, flushed)) => flushed.unwrap(),
+            Some(ended) => panic!("{ended:?}"),
+            None => {
+                drive.wait();
+                continue;
+            }
         }
-    };
-    assert_eq!(ended.0, 3);
-    ended.1
+        left -= 1;
+    }
+    assert!(drive.ended().is_none());
+    result.unwrap()
 }
 
 fn read(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operation {
@@ -113,14 +134,14 @@ fn what_is_written_in_pieces_is_read_in_pieces() {
         let memory = memory();
         let pattern: Vec<u8> = (0..2048_u32).map(|n| (n / 7) as u8).collect();
         memory.write_slice(&pattern, GuestAddress(0)).unwrap();
-        for durable in [false, true] {
+        for (durable, beside) in [(false, false), (true, false), (false, true), (true, true)] {
             let buffers = buffers(&memory, &[(0, 100), (100, 1900), (2000, 48)]);
             let operation = Operation::Write {
                 offset: 512,
                 buffers,
                 durable,
             };
-            run(&mut drive, operation).unwrap();
+            carry_out(&mut drive, operation, beside).unwrap();
         }
         assert_eq!(place.bytes()[512..2560], pattern);
         let backwards = buffers(&memory, &[(0x2000, 1024), (0x1000, 1024)]);
@@ -128,7 +149,7 @@ fn what_is_written_in_pieces_is_read_in_pieces() {
             offset: 512,
             buffers: backwards,
         };
-        run(&mut drive, operation).unwrap();
+        carry_out(&mut drive, operation, true).unwrap();
         let mut read = [0; 1024];
         memory.read_slice(&mut read, GuestAddress(0x1000)).unwrap();
         assert_eq!(read, pattern[1024..]);
@@ -176,22 +197,107 @@ fn the_descriptor_becomes_readable_when_a_task_has_ended() {
             .ctl(ControlOperation::Add, fd, EpollEvent::new(events, 0))
             .unwrap();
         for _ in 0..50 {
-            let operation = read(&memory, 0, 0, 512);
-            drive.start(Task {
-                token: 0,
-                operation,
-            });
+            // Of two, the engine does both.
+            for token in 0..2 {
+                let operation = read(&memory, 0, 0, 512);
+                drive.start(Task { token, operation });
+            }
             assert!(drive.kick());
-            loop {
+            let mut ended = 0;
+            while ended < 2 {
                 let mut happened = [EpollEvent::default()];
                 let count = epoll.wait(5000, &mut happened);
                 assert_ne!(count.unwrap(), 0, "no event");
-                if drive.ended().is_some() {
-                    break;
+                while drive.ended().is_some() {
+                    ended += 1;
                 }
             }
         }
     }
+}
+
+#[test]
+fn what_is_alone_and_small_is_done_at_once_where_nothing_has_to_wait() {
+    let place = Place::new(&[7; 128 << 10]);
+    let memory = memory();
+    let mut quick = Quick::new(&fs::File::open(place.path()).unwrap(), true);
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(place.path())
+        .unwrap();
+    // Whatever file system this is.
+    quick.in_memory = true;
+    quick
+        .run(&file, &read(&memory, 4096, 0, 4096))
+        .unwrap()
+        .unwrap();
+    let mut bytes = [0; 4096];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+    memory.write_slice(&[8; 512], GuestAddress(0)).unwrap();
+    quick
+        .run(&file, &write(&memory, 512, 0, 512))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        place.bytes()[511..1025],
+        [[7].as_slice(), &[8; 512], &[7]].concat()
+    );
+    let durable = Operation::Write {
+        offset: 0,
+        buffers: buffers(&memory, &[(0, 512)]),
+        durable: true,
+    };
+    for left in [
+        read(&memory, 0, 0, 65 << 10),
+        write(&memory, 0, 0, 65 << 10),
+        // The engine tells of the error.
+        read(&memory, 128 << 10, 0, 512),
+        durable,
+        Operation::Flush,
+        Operation::Discard {
+            offset: 0,
+            len: 512,
+        },
+    ] {
+        assert!(quick.run(&file, &left).is_none(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_driver_that_does_not_wait_for_answers_has_its_requests_done_together() {
+    let place = Place::new(&[7; 4096]);
+    let memory = memory();
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(place.path())
+        .unwrap();
+    let mut engine = Engine::new(file, IoEngine::Sync).unwrap();
+    // Does it end before anybody can have waited?
+    let at_once = |engine: &mut Engine, turns: bool| {
+        if turns {
+            engine.turn_begins();
+        }
+        engine.start(Task {
+            token: 0,
+            operation: write(&memory, 0, 0, 512),
+        });
+        assert!(engine.kick());
+        let at_once = engine.at_once();
+        while engine.ended().is_none() {
+            engine.wait();
+        }
+        at_once
+    };
+    for _ in 0..100 {
+        assert!(at_once(&mut engine, true));
+    }
+    // One more in the same turn was there before the driver was told.
+    assert!(!at_once(&mut engine, false));
+    let later = (0..100).position(|_| at_once(&mut engine, true));
+    assert_eq!(later, Some(64), "it is tried again");
 }
 
 #[test]
@@ -325,6 +431,7 @@ proptest! {
     #[test]
     fn any_sequence_leaves_the_file_as_a_model_has_it(
         engine in prop::sample::select(ENGINES.to_vec()),
+        beside in any::<bool>(),
         steps in prop::collection::vec((0..4_u8, 0..120_u64, 1..8_u64, any::<u8>()), 1..60),
     ) {
         let place = Place::new(&[1; 128 * 512]);
@@ -347,7 +454,7 @@ proptest! {
                     Operation::WriteZeroes { offset, len, unmap, durable }
                 }
             };
-            run(&mut drive, operation).unwrap();
+            carry_out(&mut drive, operation, beside).unwrap();
             if kind == 0 {
                 let mut read = vec![0; len as usize];
                 memory.read_slice(&mut read, GuestAddress(0)).unwrap();
