@@ -28,6 +28,8 @@ pub struct ConsoleOutput {
     waiting: Vec<u8>,
     /// The most bytes in one write.
     chunk: usize,
+    /// A write tells whether it would block, and need not be asked about before: half of what a byte costs.
+    never_blocks: bool,
     on_behind: Option<BehindHandler>,
     /// For those who attach to the console.
     history: Option<Arc<ConsoleHistory>>,
@@ -52,6 +54,7 @@ impl ConsoleOutput {
             waiting: Vec::new(),
             // A pipe that polls writable takes so many without blocking.
             chunk: libc::PIPE_BUF,
+            never_blocks: false,
             on_behind: None,
             history: None,
             lost: 0,
@@ -85,18 +88,24 @@ impl ConsoleOutput {
         match kind {
             FileType::Fifo | FileType::CharacterDevice => {
                 match rustix::fs::open("/proc/self/fd/1", own, Mode::empty()) {
-                    Ok(fd) => return Ok(Self::new(fd)),
+                    Ok(fd) => return Ok(Self::new(fd).that_never_blocks()),
                     Err(error) => tracing::debug!(%error, "standard output cannot be opened anew"),
                 }
             }
             _ => {}
         }
         let mut shared = Self::new(stdout.as_fd().try_clone_to_owned()?);
-        if kind != FileType::RegularFile {
-            // What polls writable takes at least one byte without blocking.
-            shared.chunk = 1;
+        if kind == FileType::RegularFile {
+            return Ok(shared.that_never_blocks());
         }
+        // What polls writable takes at least one byte without blocking.
+        shared.chunk = 1;
         Ok(shared)
+    }
+
+    fn that_never_blocks(mut self) -> Self {
+        self.never_blocks = true;
+        self
     }
 
     /// Waits until the reader takes more (true) or a signal ends the wait (false).
@@ -130,12 +139,19 @@ impl ConsoleOutput {
     /// Writes what waits, waiting for the reader once, and at most `timeout_ms` milliseconds.
     fn drain(&mut self, timeout_ms: libc::c_int) -> io::Result<()> {
         let mut patience_ms = timeout_ms;
-        while !self.waiting.is_empty() && self.wait_writable(patience_ms)? {
-            patience_ms = 0;
+        let mut may_write = self.never_blocks;
+        while !self.waiting.is_empty() {
+            if !may_write && !self.wait_writable(std::mem::take(&mut patience_ms))? {
+                break;
+            }
             let len = self.waiting.len().min(self.chunk);
             match self.write_fd(&self.waiting[..len]) {
                 Ok(written) => {
                     self.waiting.drain(..written);
+                    may_write = self.never_blocks;
+                }
+                Err(error) if may_write && error.kind() == io::ErrorKind::WouldBlock => {
+                    may_write = false;
                 }
                 Err(error)
                     if matches!(
@@ -209,8 +225,15 @@ mod tests {
 
     #[test]
     fn a_reader_who_does_not_read_holds_nobody_up_for_long_and_misses_nothing() {
-        let (mut reader, writer) = io::pipe().unwrap();
-        let mut console = ConsoleOutput::new(writer.into());
+        let (reader, writer) = io::pipe().unwrap();
+        falls_behind(reader, ConsoleOutput::new(writer.into()));
+        let (reader, writer) = io::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+        let console = ConsoleOutput::new(writer.into());
+        falls_behind(reader, console.that_never_blocks());
+    }
+
+    fn falls_behind(mut reader: io::PipeReader, mut console: ConsoleOutput) {
         let (behind, told) = std::sync::mpsc::channel();
         console.on_behind(Box::new(move || behind.send(()).unwrap()));
         // More than a pipe holds.
