@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use vm_agent::Work;
+use vm_agent::{GUEST_DIR, QEMU_DIR, WORK_DIR, Work};
 
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
@@ -197,7 +197,11 @@ fn kvm_host(options: KvmHost) -> Result<i32> {
             argv: options.command,
         },
     };
-    let files: Result<_> = options.files.iter().map(|file| shared_file(file)).collect();
+    let files: Result<Vec<_>> = options.files.iter().map(|file| shared_file(file)).collect();
+    let files = files?;
+    if kvm == Kvm::Emulated {
+        check_visible(&files)?;
+    }
     let wanted = match options.no_vmgenie {
         true => Wanted::Agent,
         false => Wanted::Vmgenie,
@@ -205,7 +209,7 @@ fn kvm_host(options: KvmHost) -> Result<i32> {
     let built = build::build(Profile::VmTest, wanted)?;
     let request = Request {
         work,
-        files: files?,
+        files,
         agent: built.agent,
         vmgenie: built.vmgenie,
         timeout_secs: options.timeout,
@@ -226,17 +230,25 @@ fn shared_file(text: &str) -> Result<SharedFile> {
         Some(to) => to.to_owned(),
         None => from.to_string_lossy().into_owned(),
     };
-    if let Some(hidden) = HIDDEN.iter().find(|dir| Path::new(&to).starts_with(dir)) {
-        bail!(
-            "{to} would be hidden in the emulated host, which mounts {hidden}: give the file another place, --file {}:/PLACE",
-            from.display()
-        );
-    }
     Ok(SharedFile { from, to })
 }
 
-/// What the emulated host mounts over the files that it is given.
-const HIDDEN: [&str; 4] = ["/tmp", "/dev", "/proc", "/sys"];
+/// Where the emulated host mounts something over the files that it is given.
+const HIDDEN: [&str; 7] = [
+    "/tmp", "/dev", "/proc", "/sys", GUEST_DIR, QEMU_DIR, WORK_DIR,
+];
+
+fn check_visible(files: &[SharedFile]) -> Result<()> {
+    for SharedFile { from, to } in files {
+        if let Some(hidden) = HIDDEN.iter().find(|dir| Path::new(to).starts_with(dir)) {
+            let from = from.display();
+            bail!(
+                "{to} would be hidden in the emulated host, which mounts something at {hidden}: give the file another place, --file {from}:/PLACE"
+            );
+        }
+    }
+    Ok(())
+}
 
 /// What a restore or a snapshot costs on the host side can be measured on any KVM; a boot cannot.
 fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
@@ -362,9 +374,13 @@ mod tests {
         let file = shared_file("/proc/self/exe:/bin/x").unwrap();
         assert_eq!(file.to, "/bin/x");
         assert!(shared_file("/nowhere").is_err());
-        let hidden = shared_file("/proc/self/exe:/tmp/x").unwrap_err();
-        assert!(hidden.to_string().contains("mounts /tmp"), "{hidden}");
-        shared_file("/proc/self/exe:/tmpx").unwrap();
+        let visible = |place: &str| {
+            let file = shared_file(&format!("/proc/self/exe:{place}")).unwrap();
+            check_visible(&[file])
+        };
+        let hidden = visible("/tmp/x").unwrap_err();
+        assert!(hidden.to_string().contains("at /tmp"), "{hidden}");
+        visible("/tmpx").unwrap();
     }
 
     #[test]

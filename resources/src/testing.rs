@@ -193,6 +193,7 @@ fn vm_part(options: &Options) -> Result<Report> {
         binaries: built.tests,
         filter: options.filter.clone(),
         done: Vec::new(),
+        failed: Vec::new(),
         jobs: options.jobs,
         limit_secs: options.limit_secs,
         attempts: match kvm {
@@ -244,6 +245,7 @@ fn run_patiently(
         eprintln!("NOTE: {died}\nNOTE: the tests on KVM that had not ended are run once more");
         plan.done
             .extend(died.tests.iter().map(|test| test.name.clone()));
+        plan.failed.extend(died.failed);
         ended.extend(died.tests);
     }
 }
@@ -356,6 +358,7 @@ mod tests {
             binaries: Vec::new(),
             filter: None,
             done: Vec::new(),
+            failed: Vec::new(),
             jobs: 1,
             limit_secs: 1,
             attempts: 1,

@@ -38,6 +38,9 @@ struct Test {
 /// Runs the plan's tests, prints the output of each in one piece when it has ended, and enters it in the
 /// report. Returns the exit status.
 pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
+    let lines = Lines::new(report);
+    // From here on it is watched.
+    lines.write(&Entry::Alive);
     let tests = match list_all(plan) {
         Ok(tests) => tests,
         Err(message) => {
@@ -49,20 +52,22 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     let done = Mutex::new(Done::default());
     let (ended, all_ended) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| tell_alive(all_ended, report, &done));
+        scope.spawn(|| tell_alive(all_ended, &lines));
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(test) = tests.get(index) else { break };
-                let (ended, output) = run_one(test, plan, index);
+                let attempt = || attempt(test, plan.limit_secs, index);
+                let (ended, output) = run_one(test, plan, attempt, |failure| {
+                    let _one = lock(&done);
+                    print_failure(&test.name, failure);
+                    lines.write(&Entry::Failed(test.name.clone()));
+                });
                 let mut done = lock(&done);
                 done.count += 1;
                 print_one(&ended, &output, done.count, tests.len());
                 done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
-                if let Err(message) = write_entry(report, &Entry::Test(ended)) {
-                    eprintln!("vm-agent: {message}");
-                    done.bad = true;
-                }
+                done.bad |= !lines.write(&Entry::Test(ended));
             }
         };
         let workers: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
@@ -73,16 +78,29 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     i32::from(lock(&done).bad)
 }
 
+/// The report, one line after the other. It does not wait for those who print.
+struct Lines<'a>(Mutex<&'a File>);
+
+impl<'a> Lines<'a> {
+    fn new(report: &'a File) -> Self {
+        Self(Mutex::new(report))
+    }
+
+    /// Writes one. Whoever reads it misses the end if that fails.
+    fn write(&self, entry: &Entry) -> bool {
+        let report = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = write_entry(&report, entry);
+        if let Err(message) = &written {
+            eprintln!("vm-agent: {message}");
+        }
+        written.is_ok()
+    }
+}
+
 /// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended.
-fn tell_alive(all_ended: Receiver<Infallible>, report: &File, done: &Mutex<Done>) {
-    loop {
-        let told = {
-            // One line after the other.
-            let _one = lock(done);
-            write_entry(report, &Entry::Alive)
-        };
-        // Without a reader it matters to nobody.
-        if told.is_err() || all_ended.recv_timeout(HEARTBEAT) != Err(RecvTimeoutError::Timeout) {
+fn tell_alive(all_ended: Receiver<Infallible>, lines: &Lines<'_>) {
+    while all_ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+        if !lines.write(&Entry::Alive) {
             return;
         }
     }
@@ -146,16 +164,31 @@ fn parse_list(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs one test, again as [`next_step`] wants it. The output of all runs is kept.
-fn run_one(test: &Test, plan: &TestPlan, index: usize) -> (TestReport, Vec<u8>) {
+/// Runs one test by `attempt`, again as [`next_step`] wants it. Returns the output of all runs; that of one which failed without a known reason goes to
+/// `on_failure` at once, if it is not the last.
+fn run_one(
+    test: &Test,
+    plan: &TestPlan,
+    mut attempt: impl FnMut() -> (Outcome, Vec<u8>),
+    on_failure: impl Fn(&[u8]),
+) -> (TestReport, Vec<u8>) {
     let begun = Instant::now();
-    let mut runs = Runs::default();
+    let before = plan.failed.iter().filter(|name| **name == test.name);
+    let mut runs = Runs {
+        unexplained: before.count() as u32,
+        ..Runs::default()
+    };
     let mut all = Vec::new();
     let outcome = loop {
-        let (outcome, output) = attempt(test, plan.limit_secs, index);
+        let (outcome, output) = attempt();
+        let failures = runs.unexplained;
         runs.note(outcome, &output);
-        all.extend(output);
-        match next_step(runs, outcome, plan.attempts) {
+        let step = next_step(runs, outcome, plan.attempts);
+        match &step {
+            Step::Again(_) if runs.unexplained > failures => on_failure(&output),
+            _ => all.extend(output),
+        }
+        match step {
             Step::End(outcome) => break outcome,
             Step::Again(why) => all.extend(format!("--- {why}; the test is run again\n").bytes()),
         }
@@ -260,6 +293,15 @@ fn execute(test: &Test, limit_secs: u64, scratch: &Path) -> io::Result<(Outcome,
     Ok((outcome, fs::read(&path)?))
 }
 
+/// Prints what a test said that has failed and is run again: the host may die before it ends.
+fn print_failure(name: &str, output: &[u8]) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "--- {name} FAILED and is run again; it said:");
+    let _ = out.write_all(output);
+    let _ = writeln!(out, "--- end of {name}");
+    let _ = out.flush();
+}
+
 /// Prints the test's output between its name and its outcome. Nobody to print to is no error.
 fn print_one(report: &TestReport, output: &[u8], number: usize, total: usize) {
     let mut out = io::stdout().lock();
@@ -315,6 +357,7 @@ mod tests {
             binaries: Vec::new(),
             filter: None,
             done: Vec::new(),
+            failed: Vec::new(),
             jobs: 1,
             limit_secs: 5,
             attempts,
@@ -379,10 +422,38 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_is_told_at_once_and_counts_after_the_host_has_died() {
+        let test = Test {
+            binary: String::new(),
+            test: "x".into(),
+            name: "b::x".into(),
+            ignored: false,
+        };
+        let fails = || (Outcome::Failed, b"wrong".to_vec());
+        let told = Mutex::new(Vec::new());
+        let on_failure = |output: &[u8]| told.lock().unwrap().extend_from_slice(output);
+        let (report, last) = run_one(&test, &plan(3), fails, on_failure);
+        assert_eq!((report.outcome, report.unexplained), (Outcome::Failed, 2));
+        assert_eq!(*told.lock().unwrap(), b"wrong");
+        assert!(last.ends_with(b"wrong"));
+        // The next host: one failure more is the second, and one success is not enough.
+        let after = TestPlan {
+            failed: vec!["b::x".into()],
+            ..plan(3)
+        };
+        let (report, _) = run_one(&test, &after, fails, |_| panic!("it is the last"));
+        assert_eq!((report.outcome, report.attempts), (Outcome::Failed, 2));
+        let passes = || (Outcome::Passed, Vec::new());
+        let (report, _) = run_one(&test, &after, passes, |_| {});
+        assert_eq!((report.outcome, report.attempts), (Outcome::Passed, 3));
+    }
+
+    #[test]
     fn an_ignored_test_is_reported_and_does_not_run() {
         let mut test = shell_test("exit 1");
         test.ignored = true;
-        let (report, output) = run_one(&test, &plan(3), 900);
+        let attempt = || attempt(&test, 5, 900);
+        let (report, output) = run_one(&test, &plan(3), attempt, |_| {});
         assert_eq!((report.outcome, output.len()), (Outcome::Ignored, 0));
         fs::remove_dir_all(Path::new(&test.binary).parent().unwrap()).unwrap();
     }

@@ -79,6 +79,8 @@ pub struct TestPlan {
     pub filter: Option<String>,
     /// `binary::name` of tests that are not run, because they were before.
     pub done: Vec<String>,
+    /// `binary::name` of tests that have failed in a host that died before they could pass.
+    pub failed: Vec<String>,
     /// How many tests run at once; at least 1.
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
@@ -106,6 +108,8 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
 pub enum Entry {
     /// Tests are being run: said each [`HEARTBEAT`], so that a host that hangs is told from a long test.
     Alive,
+    /// A test has failed without a guest that crashed or fell silent, and is run again. If this host dies, the next one has to know.
+    Failed(String),
     /// A test has ended.
     Test(TestReport),
     /// The job has ended, with this exit status: of its command, or 0 or 1 for tests.
@@ -119,6 +123,15 @@ pub struct Report {
     pub status: i32,
     /// One entry for each test of a [`Work::Tests`] job.
     pub tests: Vec<TestReport>,
+}
+
+/// What is left of a report whose host has died.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Cut {
+    /// The tests that had ended.
+    pub tests: Vec<TestReport>,
+    /// Tests that had failed, each time, and were to be run again.
+    pub failed: Vec<String>,
 }
 
 /// What became of a test.
@@ -163,17 +176,20 @@ impl Report {
     /// # Errors
     /// Where the end is missing or cut short, which is what the death of a host in the middle looks like: the
     /// tests that had ended before.
-    pub fn parse(text: &str) -> Result<Self, Vec<TestReport>> {
+    pub fn parse(text: &str) -> Result<Self, Cut> {
         let mut tests = Vec::new();
+        let mut failed = Vec::new();
         for line in text.lines() {
             match serde_json::from_str(line) {
                 Ok(Entry::Alive) => {}
+                Ok(Entry::Failed(name)) => failed.push(name),
                 Ok(Entry::Test(test)) => tests.push(test),
                 Ok(Entry::End(status)) => return Ok(Self { status, tests }),
                 Err(_) => break,
             }
         }
-        Err(tests)
+        failed.retain(|name| tests.iter().all(|test| test.name != *name));
+        Err(Cut { tests, failed })
     }
 }
 
@@ -228,11 +244,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_report_cut_short_the_failures_of_tests_that_had_not_ended_are_left() {
+        let failed = |name: &str| Entry::Failed(name.into());
+        let text = lines(&[
+            failed("a"),
+            failed("b"),
+            Entry::Alive,
+            Entry::Test(test("a")),
+        ]);
+        let cut = Report::parse(&text).unwrap_err();
+        assert_eq!(cut.failed, ["b"]);
+        assert_eq!(cut.tests, [test("a")]);
+    }
+
+    #[test]
     fn of_a_report_cut_short_at_any_byte_the_ended_tests_are_left() {
         let begin = lines(&[Entry::Test(test("a")), Entry::Test(test("b"))]);
         let whole = begin.clone() + &lines(&[Entry::End(0)]);
         for end in 0..whole.len() - 1 {
-            let tests = Report::parse(&whole[..end]).unwrap_err();
+            let tests = Report::parse(&whole[..end]).unwrap_err().tests;
             let ended = whole[..end].matches("}}").count();
             assert_eq!(tests.len(), ended, "{:?}", &whole[..end]);
         }

@@ -44,6 +44,8 @@ pub(crate) struct SharedFile {
 pub(crate) struct HostDied {
     /// The tests that had ended before.
     pub(crate) tests: Vec<TestReport>,
+    /// Tests that had failed, each time, and were to be run again.
+    pub(crate) failed: Vec<String>,
     /// It was there, but told nothing for so long that it was ended.
     hung: bool,
     console: String,
@@ -55,6 +57,7 @@ impl HostDied {
     pub(crate) fn after(tests: Vec<TestReport>) -> Self {
         Self {
             tests,
+            failed: Vec::new(),
             hung: false,
             console: String::new(),
         }

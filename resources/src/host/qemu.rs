@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
+use vm_agent::{Cut, HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
 
 use super::terminal::RawTerminal;
 use super::{HostDied, Request, overlay};
@@ -115,11 +115,12 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         );
     }
     let text = fs::read_to_string(&report).unwrap_or_default();
-    Report::parse(&text).map_err(|tests| {
+    Report::parse(&text).map_err(|Cut { tests, failed }| {
         let console = console_tail(&console);
         let hung = end == End::Silence;
         HostDied {
             tests,
+            failed,
             hung,
             console,
         }
@@ -233,21 +234,37 @@ enum End {
     Silence,
 }
 
-/// When a file has grown last.
+/// For how long a file has not grown while we looked. Time in which we were stopped ourselves does not count.
 struct Growth<'a> {
     file: &'a Path,
     len: u64,
-    at: Instant,
+    looked: Instant,
+    still: Duration,
 }
 
-impl Growth<'_> {
+/// The most that passes between two looks unless we are stopped.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl<'a> Growth<'a> {
+    fn of(file: &'a Path) -> Self {
+        Self {
+            file,
+            len: 0,
+            looked: Instant::now(),
+            still: Duration::ZERO,
+        }
+    }
+
     /// Whether it has begun, and has not grown for `limit`.
     fn has_stopped(&mut self, limit: Duration) -> bool {
+        let now = Instant::now();
+        self.still += (now - self.looked).min(LOOK);
+        self.looked = now;
         let len = fs::metadata(self.file).map_or(0, |it| it.len());
         if len != self.len {
-            (self.len, self.at) = (len, Instant::now());
+            (self.len, self.still) = (len, Duration::ZERO);
         }
-        len > 0 && self.at.elapsed() >= limit
+        len > 0 && self.still >= limit
     }
 }
 
@@ -261,11 +278,7 @@ fn wait(
 ) -> Result<End> {
     let begun = Instant::now();
     let limit = timeout_secs.map(Duration::from_secs);
-    let mut growth = watched.map(|file| Growth {
-        file,
-        len: 0,
-        at: begun,
-    });
+    let mut growth = watched.map(Growth::of);
     let mut looked = false;
     loop {
         if child
@@ -383,18 +396,18 @@ mod tests {
     fn a_report_that_has_begun_and_grows_no_more_has_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("report");
-        let mut growth = Growth {
-            file: &file,
-            len: 0,
-            at: Instant::now(),
-        };
+        let mut growth = Growth::of(&file);
         let (none, long) = (Duration::ZERO, Duration::from_secs(60));
         assert!(!growth.has_stopped(none), "it has not begun");
         fs::write(&file, "a").unwrap();
         assert!(!growth.has_stopped(long));
         assert!(growth.has_stopped(none));
+        growth.looked -= long;
+        assert!(!growth.has_stopped(long), "nobody has looked");
+        growth.still += long;
+        assert!(growth.has_stopped(long));
         fs::write(&file, "ab").unwrap();
-        growth.at -= long;
+        growth.still += long;
         assert!(!growth.has_stopped(long), "it has grown");
     }
 

@@ -259,7 +259,14 @@ impl DevicesConfig {
     /// # Errors
     /// An override names a device that is not there, or makes two devices the same.
     pub fn overridden(mut self, overrides: &DeviceOverrides) -> Result<Self, ConfigError> {
-        for DriveOverride { id, path, source } in &overrides.drives {
+        for (index, DriveOverride { id, path, source }) in overrides.drives.iter().enumerate() {
+            // Else it would depend on who looks what becomes of the drive.
+            if overrides.drives[..index]
+                .iter()
+                .any(|other| other.id == *id)
+            {
+                return Err(ConfigError::OverriddenTwice(id.clone()));
+            }
             let drive = self.drive_mut(id)?;
             match source {
                 DriveSource::Copy if drive.overlay.is_some() => {

@@ -138,6 +138,26 @@ fn overrides_change_what_they_name_and_nothing_else() {
 }
 
 #[test]
+fn a_drive_is_overridden_once() {
+    let mut devices = DevicesConfig::default();
+    devices.put_drive(drive("data", false)).unwrap();
+    let named = |id: DeviceId, source| DriveOverride {
+        id,
+        path: "/other".into(),
+        source,
+    };
+    let overrides = DeviceOverrides {
+        drives: vec![
+            named(id("data"), DriveSource::Existing),
+            named(id("data"), DriveSource::Copy),
+        ],
+        ..DeviceOverrides::default()
+    };
+    let refused = devices.overridden(&overrides).unwrap_err();
+    assert_eq!(refused, ConfigError::OverriddenTwice(id("data")));
+}
+
+#[test]
 fn an_override_of_a_device_that_is_not_there_is_refused() {
     let overrides = DeviceOverrides {
         nets: vec![NetOverride {

@@ -102,6 +102,9 @@ pub enum ConfigError {
         "the drive {0} has an overlay on another file: ask for an overlay, which will be a copy of that one, in place of a copy"
     )]
     CopyOfOverlay(DeviceId),
+    /// Two overrides of one drive.
+    #[error("drive_overrides name the drive {0} twice")]
+    OverriddenTwice(DeviceId),
     /// An interface that is not there.
     #[error("there is no network interface {0}")]
     NoSuchNet(DeviceId),

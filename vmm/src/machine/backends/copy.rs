@@ -21,10 +21,10 @@ use crate::snapshot::open_regular;
 #[derive(Debug, Error)]
 pub enum CopyError {
     /// A copy.
-    #[error("could not copy the drive {0} to {1}")]
+    #[error("could not copy the drive {0:?} to {1:?}")]
     Copy(PathBuf, PathBuf, #[source] io::Error),
     /// An overlay.
-    #[error("could not make the overlay {1} on the drive {0}")]
+    #[error("could not make the overlay {1:?} on the drive {0:?}")]
     Overlay(PathBuf, PathBuf, #[source] OverlayError),
 }
 

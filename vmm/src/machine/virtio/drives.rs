@@ -84,7 +84,7 @@ impl VirtioDevices {
 
 /// A drive could not be copied.
 #[derive(Debug, Error)]
-#[error("could not copy the drive {id:?} to {}", .path.display())]
+#[error("could not copy the drive {id:?} to {path:?}")]
 pub struct CopyDrivesError {
     id: String,
     path: PathBuf,

@@ -26,7 +26,7 @@ pub(super) struct Engine {
     /// Was taken while there was nothing else to do.
     alone: Option<Task>,
     /// Was carried out at once.
-    at_once: Option<(u16, io::Result<()>)>,
+    at_once: Option<u16>,
     /// Something was, in this turn: the driver does not know of it yet.
     answered: bool,
     /// How many more tasks go to the ring or the threads even if they are alone: the driver does not wait for each of its requests.
@@ -47,7 +47,7 @@ impl Engine {
     /// # Errors
     /// No eventfd can be had.
     pub(super) fn new(file: File, wanted: IoEngine) -> io::Result<Self> {
-        let quick = Some(Quick::new(&file, wanted == IoEngine::Sync));
+        let quick = Some(Quick::new(&file));
         if wanted == IoEngine::Async {
             match file.try_clone().and_then(Uring::new) {
                 Ok(uring) => return Ok(Self::of(Kind::Uring(Box::new(uring)), quick)),
@@ -138,13 +138,12 @@ impl Engine {
 
     /// Begins what was taken. False if the host has no room for some of it.
     pub(super) fn kick(&mut self) -> bool {
-        if let (Some(task), Some(quick)) = (self.alone.take(), &mut self.quick) {
-            match quick.run(file(&self.kind), &task.operation) {
-                Some(result) => {
-                    self.at_once = Some((task.token, result));
-                    self.answered = true;
-                }
-                None => self.hand_over(task),
+        if let (Some(task), Some(quick)) = (self.alone.take(), &self.quick) {
+            if quick.run(file(&self.kind), &task.operation) {
+                self.at_once = Some(task.token);
+                self.answered = true;
+            } else {
+                self.hand_over(task);
             }
         }
         match &mut self.kind {
@@ -155,8 +154,8 @@ impl Engine {
 
     /// A task that has ended.
     pub(super) fn ended(&mut self) -> Option<(u16, io::Result<()>)> {
-        if let Some(ended) = self.at_once.take() {
-            return Some(ended);
+        if let Some(token) = self.at_once.take() {
+            return Some((token, Ok(())));
         }
         if self.is_idle {
             return None;
@@ -166,9 +165,15 @@ impl Engine {
             Kind::Threads(threads) => threads.ended(),
         };
         self.in_flight -= usize::from(ended.is_some());
-        // Having told this once, its descriptor is readable no more.
+        // Its descriptor may become readable once more for what was taken here; who watches it looks again, and finds nothing.
         self.is_idle = ended.is_none() && self.in_flight == 0;
         ended
+    }
+
+    /// Takes the file for one in memory.
+    #[cfg(test)]
+    pub(super) fn in_memory(&mut self) {
+        self.quick = Some(Quick::in_memory(true));
     }
 
     /// Whether there is one that nobody else has carried out.

@@ -57,6 +57,11 @@ impl Place {
         Drive::open(&self.config(engine)).unwrap()
     }
 
+    fn open(&self) -> fs::File {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).open(self.path()).unwrap()
+    }
+
     fn bytes(&self) -> Vec<u8> {
         fs::read(self.path()).unwrap()
     }
@@ -220,61 +225,64 @@ fn the_descriptor_becomes_readable_when_a_task_has_ended() {
 fn what_is_alone_and_small_is_done_at_once_where_nothing_has_to_wait() {
     let place = Place::new(&[7; 128 << 10]);
     let memory = memory();
-    let mut quick = Quick::new(&fs::File::open(place.path()).unwrap(), true);
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(place.path())
-        .unwrap();
-    // Whatever file system this is.
-    quick.in_memory = true;
-    quick
-        .run(&file, &read(&memory, 4096, 0, 4096))
-        .unwrap()
-        .unwrap();
-    let mut bytes = [0; 4096];
-    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
-    assert_eq!(bytes, [7; 4096]);
-    memory.write_slice(&[8; 512], GuestAddress(0)).unwrap();
-    quick
-        .run(&file, &write(&memory, 512, 0, 512))
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        place.bytes()[511..1025],
-        [[7].as_slice(), &[8; 512], &[7]].concat()
-    );
-    let durable = Operation::Write {
-        offset: 0,
-        buffers: buffers(&memory, &[(0, 512)]),
-        durable: true,
-    };
-    for left in [
-        read(&memory, 0, 0, 65 << 10),
-        write(&memory, 0, 0, 65 << 10),
-        // The engine tells of the error.
-        read(&memory, 128 << 10, 0, 512),
-        durable,
-        Operation::Flush,
-        Operation::Discard {
+    let file = place.open();
+    // As on a file system in memory, and as on any other, where it depends on that whether the kernel will.
+    for in_memory in [true, false] {
+        let quick = Quick::in_memory(in_memory);
+        let read_at_once = quick.run(&file, &read(&memory, 4096, 0, 4096));
+        assert!(read_at_once || !in_memory);
+        if read_at_once {
+            let mut bytes = [0; 4096];
+            memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            assert_eq!(bytes, [7; 4096]);
+        }
+        memory.write_slice(&[8; 512], GuestAddress(0)).unwrap();
+        let written_at_once = quick.run(&file, &write(&memory, 512, 0, 512));
+        assert!(written_at_once || !in_memory);
+        let there = [[7].as_slice(), &[8; 512], &[7]].concat();
+        assert_eq!(place.bytes()[511..1025], there);
+        let durable = Operation::Write {
             offset: 0,
-            len: 512,
-        },
-    ] {
-        assert!(quick.run(&file, &left).is_none(), "{left:?}");
+            buffers: buffers(&memory, &[(0, 512)]),
+            durable: true,
+        };
+        let len = 512;
+        for left in [
+            read(&memory, 0, 0, 65 << 10),
+            write(&memory, 0, 0, 65 << 10),
+            // The engine tells of the error.
+            read(&memory, 128 << 10, 0, 512),
+            durable,
+            Operation::Flush,
+            Operation::Discard { offset: 0, len },
+        ] {
+            assert!(!quick.run(&file, &left), "{left:?}");
+        }
     }
+}
+
+#[test]
+fn only_a_file_on_a_file_system_in_memory_is_in_memory() {
+    let is_in_memory = |path: &str| {
+        let file = fs::File::open(path).unwrap();
+        Quick::new(&file).is_in_memory()
+    };
+    // Its node is on a file system in memory.
+    assert!(!is_in_memory("/dev/null"));
+    let system = rustix::fs::statfs("/dev/shm");
+    if system.is_ok_and(|system| system.f_type == 0x0102_1994) {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        assert!(is_in_memory(file.path().to_str().unwrap()));
+    }
+    assert!(!is_in_memory("/proc/self/maps"));
 }
 
 #[test]
 fn a_driver_that_does_not_wait_for_answers_has_its_requests_done_together() {
     let place = Place::new(&[7; 4096]);
     let memory = memory();
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(place.path())
-        .unwrap();
-    let mut engine = Engine::new(file, IoEngine::Sync).unwrap();
+    let mut engine = Engine::new(place.open(), IoEngine::Sync).unwrap();
+    engine.in_memory();
     // Does it end before anybody can have waited?
     let at_once = |engine: &mut Engine, turns: bool| {
         if turns {
