@@ -200,7 +200,7 @@ fn kvm_host(options: KvmHost) -> Result<i32> {
     let files: Result<Vec<_>> = options.files.iter().map(|file| shared_file(file)).collect();
     let files = files?;
     if kvm == Kvm::Emulated {
-        check_visible(&files)?;
+        check_visible(&files, options.image)?;
     }
     let wanted = match options.no_vmgenie {
         true => Wanted::Agent,
@@ -234,13 +234,14 @@ fn shared_file(text: &str) -> Result<SharedFile> {
 }
 
 /// Where the emulated host mounts something over the files that it is given.
-const HIDDEN: [&str; 7] = [
-    "/tmp", "/dev", "/proc", "/sys", GUEST_DIR, QEMU_DIR, WORK_DIR,
-];
+const HIDDEN: [&str; 6] = ["/tmp", "/dev", "/proc", "/sys", GUEST_DIR, QEMU_DIR];
 
-fn check_visible(files: &[SharedFile]) -> Result<()> {
+/// Whether the files can be seen in a host, with the Debian image or without.
+fn check_visible(files: &[SharedFile], image: bool) -> Result<()> {
+    let mut hidden = HIDDEN.to_vec();
+    hidden.extend(image.then_some(WORK_DIR));
     for SharedFile { from, to } in files {
-        if let Some(hidden) = HIDDEN.iter().find(|dir| Path::new(to).starts_with(dir)) {
+        if let Some(hidden) = hidden.iter().find(|dir| Path::new(to).starts_with(dir)) {
             let from = from.display();
             bail!(
                 "{to} would be hidden in the emulated host, which mounts something at {hidden}: give the file another place, --file {from}:/PLACE"
@@ -376,7 +377,7 @@ mod tests {
         assert!(shared_file("/nowhere").is_err());
         let visible = |place: &str| {
             let file = shared_file(&format!("/proc/self/exe:{place}")).unwrap();
-            check_visible(&[file])
+            check_visible(&[file], false)
         };
         let hidden = visible("/tmp/x").unwrap_err();
         assert!(hidden.to_string().contains("at /tmp"), "{hidden}");

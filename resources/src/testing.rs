@@ -240,6 +240,9 @@ fn run_patiently(
             false => 1,
         };
         if attempts == HOST_ATTEMPTS {
+            for test in ended.iter().filter(|test| failed(test)) {
+                eprintln!("failed before that: {}", test.name);
+            }
             return Err(died.into());
         }
         eprintln!("NOTE: {died}\nNOTE: the tests on KVM that had not ended are run once more");

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use vm_agent::{Entry, HEARTBEAT, Outcome, TestBinary, TestPlan, TestReport};
+use vm_agent::{Entry, Failure, HEARTBEAT, Outcome, TestBinary, TestPlan, TestReport};
 
 use crate::supervise::{self, die_with_parent};
 use crate::write_entry;
@@ -58,16 +58,19 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(test) = tests.get(index) else { break };
                 let attempt = || attempt(test, plan.limit_secs, index);
-                let (ended, output) = run_one(test, plan, attempt, |failure| {
+                // What is printed may wait for a reader, and this host die meanwhile: the report comes first.
+                let (ended, output) = run_one(test, plan, attempt, |lost, output| {
+                    let name = test.name.clone();
+                    lines.write(&Entry::Failed(Failure { name, lost }));
                     let _one = lock(&done);
-                    print_failure(&test.name, failure);
-                    lines.write(&Entry::Failed(test.name.clone()));
+                    print_failure(&test.name, output);
                 });
+                let entered = lines.write(&Entry::Test(ended.clone()));
                 let mut done = lock(&done);
                 done.count += 1;
-                print_one(&ended, &output, done.count, tests.len());
+                done.bad |= !entered;
                 done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
-                done.bad |= !lines.write(&Entry::Test(ended));
+                print_one(&ended, &output, done.count, tests.len());
             }
         };
         let workers: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
@@ -100,9 +103,7 @@ impl<'a> Lines<'a> {
 /// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended.
 fn tell_alive(all_ended: Receiver<Infallible>, lines: &Lines<'_>) {
     while all_ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-        if !lines.write(&Entry::Alive) {
-            return;
-        }
+        lines.write(&Entry::Alive);
     }
 }
 
@@ -164,33 +165,34 @@ fn parse_list(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs one test by `attempt`, again as [`next_step`] wants it. Returns the output of all runs; that of one which failed without a known reason goes to
-/// `on_failure` at once, if it is not the last.
+/// Runs one test by `attempt`, again as [`next_step`] wants it. Returns the output of the last run; that of one before it, and whether its guest
+/// was lost, goes to `on_failure` at once, unless it passed.
 fn run_one(
     test: &Test,
     plan: &TestPlan,
     mut attempt: impl FnMut() -> (Outcome, Vec<u8>),
-    on_failure: impl Fn(&[u8]),
+    on_failure: impl Fn(bool, &[u8]),
 ) -> (TestReport, Vec<u8>) {
     let begun = Instant::now();
-    let before = plan.failed.iter().filter(|name| **name == test.name);
-    let mut runs = Runs {
-        unexplained: before.count() as u32,
-        ..Runs::default()
-    };
-    let mut all = Vec::new();
-    let outcome = loop {
-        let (outcome, output) = attempt();
-        let failures = runs.unexplained;
-        runs.note(outcome, &output);
-        let step = next_step(runs, outcome, plan.attempts);
-        match &step {
-            Step::Again(_) if runs.unexplained > failures => on_failure(&output),
-            _ => all.extend(output),
+    let mut runs = Runs::default();
+    for failure in plan.failed.iter().filter(|it| it.name == test.name) {
+        match failure.lost {
+            true => runs.lost += 1,
+            false => runs.unexplained += 1,
         }
-        match step {
-            Step::End(outcome) => break outcome,
-            Step::Again(why) => all.extend(format!("--- {why}; the test is run again\n").bytes()),
+    }
+    let (outcome, output) = loop {
+        let (outcome, mut output) = attempt();
+        let lost = runs.lost;
+        runs.note(outcome, &output);
+        match next_step(runs, outcome, plan.attempts) {
+            Step::End(outcome) => break (outcome, output),
+            Step::Again(why) => {
+                output.extend(format!("--- {why}; the test is run again\n").bytes());
+                if outcome == Outcome::Failed {
+                    on_failure(runs.lost > lost, &output);
+                }
+            }
         }
     };
     let report = TestReport {
@@ -200,7 +202,7 @@ fn run_one(
         unexplained: runs.unexplained,
         seconds: begun.elapsed().as_secs_f64(),
     };
-    (report, all)
+    (report, output)
 }
 
 /// The runs of one test so far.
@@ -296,9 +298,8 @@ fn execute(test: &Test, limit_secs: u64, scratch: &Path) -> io::Result<(Outcome,
 /// Prints what a test said that has failed and is run again: the host may die before it ends.
 fn print_failure(name: &str, output: &[u8]) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "--- {name} FAILED and is run again; it said:");
+    let _ = writeln!(out, "--- {name} FAILED and said:");
     let _ = out.write_all(output);
-    let _ = writeln!(out, "--- end of {name}");
     let _ = out.flush();
 }
 
@@ -431,21 +432,43 @@ mod tests {
         };
         let fails = || (Outcome::Failed, b"wrong".to_vec());
         let told = Mutex::new(Vec::new());
-        let on_failure = |output: &[u8]| told.lock().unwrap().extend_from_slice(output);
+        let on_failure = |lost: bool, output: &[u8]| {
+            assert!(!lost);
+            told.lock().unwrap().extend_from_slice(output);
+        };
         let (report, last) = run_one(&test, &plan(3), fails, on_failure);
         assert_eq!((report.outcome, report.unexplained), (Outcome::Failed, 2));
-        assert_eq!(*told.lock().unwrap(), b"wrong");
-        assert!(last.ends_with(b"wrong"));
+        assert!(told.lock().unwrap().starts_with(b"wrong---"));
+        assert_eq!(last, b"wrong");
         // The next host: one failure more is the second, and one success is not enough.
         let after = TestPlan {
-            failed: vec!["b::x".into()],
+            failed: failures(&[false]),
             ..plan(3)
         };
-        let (report, _) = run_one(&test, &after, fails, |_| panic!("it is the last"));
+        let (report, _) = run_one(&test, &after, fails, |_, _| panic!("it is the last"));
         assert_eq!((report.outcome, report.attempts), (Outcome::Failed, 2));
         let passes = || (Outcome::Passed, Vec::new());
-        let (report, _) = run_one(&test, &after, passes, |_| {});
+        let (report, _) = run_one(&test, &after, passes, |_, _| {});
         assert_eq!((report.outcome, report.attempts), (Outcome::Passed, 3));
+        // Guests that were lost are counted on as well.
+        let after = TestPlan {
+            failed: failures(&[true, true]),
+            ..plan(3)
+        };
+        let (report, _) = run_one(&test, &after, passes, |_, _| {});
+        assert_eq!((report.outcome, report.attempts), (Outcome::Passed, 3));
+        let loses = || (Outcome::Failed, TRIPLE_FAULT.to_vec());
+        let (report, _) = run_one(&test, &after, loses, |_, _| panic!("it is the last"));
+        assert_eq!((report.outcome, report.unexplained), (Outcome::Failed, 0));
+    }
+
+    /// Failures of the test, with a guest that was lost or without.
+    fn failures(lost: &[bool]) -> Vec<Failure> {
+        let failure = |lost: &bool| Failure {
+            name: "b::x".into(),
+            lost: *lost,
+        };
+        lost.iter().map(failure).collect()
     }
 
     #[test]
@@ -453,7 +476,7 @@ mod tests {
         let mut test = shell_test("exit 1");
         test.ignored = true;
         let attempt = || attempt(&test, 5, 900);
-        let (report, output) = run_one(&test, &plan(3), attempt, |_| {});
+        let (report, output) = run_one(&test, &plan(3), attempt, |_, _| {});
         assert_eq!((report.outcome, output.len()), (Outcome::Ignored, 0));
         fs::remove_dir_all(Path::new(&test.binary).parent().unwrap()).unwrap();
     }

@@ -79,8 +79,8 @@ pub struct TestPlan {
     pub filter: Option<String>,
     /// `binary::name` of tests that are not run, because they were before.
     pub done: Vec<String>,
-    /// `binary::name` of tests that have failed in a host that died before they could pass.
-    pub failed: Vec<String>,
+    /// The failures of tests in hosts that died before these had ended.
+    pub failed: Vec<Failure>,
     /// How many tests run at once; at least 1.
     pub jobs: usize,
     /// A test that takes longer than so many seconds is killed and has failed.
@@ -108,8 +108,8 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
 pub enum Entry {
     /// Tests are being run: said each [`HEARTBEAT`], so that a host that hangs is told from a long test.
     Alive,
-    /// A test has failed without a guest that crashed or fell silent, and is run again. If this host dies, the next one has to know.
-    Failed(String),
+    /// A test has failed and is run again. If this host dies, the next one has to know.
+    Failed(Failure),
     /// A test has ended.
     Test(TestReport),
     /// The job has ended, with this exit status: of its command, or 0 or 1 for tests.
@@ -130,8 +130,17 @@ pub struct Report {
 pub struct Cut {
     /// The tests that had ended.
     pub tests: Vec<TestReport>,
-    /// Tests that had failed, each time, and were to be run again.
-    pub failed: Vec<String>,
+    /// The failures of tests that had not ended.
+    pub failed: Vec<Failure>,
+}
+
+/// A failure of a test that is run again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `binary::name`.
+    pub name: String,
+    /// A guest crashed or fell silent.
+    pub lost: bool,
 }
 
 /// What became of a test.
@@ -178,17 +187,17 @@ impl Report {
     /// tests that had ended before.
     pub fn parse(text: &str) -> Result<Self, Cut> {
         let mut tests = Vec::new();
-        let mut failed = Vec::new();
+        let mut failed: Vec<Failure> = Vec::new();
         for line in text.lines() {
             match serde_json::from_str(line) {
                 Ok(Entry::Alive) => {}
-                Ok(Entry::Failed(name)) => failed.push(name),
+                Ok(Entry::Failed(failure)) => failed.push(failure),
                 Ok(Entry::Test(test)) => tests.push(test),
                 Ok(Entry::End(status)) => return Ok(Self { status, tests }),
                 Err(_) => break,
             }
         }
-        failed.retain(|name| tests.iter().all(|test| test.name != *name));
+        failed.retain(|failure| tests.iter().all(|test| test.name != failure.name));
         Err(Cut { tests, failed })
     }
 }
@@ -245,15 +254,18 @@ mod tests {
 
     #[test]
     fn of_a_report_cut_short_the_failures_of_tests_that_had_not_ended_are_left() {
-        let failed = |name: &str| Entry::Failed(name.into());
+        let failed = |name: &str| Failure {
+            name: name.into(),
+            lost: true,
+        };
         let text = lines(&[
-            failed("a"),
-            failed("b"),
+            Entry::Failed(failed("a")),
+            Entry::Failed(failed("b")),
             Entry::Alive,
             Entry::Test(test("a")),
         ]);
         let cut = Report::parse(&text).unwrap_err();
-        assert_eq!(cut.failed, ["b"]);
+        assert_eq!(cut.failed, [failed("b")]);
         assert_eq!(cut.tests, [test("a")]);
     }
 

@@ -10,7 +10,7 @@ pub(crate) use terminal::size as terminal_size;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use vm_agent::{Report, TestReport, Work};
+use vm_agent::{Failure, Report, TestReport, Work};
 
 use crate::detect::Kvm;
 use crate::setup::Resources;
@@ -44,8 +44,8 @@ pub(crate) struct SharedFile {
 pub(crate) struct HostDied {
     /// The tests that had ended before.
     pub(crate) tests: Vec<TestReport>,
-    /// Tests that had failed, each time, and were to be run again.
-    pub(crate) failed: Vec<String>,
+    /// The failures of tests that had not ended.
+    pub(crate) failed: Vec<Failure>,
     /// It was there, but told nothing for so long that it was ended.
     hung: bool,
     console: String,

@@ -255,8 +255,8 @@ impl<'a> Growth<'a> {
         }
     }
 
-    /// Whether it has begun, and has not grown for `limit`.
-    fn has_stopped(&mut self, limit: Duration) -> bool {
+    /// Whether it has begun, or should have, and has not grown for `limit`.
+    fn has_stopped(&mut self, should_have: bool, limit: Duration) -> bool {
         let now = Instant::now();
         self.still += (now - self.looked).min(LOOK);
         self.looked = now;
@@ -264,7 +264,7 @@ impl<'a> Growth<'a> {
         if len != self.len {
             (self.len, self.still) = (len, Duration::ZERO);
         }
-        len > 0 && self.still >= limit
+        (len > 0 || should_have) && self.still >= limit
     }
 }
 
@@ -308,7 +308,7 @@ fn wait(
         }
         if growth
             .as_mut()
-            .is_some_and(|growth| growth.has_stopped(SILENCE_LIMIT))
+            .is_some_and(|growth| growth.has_stopped(looked, SILENCE_LIMIT))
         {
             end(child)?;
             return Ok(End::Silence);
@@ -398,17 +398,18 @@ mod tests {
         let file = dir.path().join("report");
         let mut growth = Growth::of(&file);
         let (none, long) = (Duration::ZERO, Duration::from_secs(60));
-        assert!(!growth.has_stopped(none), "it has not begun");
+        assert!(!growth.has_stopped(false, none), "it has not begun");
+        assert!(growth.has_stopped(true, none), "it should have begun");
         fs::write(&file, "a").unwrap();
-        assert!(!growth.has_stopped(long));
-        assert!(growth.has_stopped(none));
+        assert!(!growth.has_stopped(false, long));
+        assert!(growth.has_stopped(false, none));
         growth.looked -= long;
-        assert!(!growth.has_stopped(long), "nobody has looked");
+        assert!(!growth.has_stopped(false, long), "nobody has looked");
         growth.still += long;
-        assert!(growth.has_stopped(long));
+        assert!(growth.has_stopped(false, long));
         fs::write(&file, "ab").unwrap();
         growth.still += long;
-        assert!(!growth.has_stopped(long), "it has grown");
+        assert!(!growth.has_stopped(false, long), "it has grown");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! a copy out of the host's page cache.
 //!
 //! The event loop calls, so what might wait goes to the engine: what the kernel says would (`RWF_NOWAIT`), what it cannot say it of (with
-//! ext4, all writes), and what is large. What may take its time nevertheless is guest memory that is not there yet, and swap.
+//! ext4, all writes), and what is large. What may take its time nevertheless: guest memory that is not there yet, swap, and to begin to read
+//! ahead.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
