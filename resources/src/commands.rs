@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use vm_agent::{GUEST_DIR, QEMU_DIR, WORK_DIR, Work};
+use vm_agent::{GUEST_DIR, QEMU_DIR, Report, WORK_DIR, Work};
 
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
 use crate::fuzz;
-use crate::host::{self, Request, SharedFile};
+use crate::host::{self, HostDied, Request, SharedFile};
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
 use crate::testing::{self, Part};
@@ -294,7 +294,26 @@ fn program(
         vmgenie: built.vmgenie,
         timeout_secs: None,
     };
-    Ok(host::run(kvm, &resources, &request)?.status)
+    let report = patiently(name, || host::run(kvm, &resources, &request))?;
+    Ok(report.status)
+}
+
+/// How often a program is begun whose emulated host crashes.
+const HOST_ATTEMPTS: u32 = 3;
+
+/// Begins anew when the emulated host has crashed: that is nothing of the program's doing.
+fn patiently(name: &str, mut run: impl FnMut() -> Result<Report>) -> Result<Report> {
+    for _ in 1..HOST_ATTEMPTS {
+        match run() {
+            Err(error) if error.is::<HostDied>() => {
+                eprintln!(
+                    "NOTE: the emulated host has crashed, as it does now and then; the {name} begins anew"
+                );
+            }
+            result => return result,
+        }
+    }
+    run()
 }
 
 /// Where the peer of a benchmark is in the emulated host.
@@ -382,6 +401,28 @@ mod tests {
         let hidden = visible("/tmp/x").unwrap_err();
         assert!(hidden.to_string().contains("at /tmp"), "{hidden}");
         visible("/tmpx").unwrap();
+    }
+
+    #[test]
+    fn a_program_begins_anew_when_its_host_has_crashed_and_not_for_ever() {
+        let mut runs = 0;
+        let report = patiently("demo", || {
+            runs += 1;
+            match runs {
+                1 => Err(HostDied::after(Vec::new()).into()),
+                _ => Ok(Report::of_status(7)),
+            }
+        });
+        assert_eq!((report.unwrap().status, runs), (7, 2));
+        let mut runs = 0;
+        let report = patiently("demo", || {
+            runs += 1;
+            Err(HostDied::after(Vec::new()).into())
+        });
+        assert!(report.unwrap_err().is::<HostDied>());
+        assert_eq!(runs, HOST_ATTEMPTS);
+        let other = patiently("demo", || bail!("another reason"));
+        assert!(!other.unwrap_err().is::<HostDied>());
     }
 
     #[test]
