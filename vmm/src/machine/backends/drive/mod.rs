@@ -11,6 +11,7 @@ mod quick;
 mod store;
 mod threads;
 mod uring;
+mod vectored;
 
 use std::fmt;
 use std::fs::{self, File};

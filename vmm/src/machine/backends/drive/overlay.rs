@@ -13,7 +13,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +24,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::bits::Bits;
+use super::vectored::{Vectored, transfer};
 
 /// The unit in which the overlay holds data, in bytes: the page of the host's cache, and the block of the file systems below.
 const GRANULE: u64 = 4096;
@@ -34,7 +34,9 @@ const MAGIC: [u8; 8] = *b"VMGENOVL";
 const VERSION: u32 = 1;
 /// File systems whose `SEEK_DATA` tells exactly what was written, zeros as well: ext4, XFS, Btrfs, tmpfs, and overlayfs, which has one of
 /// them below itself.
-const FILE_SYSTEMS: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630];
+const FILE_SYSTEMS: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, TMPFS, 0x794c_7630];
+/// tmpfs (linux/magic.h).
+pub(super) const TMPFS: u32 = 0x0102_1994;
 /// What zeros are written from. Made when it is needed: as a constant it would be in the memory of each process.
 static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
 
@@ -291,8 +293,10 @@ impl Overlay {
             let len = (run * GRANULE - at).min(buffers.len());
             // What is neither there nor the base's reads as zeros from a hole of the overlay.
             let read = match above {
-                true => transfer(libc::preadv, &self.file, &buffers, len, self.data_at + at)?,
-                false => transfer(libc::preadv, &self.base, &buffers, len, at)?,
+                true => {
+                    transfer_first(libc::preadv2, &self.file, &buffers, len, self.data_at + at)?
+                }
+                false => transfer_first(libc::preadv2, &self.base, &buffers, len, at)?,
             };
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -327,7 +331,7 @@ impl Overlay {
             let end = at + len;
             while at < end {
                 let to = self.data_at + at;
-                let written = transfer(libc::pwritev, &self.file, &buffers, end - at, to)?;
+                let written = transfer_first(libc::pwritev2, &self.file, &buffers, end - at, to)?;
                 if written == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
@@ -448,10 +452,8 @@ enum Clear {
     Zeros,
 }
 
-type Vectored = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
-
 /// One system call for the first `len` bytes of `buffers`; returns how many were transferred.
-fn transfer(
+fn transfer_first(
     call: Vectored,
     file: &File,
     buffers: &Buffers,
@@ -472,22 +474,10 @@ fn transfer(
         });
     }
     loop {
-        // SAFETY: the list is valid, and its pieces are parts of those in `buffers`, which keeps them mapped and lets the kernel read and
-        // write them. There are not more of them than IOV_MAX, as there are in `buffers`.
-        let done = unsafe {
-            call(
-                file.as_raw_fd(),
-                pieces.as_ptr(),
-                pieces.len() as i32,
-                offset as i64,
-            )
-        };
-        match u64::try_from(done) {
-            Ok(done) => return Ok(done),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
+        // SAFETY: they are parts of the pieces in `buffers`, which keeps those mapped and lets the kernel read and write them.
+        match unsafe { transfer(call, file, &pieces, offset, 0) } {
+            Err(Errno::INTR) => {}
+            done => return Ok(done?),
         }
     }
 }

@@ -6,20 +6,20 @@
 //! ahead.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 
 use rustix::fs::fstatfs;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 
+use super::overlay::TMPFS;
+use super::vectored::{Vectored, transfer};
+
 /// The largest request that is carried out at once, in bytes: some microseconds of copying.
 const MAX_LEN: u64 = 64 << 10;
-/// tmpfs (linux/magic.h), which is memory, and knows no `RWF_NOWAIT`.
-const TMPFS: u32 = 0x0102_1994;
 
 /// What may be done at once with a file.
 #[derive(Debug)]
 pub(super) struct Quick {
-    /// Nothing waits for a disk.
+    /// On tmpfs nothing waits for a disk; it knows no `RWF_NOWAIT`.
     in_memory: bool,
 }
 
@@ -54,22 +54,11 @@ impl Quick {
             return false;
         }
         let flags = if self.in_memory { 0 } else { libc::RWF_NOWAIT };
-        let pieces = buffers.iovecs();
-        // SAFETY: the list is valid, and `buffers` keeps its pieces mapped and lets the kernel read and write them. It is shorter than IOV_MAX.
-        let done = unsafe {
-            call(
-                file.as_raw_fd(),
-                pieces.as_ptr(),
-                pieces.len() as i32,
-                offset as i64,
-                flags,
-            )
-        };
-        u64::try_from(done) == Ok(buffers.len())
+        // SAFETY: `buffers` keeps its pieces mapped and lets the kernel read and write them.
+        let done = unsafe { transfer(call, file, buffers.iovecs(), offset, flags) };
+        done == Ok(buffers.len())
     }
 }
-
-type Vectored = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64, i32) -> isize;
 
 #[cfg(test)]
 impl Quick {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -10,6 +10,7 @@ use vmgenie_devices::virtio::block::Operation;
 
 use super::job::{Call, Job};
 use super::overlay::Overlay;
+use super::vectored::transfer;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -46,23 +47,14 @@ impl Store {
 
 /// Makes one call; returns how many bytes it transferred.
 fn call(file: &File, call: &Call<'_>) -> Result<u64, Errno> {
-    let transferred = |bytes: isize| match bytes {
-        0.. => Ok(bytes.unsigned_abs() as u64),
-        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    };
-    let fd = file.as_raw_fd();
     match *call {
         Call::Read(pieces, offset) => {
-            // SAFETY: the list is valid, and its pieces are for as long as the job lives, which the caller holds.
-            transferred(unsafe {
-                libc::preadv(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
-            })
+            // SAFETY: the pieces are mapped for as long as the job lives, which the caller holds; the kernel may write them.
+            unsafe { transfer(libc::preadv2, file, pieces, offset, 0) }
         }
         Call::Write(pieces, offset) => {
             // SAFETY: as above; the kernel only reads the pieces.
-            transferred(unsafe {
-                libc::pwritev(fd, pieces.as_ptr(), pieces.len() as i32, offset as i64)
-            })
+            unsafe { transfer(libc::pwritev2, file, pieces, offset, 0) }
         }
         Call::Sync => rustix::fs::fdatasync(file.as_fd()).map(|()| 0),
         Call::Allocate(mode, offset, len) => {
