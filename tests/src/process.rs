@@ -1,6 +1,7 @@
 //! What `/proc` says of a process, and ending one that is not our child.
 
 use std::fs;
+use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,17 @@ pub fn with_argument(text: &str) -> Vec<u32> {
             *pid != std::process::id() && String::from_utf8_lossy(&cmdline).contains(text)
         })
         .collect()
+}
+
+/// How the process has ended, if it does within `limit`.
+pub fn end_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            status => return status.ok().flatten(),
+        }
+    }
 }
 
 /// Waits until `condition` holds.

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::console::Console;
 use crate::guest::Guest;
+use crate::process::end_within;
 use crate::qmp::Qmp;
 use crate::shell::Shell;
 use crate::vm::BOOT_LIMIT;
@@ -193,16 +194,7 @@ impl Qemu {
 impl Qemu {
     /// Whether the process has ended, or is about to: its console goes a moment before it.
     fn has_ended(&mut self) -> bool {
-        let deadline = Instant::now() + LAST_MOMENT;
-        loop {
-            match self.child.try_wait() {
-                Ok(None) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok(status) => return status.is_some(),
-                Err(_) => return false,
-            }
-        }
+        end_within(&mut self.child, LAST_MOMENT).is_some()
     }
 }
 

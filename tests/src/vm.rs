@@ -10,6 +10,7 @@ use vmgenie::client::Client;
 
 use crate::console::Console;
 use crate::guest::{self, Guest};
+use crate::process::end_within;
 use crate::shell::Shell;
 use crate::snapshot::Snapshot;
 
@@ -251,17 +252,8 @@ impl Vm {
 
     /// Waits for the process's end.
     pub fn wait_status(&mut self, limit: Duration) -> ExitStatus {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("our child") {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "vmgenie did not end within {limit:?}"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let status = end_within(&mut self.child, limit);
+        status.unwrap_or_else(|| panic!("vmgenie did not end within {limit:?}"))
     }
 
     /// The process's number.
@@ -289,10 +281,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let deadline = Instant::now() + LAST_MOMENT;
-            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            end_within(&mut self.child, LAST_MOMENT);
             self.console.tell_end();
         }
         // It may have ended already.

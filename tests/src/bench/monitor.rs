@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 use vmgenie_tests::console::Console;
+use vmgenie_tests::process::end_within;
 
 use crate::http::Connection;
 
@@ -157,14 +158,7 @@ impl Monitor {
 
     /// How it has ended, with the last of what it said, if it has: an emulated processor loses a guest now and then.
     pub(crate) fn end(&mut self) -> Option<String> {
-        let deadline = Instant::now() + LAST_MOMENT;
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-                _ => return None,
-            }
-        };
+        let status = end_within(&mut self.child, LAST_MOMENT)?;
         let said =
             fs::read_to_string(errors_in(&self.dir)).unwrap_or_default() + &self.console.text();
         let last: Vec<_> = said.lines().rev().take(LAST_LINES).collect();
