@@ -17,6 +17,7 @@ mod machines;
 mod restores;
 mod templates;
 mod terminal;
+mod trust;
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};

@@ -392,9 +392,13 @@ pub struct OverrideArgs {
     /// before).
     #[arg(long, value_name = "TEXT", value_parser = parse_any_template)]
     pub data: Option<Template>,
-    /// Open nothing that only the snapshot names: for one of somebody else's.
+    /// Open nothing that only the snapshot names: for one of somebody else's. Without this and --trust-paths it is so for a snapshot that somebody
+    /// else than this user and root can have written: one whose files or directory belong to another, or may be written to by others.
     #[arg(long)]
     pub only_named: bool,
+    /// Open the drives, taps and sockets that the snapshot names, whoever can have written it.
+    #[arg(long, conflicts_with = "only_named")]
+    pub trust_paths: bool,
     /// What happens if a drive's file is not what it was when the snapshot was taken.
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     pub changed_drives: ChangedDrives,

@@ -19,6 +19,7 @@ use crate::api::wire::{
     SnapshotCreate, SnapshotLoad, SnapshotType, State,
 };
 use crate::client::Client;
+use crate::snapshot::Header;
 
 /// The state file in a snapshot's directory.
 const STATE_FILE: &str = "state";
@@ -330,10 +331,13 @@ pub(super) fn load_request(
     resume: bool,
 ) -> Result<SnapshotLoad, Failure> {
     let dir = absolute(dir)?;
+    let state = dir.join(STATE_FILE);
     Ok(SnapshotLoad {
         resume_vm: resume,
         generation,
-        ..SnapshotLoad::of(dir.join(STATE_FILE), dir.join(MEMORY_FILE))
+        // What is told of it before it is opened is told of this one. If it cannot be read, the VMM says why.
+        snapshot_id: Header::read(&state).map(|header| header.id.to_string()),
+        ..SnapshotLoad::of(state, dir.join(MEMORY_FILE))
     })
 }
 

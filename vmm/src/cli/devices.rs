@@ -289,9 +289,11 @@ fn try_override(
         ChangedDrives::Refuse => wire::ChangedDrives::Refuse,
         ChangedDrives::Allow => wire::ChangedDrives::Allow,
     });
-    if args.only_named {
-        request.host_paths = wire::HostPaths::NamedOnly;
-    }
+    request.host_paths = match (args.only_named, args.trust_paths) {
+        (true, _) => wire::HostPaths::NamedOnly,
+        (false, true) => wire::HostPaths::Any,
+        (false, false) => wire::HostPaths::Trusted,
+    };
     Ok(())
 }
 
@@ -386,6 +388,24 @@ mod tests {
         assert_eq!(vsock.uds_path.as_deref(), Some(Path::new("/v/7.sock")));
         assert_eq!(vsock.guest_cid, Some(107));
         assert_eq!(request.instance_data.as_deref(), Some("web-7"));
+    }
+
+    #[test]
+    fn a_snapshot_has_its_own_paths_opened_if_it_is_trusted_or_said_to_be() {
+        for (only_named, trust_paths, expected) in [
+            (false, false, wire::HostPaths::Trusted),
+            (true, false, wire::HostPaths::NamedOnly),
+            (false, true, wire::HostPaths::Any),
+        ] {
+            let args = OverrideArgs {
+                only_named,
+                trust_paths,
+                ..OverrideArgs::default()
+            };
+            let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
+            override_devices(&mut request, &args, None).unwrap();
+            assert_eq!(request.host_paths, expected);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::config::{
 use crate::logging::LogConfig;
 use crate::machine::console_history::ConsoleHistory;
 use crate::metrics::MetricsConfig;
+use crate::snapshot::SnapshotId;
 
 /// One request to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +103,8 @@ pub struct LoadSnapshot {
     pub changed_drives: ChangedDrives,
     /// Which files, taps and sockets of the host may be opened.
     pub host_paths: HostPaths,
+    /// The snapshot that is meant; any if it is none.
+    pub id: Option<SnapshotId>,
 }
 
 /// What happens if a drive's file is not what it was when a snapshot was taken: a guest that goes on with it damages its file system.
@@ -122,6 +125,10 @@ pub enum HostPaths {
     /// Those that the state file names, unless overridden.
     #[default]
     Any,
+    /// The same, if nobody but this user and root can have written the snapshot ([`Distrust`]); else as [`Self::NamedOnly`].
+    ///
+    /// [`Distrust`]: crate::snapshot::Distrust
+    Trusted,
     /// Those in overrides alone, and the snapshot's own copies of drives.
     NamedOnly,
 }

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::command::{
-    CommandError, CommandResult, CreateSnapshot, LoadSnapshot, Reply, SnapshotCreated,
+    CommandError, CommandResult, CreateSnapshot, HostPaths, LoadSnapshot, Reply, SnapshotCreated,
 };
 use super::{Controller, refused};
 use crate::machine::{DriveCopies, Host, Machine};
-use crate::snapshot::{CreateError, Staging, open_snapshot};
+use crate::snapshot::{
+    CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
+};
 
 impl Controller {
     pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {
@@ -18,12 +20,16 @@ impl Controller {
             ));
         }
         let begun = Instant::now();
-        let loaded = open_snapshot(&request.state, &request.memory).map_err(refused)?;
+        let loaded = open(request).map_err(refused)?;
+        if let Some(wanted) = request.id.filter(|wanted| *wanted != loaded.id) {
+            return Err(CommandError(format!(
+                "{:?} is of the snapshot {}, not of {wanted} as it was when it was looked at: somebody has put another one there; look again",
+                request.state, loaded.id
+            )));
+        }
         let vm = self.take_vm().map_err(refused)?;
         let io = self.io().map_err(refused)?;
-        let mut machine =
-            Machine::restore(&self.host, vm, loaded.reader, loaded.memory, request, io)
-                .map_err(refused)?;
+        let mut machine = Machine::restore(&self.host, vm, loaded, request, io).map_err(refused)?;
         if request.resume {
             machine.resume(&self.host).map_err(refused)?;
         }
@@ -31,6 +37,14 @@ impl Controller {
         self.restored_from = Some((request.state.clone(), request.memory.clone()));
         tracing::info!(took = ?begun.elapsed(), "snapshot restored");
         Ok(Reply::Done)
+    }
+}
+
+/// Whose the snapshot is costs system calls, and matters to some requests only.
+fn open(request: &LoadSnapshot) -> Result<LoadedSnapshot, LoadError> {
+    match request.host_paths {
+        HostPaths::Trusted => open_judged(&request.state, &request.memory),
+        HostPaths::Any | HostPaths::NamedOnly => open_snapshot(&request.state, &request.memory),
     }
 }
 

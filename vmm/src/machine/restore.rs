@@ -1,6 +1,5 @@
 //! Restoring a machine. What is on this path is paid by every clone: each system call counts.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use kvm_bindings::CpuId;
@@ -25,7 +24,7 @@ use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 use crate::config::{ConfigError, DeviceOverrides};
 use crate::controller::command::{LoadSnapshot, RestoreAs};
 use crate::generation::GenerationError;
-use crate::snapshot::{StateError, StateReader};
+use crate::snapshot::{LoadedSnapshot, StateError};
 
 /// Why a machine could not be restored.
 #[derive(Debug, Error)]
@@ -87,7 +86,7 @@ pub enum RestoreError {
 }
 
 impl Machine {
-    /// Builds the machine that `reader` and `memory` hold in `vm` (an empty one), as `request` wants it, standing still. With [`RestoreAs::New`] a new
+    /// Builds the machine that `snapshot` holds in `vm` (an empty one), as `request` wants it, standing still. With [`RestoreAs::New`] a new
     /// generation has begun.
     ///
     /// The order: everything is checked before anything is built. Memory slots come before the interrupt controllers (after them
@@ -96,19 +95,18 @@ impl Machine {
     pub fn restore(
         host: &Host,
         vm: VmFd,
-        reader: StateReader,
-        memory: File,
+        snapshot: LoadedSnapshot,
         request: &LoadSnapshot,
         io: MachineIo,
     ) -> Result<Self, RestoreError> {
-        let saved = SavedMachine::read(reader)?;
+        let saved = SavedMachine::read(snapshot.reader)?;
         saved
             .vcpus
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
-        let virtio = saved.wanted(request)?;
-        let memory = Memory::from_file(saved.config.memory_bytes(), memory)?;
+        let virtio = saved.wanted(request, snapshot.distrust)?;
+        let memory = Memory::from_file(saved.config.memory_bytes(), snapshot.memory)?;
         // Nothing on the host is opened for a state that will be refused.
         saved.check_virtio(&virtio, memory.map())?;
         let copies = make_drives(&saved.located(request)?, &request.overrides)?;

@@ -14,7 +14,7 @@ use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{DevicesConfig, MachineConfig};
 use crate::controller::command::LoadSnapshot;
 use crate::generation::GenerationDevices;
-use crate::snapshot::{SnapshotId, StateReader};
+use crate::snapshot::{Distrust, SnapshotId, StateReader};
 
 /// Everything that a state file says, checked against itself.
 #[derive(Debug)]
@@ -97,11 +97,22 @@ impl SavedMachine {
     /// The devices that the machine will have, if the host is as the request wants it. Nothing is opened.
     ///
     /// # Errors
-    /// An override that does not fit, something of the host that the request should have named, or a drive whose file has changed.
-    pub(super) fn wanted(&self, request: &LoadSnapshot) -> Result<DevicesConfig, RestoreError> {
+    /// An override that does not fit, something of the host that the request should have named, for itself or because the snapshot may be
+    /// somebody else's, or a drive whose file has changed.
+    pub(super) fn wanted(
+        &self,
+        request: &LoadSnapshot,
+        distrust: Option<Distrust>,
+    ) -> Result<DevicesConfig, RestoreError> {
         let located = self.located(request)?;
         let files = &self.devices.virtio.files;
-        files::check_named(&located, files, &request.overrides, request.host_paths)?;
+        files::check_named(
+            &located,
+            files,
+            &request.overrides,
+            request.host_paths,
+            distrust,
+        )?;
         files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;
         located
             .overridden(&request.overrides)

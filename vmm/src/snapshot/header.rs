@@ -14,11 +14,14 @@
 //! All numbers are little-endian. Every byte of the file is under the checksum, which is verified
 //! before the payload is decoded.
 
+use std::io::Read;
+use std::path::Path;
+
 use crc64fast_nvme::Digest;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::SnapshotId;
+use super::{SnapshotId, open_regular};
 
 /// The state format that this program writes.
 pub const FORMAT: u16 = 1;
@@ -132,6 +135,14 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of the state file at `path`, unverified as in [`Header::peek`]; none if there is no such file.
+    pub fn read(path: &Path) -> Option<Self> {
+        let (mut file, _) = open_regular(path).ok()??;
+        let mut bytes = [0; HEADER_LENGTH];
+        file.read_exact(&mut bytes).ok()?;
+        Self::peek(&bytes).ok()
+    }
+
     /// Reads the header at the start of `bytes` without looking at, or needing, what follows.
     /// The checksum is not verified: what this returns is a hint until [`Header::verify`] agrees.
     ///

@@ -31,7 +31,7 @@ impl SnapshotId {
     }
 
     /// Reads what [`Display`](fmt::Display) writes: 32 lower-case hexadecimal digits.
-    pub(super) fn from_hex(text: &[u8]) -> Option<Self> {
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
         let digit = |byte: u8| match byte {
             b'0'..=b'9' => Some(byte - b'0'),
             b'a'..=b'f' => Some(byte - b'a' + 10),

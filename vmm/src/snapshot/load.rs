@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::sweep::sweep_within;
 use super::target::Targets;
+use super::trust::{self, Distrust};
 use super::{MemoryFileError, SnapshotId, StateError, StateReader, memory_file};
 
 /// How often a pair of files that does not match is looked at again, in case somebody is
@@ -44,6 +45,8 @@ pub struct LoadedSnapshot {
     pub memory: File,
     /// Bytes of guest memory in the memory file, from offset 0 on.
     pub memory_length: u64,
+    /// Why it may be somebody else's; none as well if [`open_snapshot`] has not looked.
+    pub distrust: Option<Distrust>,
 }
 
 /// Opens the snapshot that consists of the files `state` and `memory`.
@@ -55,33 +58,51 @@ pub struct LoadedSnapshot {
 /// # Errors
 /// Says which file was refused and why.
 pub fn open_snapshot(state: &Path, memory: &Path) -> Result<LoadedSnapshot, LoadError> {
+    open_with(state, memory, || Ok((StateReader::open(state)?, None)))
+}
+
+/// Opens a snapshot as [`open_snapshot`] does, and looks whether it may be somebody else's.
+///
+/// # Errors
+/// Says which file was refused and why.
+pub fn open_judged(state: &Path, memory: &Path) -> Result<LoadedSnapshot, LoadError> {
+    let mut loaded = open_with(state, memory, || trust::open_state(state))?;
+    let of_memory = trust::judge_memory(memory, &loaded.memory);
+    let of_memory = of_memory.map_err(|error| LoadError::Memory {
+        path: memory.to_owned(),
+        source: MemoryFileError::Read(error),
+    })?;
+    loaded.distrust = loaded.distrust.or(of_memory);
+    Ok(loaded)
+}
+
+fn open_with(
+    state: &Path,
+    memory: &Path,
+    open_state: impl Fn() -> Result<(StateReader, Option<Distrust>), StateError>,
+) -> Result<LoadedSnapshot, LoadError> {
     let mut seen = None;
     let mut attempt = 0;
     loop {
-        let reader = StateReader::open(state).map_err(|source| LoadError::State {
+        let (reader, distrust) = open_state().map_err(|source| LoadError::State {
             path: state.to_owned(),
             source,
         })?;
         let (id, memory_length) = (reader.header().id, reader.header().memory_length);
-        let refused = match memory_file::open(memory, &id, memory_length) {
+        let opened = memory_file::open(memory, &id, memory_length)
+            .or_else(|refused| open_staged(state, memory, id, memory_length).ok_or(refused));
+        let refused = match opened {
             Ok(memory) => {
                 return Ok(LoadedSnapshot {
                     id,
                     reader,
                     memory,
                     memory_length,
+                    distrust,
                 });
             }
             Err(refused) => refused,
         };
-        if let Some(memory) = open_staged(state, memory, id, memory_length) {
-            return Ok(LoadedSnapshot {
-                id,
-                reader,
-                memory,
-                memory_length,
-            });
-        }
         // Somebody may have published between the two opens. If nothing moves, nobody has.
         let now = (id, refused.found());
         attempt += 1;

@@ -38,15 +38,18 @@ mod sweep;
 mod target;
 #[cfg(test)]
 mod test_support;
+mod trust;
 mod write_memory;
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
+
 pub use header::{FORMAT, HEADER_LENGTH, Header, HeaderError, MAX_PAYLOAD_LENGTH, OLDEST_FORMAT};
 pub use id::SnapshotId;
-pub use load::{LoadError, LoadedSnapshot, open_snapshot};
+pub use load::{LoadError, LoadedSnapshot, open_judged, open_snapshot};
 pub use memory_file::MemoryFileError;
 pub use memory_source::{MemorySource, MemorySourceError};
 pub use publish::{CreateError, Staging};
@@ -54,16 +57,19 @@ pub use state::WriteStateError;
 pub use state::{MAX_PARTS, MAX_TAG_LENGTH, Part, StateError, StateReader, StateWriter};
 pub use sweep::{sweep, with_current};
 pub use target::TargetError;
+pub use trust::Distrust;
 pub use write_memory::{WriteMemoryError, Written};
+
+/// How a file is opened that should be a regular one: without NONBLOCK the open of a FIFO would wait for its writer.
+const REGULAR: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY);
 
 /// Opens the regular file at `path` for reading; returns it with its length in bytes, or `None` if
 /// something else has that name.
 pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, u64)>> {
-    use rustix::fs::{Mode, OFlags};
-
-    // Without NONBLOCK the open of a FIFO would wait for its writer.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::open(path, REGULAR, Mode::empty())?);
     let metadata = file.metadata()?;
     Ok(metadata.is_file().then_some((file, metadata.len())))
 }

@@ -9,7 +9,7 @@
 //! which refuses parts that nobody asked for: dropping a device's state silently would break the
 //! guest.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
@@ -283,6 +283,14 @@ impl StateReader {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let (file, length) = open_regular(path)?.ok_or(StateError::NotAFile)?;
         Self::from_bytes(read_whole(file, length)?)
+    }
+
+    /// Reads and verifies an open state file.
+    pub(super) fn of_file(file: File, metadata: &Metadata) -> Result<Self, StateError> {
+        match metadata.is_file() {
+            true => Self::from_bytes(read_whole(file, metadata.len())?),
+            false => Err(StateError::NotAFile),
+        }
     }
 
     /// Verifies a state file that is in memory.

@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::config::{self, DeviceOverrides};
 use crate::controller::command::{ChangedDrives, HostPaths, RestoreAs};
+use crate::snapshot::SnapshotId;
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {
@@ -79,6 +80,7 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             overrides: DeviceOverrides::default(),
             changed_drives: ChangedDrives::OwnCopies,
             host_paths: HostPaths::Any,
+            id: None,
         })
     };
     assert_eq!(
@@ -104,7 +106,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
             { "drive_id": "root", "path_on_host": "/r7", "copy": true },
             { "drive_id": "data", "path_on_host": "/d7", "overlay": true },
         ],
-        "changed_drives": "refuse", "host_paths": "named-only",
+        "changed_drives": "refuse", "host_paths": "named-only", "snapshot_id": "0a".repeat(16),
         "instance_data": "web-7",
     });
     let (status, headers, answer) = api.send("PUT", "/snapshot/load", body.to_string());
@@ -150,6 +152,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         overrides,
         changed_drives: ChangedDrives::Refuse,
         host_paths: HostPaths::NamedOnly,
+        id: Some(SnapshotId::from_bytes([0x0a; 16])),
     });
     assert_eq!(api.commands(), [expected]);
     for (field, value, expected) in [
@@ -169,6 +172,12 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
             json!([{ "host_dev_name": "t" }]),
             "missing field `iface_id`",
         ),
+        (
+            "snapshot_id",
+            json!("0A"),
+            "32 lower-case hexadecimal digits",
+        ),
+        ("host_paths", json!("own"), "unknown variant `own`"),
         ("vsock_override", json!({ "guest_cid": 0 }), "guest CID"),
         ("vsock_override", json!({ "uds_path": "" }), "empty path"),
         (

@@ -82,6 +82,9 @@ pub enum WireError {
     /// A drive that is to be two things.
     #[error("copy and overlay exclude each other: a drive override has one of them at most")]
     CopyAndOverlay,
+    /// No name of a snapshot.
+    #[error("a snapshot_id has 32 lower-case hexadecimal digits")]
+    SnapshotId,
     /// A rate limiter that limits something.
     #[error("rate limiters are not supported: leave {0} out")]
     RateLimiter(&'static str),

@@ -10,6 +10,7 @@ use crate::config::{
     self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
 };
 use crate::controller::command::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
+use crate::snapshot::SnapshotId;
 
 /// PUT `/snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -116,6 +117,9 @@ pub struct SnapshotLoad {
     /// Which files, taps and sockets may be opened. Ours; `any` when absent.
     #[serde(default, skip_serializing_if = "HostPaths::is_default")]
     pub host_paths: HostPaths,
+    /// The snapshot that is meant, 32 hexadecimal digits: another one at that path is refused. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
 }
 
 /// What happens if a drive's file is not what it was.
@@ -135,6 +139,9 @@ pub enum HostPaths {
     /// Those that the state file names, unless overridden.
     #[default]
     Any,
+    /// The same, if state file, its directory and memory file belong to the VMM's user or to root and nobody else may write to them; else as
+    /// `named-only`.
+    Trusted,
     /// Those in overrides alone, and the snapshot's own copies of drives.
     NamedOnly,
 }
@@ -167,6 +174,7 @@ impl SnapshotLoad {
             instance_data: None,
             changed_drives: None,
             host_paths: HostPaths::Any,
+            snapshot_id: None,
         }
     }
 }
@@ -352,6 +360,10 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             GenerationChoice::Keep => RestoreAs::Keep,
         };
         let instance_data = wire.instance_data.map(InstanceData::new).transpose();
+        let id = wire.snapshot_id.map(|text| {
+            let id = SnapshotId::from_hex(text.as_bytes());
+            id.ok_or(WireError::SnapshotId)
+        });
         Ok(Self {
             state,
             memory,
@@ -372,8 +384,10 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
             },
             host_paths: match wire.host_paths {
                 HostPaths::Any => command::HostPaths::Any,
+                HostPaths::Trusted => command::HostPaths::Trusted,
                 HostPaths::NamedOnly => command::HostPaths::NamedOnly,
             },
+            id: id.transpose()?,
         })
     }
 }

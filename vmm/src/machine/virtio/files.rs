@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
 use crate::controller::command::{ChangedDrives, HostPaths};
-use crate::snapshot::{Part, SnapshotId};
+use crate::snapshot::{Distrust, Part, SnapshotId};
 
 /// A regular file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,13 +83,27 @@ impl Part for DriveFilePart {
 pub enum HostPathError {
     /// The request names less than it was said to.
     #[error(
-        "the snapshot would have {0} of this host opened, which the request does not name: name another in an override, or take host_paths \"named-only\" out"
+        "the snapshot would have {0} of this host opened, which was not named: name one (--drive, --net or --vsock; an override in the API), or let it have \
+         its own (without --only-named; host_paths other than \"named-only\" in the API)"
     )]
     NotNamed(String),
+    /// The snapshot may be anybody's, and would have something opened.
+    #[error(
+        "the snapshot would have {what} of this host opened, and may be somebody else's: {why}. Name what it may have (--drive, --net or --vsock; an \
+         override in the API), have the snapshot belong to this user or root alone (chown, chmod go-w), or let it have what it says (--trust-paths; \
+         host_paths \"any\" in the API)"
+    )]
+    NotTrusted {
+        /// What it would have opened.
+        what: String,
+        /// Why it may be somebody else's.
+        why: Distrust,
+    },
     /// A drive's file has moved on.
     #[error(
         "the drive {id} is not what it was when the snapshot was taken: {what}, {path:?}. A guest that goes on with it damages its file system. Have \
-         snapshots made with copy_drives, give the file that belongs to the snapshot in drive_overrides, or set changed_drives to \"allow\""
+         snapshots made with copies of the drives (--copy-drives; copy_drives in the API), give the file that belongs to the snapshot (--drive; \
+         drive_overrides in the API), or have it so (--changed-drives allow; changed_drives \"allow\" in the API)"
     )]
     Changed {
         /// The drive.
@@ -149,17 +163,24 @@ fn has_file(overrides: &DeviceOverrides, drive: &DriveConfig) -> bool {
     named.any(|named| named.id == drive.id && named.source == DriveSource::Existing)
 }
 
-/// Whether the request names all that the machine has of the host. `devices` are [`located`].
+/// Whether the request names all that the machine has of the host, as far as it has to. `devices` are [`located`]; `distrust` says why the snapshot
+/// may be somebody else's.
 pub(in crate::machine) fn check_named(
     devices: &DevicesConfig,
     files: &[DriveFilePart],
     overrides: &DeviceOverrides,
     wanted: HostPaths,
+    distrust: Option<Distrust>,
 ) -> Result<(), HostPathError> {
-    if wanted == HostPaths::Any {
+    if wanted == HostPaths::Any || wanted == HostPaths::Trusted && distrust.is_none() {
         return Ok(());
     }
-    let refuse = |what: String| Err(HostPathError::NotNamed(what));
+    let refuse = |what: String| {
+        Err(match distrust.clone() {
+            Some(why) if wanted == HostPaths::Trusted => HostPathError::NotTrusted { what, why },
+            _ => HostPathError::NotNamed(what),
+        })
+    };
     for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
         let named = overrides.drives.iter().find(|named| named.id == drive.id);
         // The snapshot's own copies came with what the caller has named.

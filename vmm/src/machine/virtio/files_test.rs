@@ -99,9 +99,24 @@ impl Place {
             &self.files,
             &DeviceOverrides::default(),
             HostPaths::Any,
+            None,
         )
         .unwrap();
-        check_named(&located, &self.files, overrides, HostPaths::NamedOnly)
+        let check =
+            |wanted, distrust| check_named(&located, &self.files, overrides, wanted, distrust);
+        let why = Distrust::Link("/s".into());
+        check(HostPaths::Any, Some(why.clone())).unwrap();
+        check(HostPaths::Trusted, None).unwrap();
+        let named = check(HostPaths::NamedOnly, None);
+        let trusted = check(HostPaths::Trusted, Some(why));
+        match &trusted {
+            Err(HostPathError::NotTrusted { what, .. }) => {
+                let told = named.as_ref().unwrap_err().to_string();
+                assert!(told.contains(what.as_str()), "{told}");
+            }
+            other => assert!(other.is_ok() && named.is_ok(), "{other:?}"),
+        }
+        named
     }
 }
 
