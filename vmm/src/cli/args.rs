@@ -22,7 +22,8 @@ const LONG_VERSION: &str = concat!(
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  success; for `run`, `api` and `restore`: the guest powered off, or rebooted with --on-reboot exit
+  0  success; for `run`, `api` and `restore`: the guest powered off, or rebooted with
+     --on-reboot exit
   1  failure
   2  the command line is wrong
   3  the guest crashed (triple fault) or KVM gave up on it
@@ -31,46 +32,48 @@ Exit status:
 
 Examples:
   vmgenie run --disk debian.ext4
-  vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock /tmp/vm.sock
-  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
-  vmgenie restore /tmp/snapshot
-  vmgenie clone /tmp/snapshot -n 3
+  vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock vm.sock
+  vmgenie snapshot --api-sock vm.sock snapshot
+  vmgenie restore snapshot
+  vmgenie clone snapshot -n 3
   vmgenie console clone-1
-  vmgenie generation /tmp/vm.sock --json
-  vmgenie --api-sock /tmp/fc.sock --help     (Firecracker's own command line, for programs written for it)";
+  vmgenie generation vm.sock --json
+  vmgenie --api-sock fc.sock --help    (Firecracker's own command line, for programs written for it)";
 
 const RUN_HELP: &str = "\
-The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one Ctrl-A.
+The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one
+Ctrl-A.
 
 Examples:
   vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux
-  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 quiet'
-  vmgenie run --kernel vmlinux --disk root.ext4 --net tap0,mac=06:00:ac:10:00:02 --vsock /tmp/vm.vsock --entropy";
+  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 ro'
+  vmgenie run --kernel vmlinux --disk root.ext4 --net tap0,mac=06:00:ac:10:00:02 --entropy
+  vmgenie run --disk debian.ext4 --vsock vm.vsock";
 
 const API_HELP: &str = "\
 Example:
-  vmgenie api --api-sock /tmp/vm.sock &
-  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot";
+  vmgenie api --api-sock vm.sock &
+  vmgenie restore --api-sock vm.sock snapshot";
 
 const PAUSE_HELP: &str = "\
 Example:
-  vmgenie pause /tmp/vm.sock";
+  vmgenie pause vm.sock";
 
 const RESUME_HELP: &str = "\
 Example:
-  vmgenie resume /tmp/vm.sock";
+  vmgenie resume vm.sock";
 
 const INFO_HELP: &str = "\
 Examples:
-  vmgenie info /tmp/vm.sock
-  vmgenie info /tmp/vm.sock --json";
+  vmgenie info vm.sock
+  vmgenie info vm.sock --json";
 
 const GENERATION_HELP: &str = "\
 Examples:
-  vmgenie generation /tmp/vm.sock
-  vmgenie generation /tmp/vm.sock --new --json
-  vmgenie generation /tmp/vm.sock --wait=500ms";
+  vmgenie generation vm.sock
+  vmgenie generation vm.sock --new --json
+  vmgenie generation vm.sock --wait=500ms";
 
 const COMPLETIONS_HELP: &str = "\
 Example:
@@ -89,36 +92,47 @@ Examples:
   vmgenie stop 4711 --power-off=30s";
 
 const CONSOLE_HELP: &str = "\
-Ctrl-A d detaches, Ctrl-A Ctrl-A sends one Ctrl-A. What the guest said last (32 KiB at most) is shown first. Its output goes where it went
-before all the same, and to all others who are attached. The machine has to serve its API on a socket, as those of `clone` do.
+Ctrl-A d detaches, Ctrl-A Ctrl-A sends one Ctrl-A. What the guest said last (32 KiB at most) is
+shown first. Its output goes where it went before all the same, and to all others who are attached.
+The machine has to serve its API on a socket, as those of `clone` do.
 
 Examples:
   vmgenie console web-1
-  vmgenie console /tmp/clones/clone-1.sock
+  vmgenie console clones/clone-1.sock
   echo uptime | vmgenie console 4711";
 
 const SNAPSHOT_HELP: &str = "\
-A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays paused.
+A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays
+paused.
 
 Example:
-  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot
-  vmgenie snapshot --api-sock /tmp/vm.sock /tmp/snapshot --copy-drives";
+  vmgenie snapshot --api-sock vm.sock snapshot
+  vmgenie snapshot --api-sock vm.sock snapshot --copy-drives";
 
 const RESTORE_HELP: &str = "\
 Examples:
-  vmgenie restore /tmp/snapshot
-  vmgenie restore /tmp/snapshot --serve /tmp/vm.sock --net net0=tap1 --drive disk0=/tmp/clone.ext4,copy
-  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot
-  vmgenie restore --api-sock /tmp/vm.sock /tmp/snapshot --generation keep --no-resume";
+  vmgenie restore snapshot
+  vmgenie restore snapshot --serve vm.sock --net net0=tap1 --drive disk0=clone.ext4,copy
+  vmgenie restore --api-sock vm.sock snapshot
+  vmgenie restore --api-sock vm.sock snapshot --generation keep --no-resume";
 
 const CLONE_HELP: &str = "\
-Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-K.sock, its console and log are in DIR/clone-K.log.
-When one clone fails, all are ended.
+Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-N.sock, its
+console and log are in DIR/clone-N.log. When one clone fails, all are ended.
+
+In --net, --drive, --vsock, --cid and --data, {n} is the number of the clone: 1, 2, ...
 
 Examples:
-  vmgenie clone /tmp/snapshot -n 3
-  vmgenie clone /tmp/snapshot -n 10 --dir /tmp/clones --data 'web-{n}' --json
-  vmgenie clone /tmp/snapshot -n 3 --net 'net0=tap{n}' --vsock '/tmp/clone-{n}.vsock' --cid '100+{n}' --drive 'disk0=/tmp/disk-{n}.overlay,overlay'";
+  vmgenie clone snapshot -n 3
+  vmgenie clone snapshot -n 10 --dir clones --data 'web-{n}' --json
+  vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --drive 'disk0=disk-{n}.overlay,overlay'
+  vmgenie clone snapshot -n 3 --vsock 'clone-{n}.vsock' --cid '100+{n}'";
+
+/// Text for clap in which `{n}` stays what it is. Clap takes it for a line break, and knows no way to say otherwise; what comes between the two here
+/// is for terminals alone, which do not show it, and clap leaves it out elsewhere.
+fn literal(text: &str) -> String {
+    text.replace("{n}", "{\u{1b}[0mn}")
+}
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
@@ -352,7 +366,7 @@ pub struct RestoreArgs {
 
 /// `vmgenie clone`.
 #[derive(Debug, Args)]
-#[command(after_help = CLONE_HELP)]
+#[command(after_help = literal(CLONE_HELP))]
 pub struct CloneArgs {
     /// The directory that `vmgenie snapshot` wrote.
     #[arg(value_name = "SNAPSHOT_DIR")]

@@ -31,7 +31,8 @@ pub const BAD_ARGUMENTS: u8 = 153;
 const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
 
 const AFTER_HELP: &str = "\
-Firecracker's options, for programs that were written for it; `vmgenie --help` tells of the commands that people use.
+Firecracker's options, for programs that were written for it; `vmgenie --help` tells of the
+commands that people use.
 
 Exit status:
   0    the guest powered off or rebooted, or SIGTERM, SIGINT or SIGHUP ended the process
@@ -42,7 +43,7 @@ Exit status:
   153  the command line is wrong
 
 Example:
-  vmgenie --api-sock /tmp/fc.sock --config-file vm.json --level Debug --log-path /tmp/fc.log";
+  vmgenie --api-sock fc.sock --config-file vm.json --level Debug --log-path fc.log";
 
 /// What Firecracker takes.
 #[derive(Debug, Parser)]
@@ -321,6 +322,11 @@ mod tests {
             assert!(!is_meant(Some(OsStr::new(first))), "{first}");
         }
         assert!(!is_meant(None));
+    }
+
+    #[test]
+    fn the_help_is_shown_as_it_is_written() {
+        crate::cli::tests::check_help(Options::command());
     }
 
     #[test]

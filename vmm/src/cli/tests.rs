@@ -20,6 +20,62 @@ fn the_command_line_is_well_formed() {
     Cli::command().debug_assert();
 }
 
+/// Where clap breaks lines on a wide terminal, and where there is none.
+const HELP_WIDTH: usize = 100;
+
+/// What is written behind the options is shown so: no line is broken, and an example can be copied. And nothing that clap takes for a line break
+/// stands in what it says of an option.
+pub(super) fn check_help(mut command: clap::Command) {
+    let name = command.get_name().to_owned();
+    let written = command.get_after_help().map(ToString::to_string);
+    let written = written.unwrap_or_else(|| panic!("{name} has no example"));
+    assert!(written.contains("Example"), "{name}: {written}");
+    for help in [command.render_help(), command.render_long_help()] {
+        let shown = help.to_string();
+        assert!(shown.contains(&written), "{name}: {shown}");
+        assert!(!shown.contains('\u{1b}'), "{name}: {shown:?}");
+    }
+    for line in written.lines() {
+        assert!(line.len() <= HELP_WIDTH, "{name}: {line}");
+        let quotes = line.matches('\'').count();
+        assert!(
+            !line.starts_with("  vmgenie") || line.contains("Firecracker") || quotes % 2 == 0,
+            "{line}"
+        );
+    }
+    for argument in command.get_arguments() {
+        for help in [argument.get_help(), argument.get_long_help()] {
+            let text = help.map(ToString::to_string).unwrap_or_default();
+            assert!(!text.contains("{n}"), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn the_help_of_every_command_is_shown_as_it_is_written() {
+    let cli = Cli::command();
+    cli.get_subcommands().cloned().for_each(check_help);
+    check_help(cli);
+}
+
+#[test]
+fn the_help_of_clone_has_the_number_of_the_clone_in_its_examples() {
+    let mut cli = Cli::command();
+    let help = cli
+        .find_subcommand_mut("clone")
+        .unwrap()
+        .render_help()
+        .to_string();
+    for example in [
+        "--data 'web-{n}' --json",
+        "'net0=tap{n}'",
+        "'100+{n}'",
+        "disk-{n}.overlay",
+    ] {
+        assert!(help.contains(example), "{help}");
+    }
+}
+
 #[test]
 fn run_has_the_defaults_that_its_help_tells() {
     let Command::Run(args) = parse("vmgenie run --kernel k").unwrap().command else {
