@@ -107,8 +107,8 @@ struct Test {
     /// How many tests on a KVM run at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// End a test on a KVM after so many seconds.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    /// End a test on a KVM after so many seconds, as on a quiet machine: a busy one has more.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     limit: u64,
     /// Boot the small guests with a kernel that looks for mistakes of drivers (KASAN, lockdep, sleeping in
     /// atomic context), and run the tests of the guest driver, or those of --filter. The kernel is built first.

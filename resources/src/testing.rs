@@ -45,7 +45,7 @@ pub(crate) struct Options {
     pub(crate) only: Option<Part>,
     /// How many tests on a KVM run at once.
     pub(crate) jobs: usize,
-    /// The time limit of a test on a KVM, in seconds.
+    /// The time limit of a test on a KVM, in seconds of a quiet machine.
     pub(crate) limit_secs: u64,
     /// The small kernel that guests boot.
     pub(crate) kernel: Flavor,

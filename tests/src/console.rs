@@ -1,10 +1,12 @@
 //! A guest's console: all that it ever said, and waiting for what it says next.
 
 use std::io::{Read, Write};
-use std::process::{ChildStdin, ChildStdout};
+use std::process::{Child, ChildStdin};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use vm_agent::patience::{LOOK, Patience, Progress, processor_time};
 
 /// How many lines of a console the reader of a failed test is given.
 const TOLD_LINES: usize = 30;
@@ -13,6 +15,8 @@ const TOLD_LINES: usize = 30;
 #[derive(Debug)]
 pub struct Console {
     input: Option<ChildStdin>,
+    /// The monitor whose guest this is.
+    monitor: u32,
     shared: Arc<Shared>,
     /// How much of the output has been looked at.
     seen: usize,
@@ -31,8 +35,10 @@ struct State {
 }
 
 impl Console {
-    /// Reads `output` in a thread of its own.
-    pub fn new(input: ChildStdin, mut output: ChildStdout) -> Self {
+    /// The console of the guest of a monitor whose standard input and output are pipes; reads them in a thread of its own.
+    pub fn of(monitor: &mut Child) -> Self {
+        let input = monitor.stdin.take();
+        let mut output = monitor.stdout.take().expect("a pipe");
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
         thread::spawn(move || {
@@ -51,7 +57,8 @@ impl Console {
             }
         });
         Self {
-            input: Some(input),
+            input,
+            monitor: monitor.id(),
             shared,
             seen: 0,
         }
@@ -69,9 +76,10 @@ impl Console {
     /// Waits for `text` in what was not looked at yet, and returns everything before it.
     ///
     /// # Panics
-    /// With the whole console output when it does not come within `limit`.
+    /// With the whole console output when it does not come although it was waited for with [`Patience`]: for as long as the guest speaks or
+    /// computes, and for `limit` once it does neither.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         let mut state = lock(&self.shared.state);
         loop {
             if let Some(at) = state.text[self.seen..].find(text) {
@@ -79,21 +87,21 @@ impl Console {
                 self.seen += at + text.len();
                 return before;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
             let why = if state.ended {
                 "the output has ended"
             } else {
                 "time is up"
             };
+            let over = state.ended || patience.is_over_at(|| self.progress_at(&state));
             assert!(
-                !left.is_zero() && !state.ended,
+                !over,
                 "waited {limit:?} for {text:?} on the console: {why}. All of it:\n{}",
                 state.text
             );
             state = self
                 .shared
                 .changed
-                .wait_timeout(state, left)
+                .wait_timeout(state, LOOK)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -101,23 +109,34 @@ impl Console {
 
     /// Waits for the end of the output and returns all of it.
     pub fn wait_for_end(&mut self, limit: Duration) -> String {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         let mut state = lock(&self.shared.state);
         while !state.ended {
-            let left = deadline.saturating_duration_since(Instant::now());
             assert!(
-                !left.is_zero(),
+                !patience.is_over_at(|| self.progress_at(&state)),
                 "no end of the console within {limit:?}:\n{}",
                 state.text
             );
             state = self
                 .shared
                 .changed
-                .wait_timeout(state, left)
+                .wait_timeout(state, LOOK)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
         state.text.clone()
+    }
+
+    /// What can be seen of the guest's progress: what it has said, and what its monitor has computed.
+    pub fn progress(&self) -> Progress {
+        self.progress_at(&lock(&self.shared.state))
+    }
+
+    fn progress_at(&self, state: &State) -> Progress {
+        Progress {
+            done: state.text.len() as u64,
+            worked: processor_time(self.monitor),
+        }
     }
 
     /// Writes the last lines to the standard error output, for the reader of a test that has failed.

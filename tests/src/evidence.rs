@@ -4,7 +4,9 @@
 //! which the guest's init sets up, writes them to the trace; the kernel log has a line for each time that the kernel's random
 //! number generator was reseeded for that reason.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use vm_agent::patience::Patience;
 
 use crate::shell::Shell;
 
@@ -36,14 +38,14 @@ impl Noticed {
     /// # Panics
     /// When it has not within `limit`.
     pub fn wait(vm: &mut impl Shell, changes: usize, limit: Duration) -> Self {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         loop {
             let noticed = Self::of(vm);
             if noticed.reseeds >= changes && noticed.ids.len() >= changes {
                 return noticed;
             }
             assert!(
-                Instant::now() < deadline,
+                !patience.is_over(),
                 "the guest noticed {noticed:?} of {changes} changes within {limit:?}; its log:\n{}",
                 vm.shell("dmesg | tail -n 30")
             );

@@ -5,14 +5,16 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
+use vm_agent::patience::Patience;
 
 use crate::Vm;
+use crate::console::Console;
 use crate::net::{GUEST, HOST, Namespace};
 
-/// How long the image may take to boot to its page.
+/// How long the image may show no sign of its boot.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// The memory of a machine with the image.
 pub const MEMORY: &str = "256M";
@@ -112,14 +114,19 @@ impl Page {
         &self.0
     }
 
-    /// Asks for it; waits up to `limit` until there is an answer that is complete.
-    pub fn of(namespace: &Namespace, address: Ipv4Addr, limit: Duration) -> Self {
-        let deadline = Instant::now() + limit;
+    /// Asks the guest with this console for it, with patience of `limit`, until there is an answer that is complete.
+    pub fn of(
+        console: &Console,
+        namespace: &Namespace,
+        address: Ipv4Addr,
+        limit: Duration,
+    ) -> Self {
+        let mut patience = Patience::new(limit);
         loop {
             match namespace.try_get(address, PORT, "/") {
                 Ok(body) => return Self(String::from_utf8_lossy(&body).into_owned()),
                 Err(error) => assert!(
-                    Instant::now() < deadline,
+                    !patience.is_over_at(|| console.progress()),
                     "no page from {address} within {limit:?}: {error}"
                 ),
             }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use vm_agent::patience::{Patience, stretched};
 
 use crate::http;
 use crate::{Guest, Vm};
@@ -24,7 +25,9 @@ pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 /// Where the guest's side of [`guest_load`] listens.
 pub const LOAD_PORT: u16 = 5001;
 /// How long the other side of a connection may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long one attempt may take. Who was not there yet does not hear of it before the next.
+const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// A network namespace. It goes when nobody uses it any more.
 #[derive(Debug)]
@@ -99,12 +102,12 @@ impl Namespace {
     /// The same for a guest that has another address.
     pub fn connect_to(&self, address: impl Into<IpAddr>, port: u16) -> TcpStream {
         let address = SocketAddr::new(address.into(), port);
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(LIMIT);
         self.run(|| {
             loop {
-                match TcpStream::connect_timeout(&address, PATIENCE) {
+                match TcpStream::connect_timeout(&address, ATTEMPT) {
                     Ok(stream) => break stream,
-                    Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+                    Err(error) => assert!(!patience.is_over(), "{address}: {error}"),
                 }
                 thread::sleep(Duration::from_millis(20));
             }
@@ -130,7 +133,8 @@ impl Namespace {
     /// Gets a page of the guest's.
     pub fn get(&self, port: u16, path: &str) -> Vec<u8> {
         let mut stream = self.connect(port);
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let limit = Some(stretched(LIMIT));
+        stream.set_read_timeout(limit).expect("a timeout");
         write!(stream, "GET {path} HTTP/1.0\r\nHost: guest\r\n\r\n").expect("a request");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("an answer");
@@ -145,9 +149,9 @@ impl Namespace {
 
     /// Gets a page from some address, or tells why there is none. An answer that is cut short is none.
     pub fn try_get(&self, address: Ipv4Addr, port: u16, path: &str) -> io::Result<Vec<u8>> {
-        let mut stream = self
-            .run(|| TcpStream::connect_timeout(&SocketAddr::new(address.into(), port), PATIENCE))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let to = SocketAddr::new(address.into(), port);
+        let mut stream = self.run(|| TcpStream::connect_timeout(&to, ATTEMPT))?;
+        stream.set_read_timeout(Some(stretched(LIMIT)))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
@@ -358,8 +362,8 @@ impl Arp {
     /// Waits until somebody announces [`GUEST`] without being asked (both addresses of the packet are the sender's), and
     /// returns its MAC address.
     pub fn announcement(&mut self, limit: Duration) -> [u8; 6] {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
+        let mut patience = Patience::new(limit);
+        while !patience.is_over() {
             let mut packet = [0; 128];
             let Ok(len @ 42..) = self.socket.read(&mut packet) else {
                 continue;

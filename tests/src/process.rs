@@ -3,7 +3,9 @@
 use std::fs;
 use std::process::{Child, ExitStatus};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use vm_agent::patience::Patience;
 
 /// How many files the process has open.
 pub fn open_files(pid: u32) -> usize {
@@ -54,10 +56,10 @@ pub fn with_argument(text: &str) -> Vec<u32> {
 
 /// How the process has ended, if it does within `limit`.
 pub fn end_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + limit;
+    let mut patience = Patience::new(limit);
     loop {
         match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            Ok(None) if !patience.is_over() => thread::sleep(Duration::from_millis(5)),
             status => return status.ok().flatten(),
         }
     }
@@ -67,12 +69,10 @@ pub fn end_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 ///
 /// # Panics
 /// With `what` when it does not within `limit`.
-pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
-        thread::sleep(Duration::from_millis(10));
-    }
+pub fn wait_until(what: &str, limit: Duration, condition: impl FnMut() -> bool) {
+    let patience = Patience::new(limit);
+    let there = patience.wait_until(Duration::from_millis(10), condition);
+    assert!(there, "{what}: not within {limit:?}");
 }
 
 /// Sends a signal to a process that the test has started.

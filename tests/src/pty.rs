@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::ptr;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use vm_agent::patience::{Patience, Progress, processor_time};
 
 /// A program in the foreground of a terminal of its own. It is killed when this is dropped.
 #[derive(Debug)]
@@ -103,10 +105,10 @@ impl OnTerminal {
 
     /// Reads the screen until it shows `text`.
     pub fn wait_for(&mut self, text: &str, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         while !self.screen_text().contains(text) {
             assert!(
-                Instant::now() < deadline,
+                !patience.is_over_at(|| self.progress()),
                 "no {text:?} within {limit:?}: {:?}",
                 self.screen_text()
             );
@@ -116,13 +118,14 @@ impl OnTerminal {
 
     /// Waits for the program's end.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         loop {
             if let Some(status) = self.child.try_wait().expect("our child") {
                 self.read_screen(Duration::ZERO);
                 return status;
             }
-            assert!(Instant::now() < deadline, "no end within {limit:?}");
+            let over = patience.is_over_at(|| self.progress());
+            assert!(!over, "no end within {limit:?}");
             self.read_screen(Duration::from_millis(20));
         }
     }
@@ -130,6 +133,13 @@ impl OnTerminal {
     /// Everything that was shown so far.
     pub fn screen_text(&self) -> String {
         String::from_utf8_lossy(&self.screen).into_owned()
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            done: self.screen.len() as u64,
+            worked: processor_time(self.child.id()),
+        }
     }
 
     fn read_screen(&mut self, wait: Duration) {

@@ -3,10 +3,11 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
+use vm_agent::patience::Patience;
 
 use crate::console::Console;
 use crate::guest::Guest;
@@ -166,15 +167,12 @@ impl Qemu {
             .stdout(Stdio::piped())
             .spawn()
             .expect("QEMU starts");
-        let console = Console::new(
-            child.stdin.take().expect("a pipe"),
-            child.stdout.take().expect("a pipe"),
-        );
-        let deadline = Instant::now() + START_LIMIT;
+        let console = Console::of(&mut child);
+        let mut patience = Patience::new(START_LIMIT);
         let qmp = loop {
             match Qmp::connect(&socket) {
                 Ok(qmp) => break qmp,
-                Err(error) => assert!(Instant::now() < deadline, "no QMP: {error}"),
+                Err(error) => assert!(!patience.is_over(), "no QMP: {error}"),
             }
             if let Some(status) = child.try_wait().expect("our child") {
                 panic!("QEMU ended with {status}");

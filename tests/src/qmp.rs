@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use vm_agent::patience::{Patience, stretched};
 
 /// How long any answer may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -27,7 +28,7 @@ impl Qmp {
     /// Where nobody listens yet.
     pub fn connect(socket: &Path) -> std::io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(stretched(LIMIT)))?;
         let mut qmp = Self {
             stream: BufReader::new(stream),
             events: Vec::new(),
@@ -60,7 +61,7 @@ impl Qmp {
 
     /// Asks until the field `status` of the answer is `status`.
     pub fn wait_for_status(&mut self, query: &str, status: &str) {
-        let deadline = Instant::now() + LIMIT;
+        let mut patience = Patience::new(LIMIT);
         loop {
             let answer = self.run(query, json!({}));
             match answer["status"].as_str() {
@@ -68,7 +69,7 @@ impl Qmp {
                 Some("failed") => panic!("{query}: {answer}"),
                 _ => {}
             }
-            assert!(Instant::now() < deadline, "{query}: {answer}");
+            assert!(!patience.is_over(), "{query}: {answer}");
             std::thread::sleep(PAUSE);
         }
     }

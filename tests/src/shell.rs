@@ -1,6 +1,8 @@
 //! The shell of a guest, whichever monitor it runs on, and what tests of the driver do with it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use vm_agent::patience::Patience;
 
 use crate::console::Console;
 use crate::vm::{COMMAND_LIMIT, Vm};
@@ -70,13 +72,14 @@ pub fn start(guest: &mut impl Shell, program: &str) -> String {
 
 /// What the program has told once it has told a line that starts with `word`.
 pub fn told(guest: &mut impl Shell, word: &str) -> String {
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     loop {
         let text = guest.shell("cat /tmp/told");
         if text.lines().any(|line| line.starts_with(word)) {
             return text;
         }
-        assert!(Instant::now() < deadline, "no {word:?} in {text:?}");
+        let over = patience.is_over_at(|| guest.console().progress());
+        assert!(!over, "no {word:?} in {text:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

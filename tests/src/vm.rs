@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
-use vmgenie::api::wire::{GenerationChoice, SnapshotLoad};
+use vm_agent::patience::Patience;
+use vmgenie::api::wire::{GenerationChoice, GenerationWaited, Missing, SnapshotLoad};
 use vmgenie::client::Client;
 
 use crate::console::Console;
@@ -14,13 +15,17 @@ use crate::process::end_within;
 use crate::shell::Shell;
 use crate::snapshot::Snapshot;
 
-/// How long a guest may take to boot: the emulated host is slow, and may be busy with another test.
+/// How long a guest that boots may say nothing: the emulated host is slow, and may be busy with another test.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(150);
-/// How long a guest may take to answer a command.
+/// How long a guest may leave a command without an answer.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a VMM may take to end by itself when a test has failed: what it says then tells what became of its guest.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
+/// How long the VMM is asked to wait for its guest at a time.
+const ONE_WAIT: Duration = Duration::from_secs(2);
+/// How long it may take until its API is there.
+const API_LIMIT: Duration = Duration::from_secs(30);
 
 /// A vmgenie process. It is killed when this is dropped.
 #[derive(Debug)]
@@ -142,10 +147,7 @@ impl Vm {
             .stdout(Stdio::piped())
             .spawn()
             .expect("vmgenie starts");
-        let console = Console::new(
-            child.stdin.take().expect("a pipe"),
-            child.stdout.take().expect("a pipe"),
-        );
+        let console = Console::of(&mut child);
         let mut vm = Self {
             child,
             console,
@@ -203,7 +205,7 @@ impl Vm {
     }
 
     fn wait_for_api(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut patience = Patience::new(API_LIMIT);
         while let Err(error) = self.client.connect() {
             if let Some(status) = self.child.try_wait().expect("our child") {
                 panic!(
@@ -211,7 +213,7 @@ impl Vm {
                     self.console.text()
                 );
             }
-            assert!(Instant::now() < deadline, "no API within 30 s: {error}");
+            assert!(!patience.is_over(), "no API within {API_LIMIT:?}: {error}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -219,6 +221,32 @@ impl Vm {
     /// Waits until the guest's shell is there.
     pub fn wait_ready(&mut self) {
         self.console.wait_for("@@ready\n", BOOT_LIMIT);
+    }
+
+    /// Waits until the guest has adapted to its generation; what the VMM says when it has, or when [`BOOT_LIMIT`] is over
+    /// and it has not.
+    pub fn wait_adapted(&mut self) -> GenerationWaited {
+        let mut patience = Patience::new(BOOT_LIMIT);
+        loop {
+            let waited = self.client.wait_for_generation(ONE_WAIT);
+            let waited = waited.expect("the VMM answers");
+            if waited.adapted || patience.is_over_at(|| self.console.progress()) {
+                return waited;
+            }
+        }
+    }
+
+    /// Waits until the guest lacks nothing but `missing`.
+    pub fn wait_missing(&mut self, missing: &[Missing]) {
+        let mut patience = Patience::new(COMMAND_LIMIT);
+        loop {
+            let waited = self.client.wait_for_generation(Duration::from_millis(200));
+            let waited = waited.expect("the VMM answers");
+            if waited.missing == missing {
+                return;
+            }
+            assert!(!patience.is_over(), "it lacks {:?}", waited.missing);
+        }
     }
 
     /// Runs a shell command in the guest; returns its exit status and what it wrote.

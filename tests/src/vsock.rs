@@ -4,10 +4,11 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest_load::vsock::connect_to_guest;
 use serde_json::{Value, json};
+use vm_agent::patience::Patience;
 
 use crate::{Guest, Snapshot, Vm, http};
 
@@ -16,7 +17,7 @@ pub const LOAD_PORT: u32 = 5001;
 /// The guest's CID.
 pub const CID: u32 = 42;
 /// How long the other side may take to be there.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The Unix socket of a machine's vsock device.
 pub fn socket(vm: &Vm) -> PathBuf {
@@ -64,11 +65,11 @@ pub fn start_load(vm: &mut Vm) {
 
 /// Connects to the guest; waits until it listens.
 pub fn connect(socket: &Path, port: u32) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let mut patience = Patience::new(LIMIT);
     loop {
         match connect_to_guest(socket, port) {
             Ok(stream) => return stream,
-            Err(error) => assert!(Instant::now() < deadline, "port {port}: {error}"),
+            Err(error) => assert!(!patience.is_over(), "port {port}: {error}"),
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use firecracker_rs_sdk::firecracker::FirecrackerOption;
 use firecracker_rs_sdk::instance::Instance;
@@ -19,6 +19,7 @@ use firecracker_rs_sdk::models::{
     SnapshotCreateParams, SnapshotLoadParams, SnapshotType,
 };
 use serde_json::{Value, json};
+use vm_agent::patience::Patience;
 use vmgenie_tests::http::{call, done, ok, refused_with};
 use vmgenie_tests::{Guest, Vm};
 
@@ -40,7 +41,7 @@ fn start(dir: &Path, name: &str) -> Instance {
 
 fn wait_for(dir: &Path, name: &str, text: &str) {
     let path = dir.join(format!("{name}.console"));
-    let begun = Instant::now();
+    let mut patience = Patience::new(Duration::from_secs(60));
     loop {
         let console = fs::read(&path).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
@@ -48,7 +49,7 @@ fn wait_for(dir: &Path, name: &str, text: &str) {
             return;
         }
         assert!(
-            begun.elapsed() < Duration::from_secs(60),
+            !patience.is_over(),
             "no {text:?} on the console: {console:?}"
         );
         std::thread::sleep(Duration::from_millis(20));

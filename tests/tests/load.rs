@@ -7,8 +7,9 @@
     reason = "a test fails by a panic"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vmgenie_tests::vm::{Boot, COMMAND_LIMIT};
 use vmgenie_tests::{Guest, Vm};
 
@@ -27,14 +28,14 @@ fn counts(vm: &mut Vm) -> Vec<u64> {
 
 /// Waits until every worker has done more than `before`.
 fn wait_for_progress(vm: &mut Vm, before: &[u64]) {
-    let deadline = Instant::now() + COMMAND_LIMIT;
+    let mut patience = Patience::new(COMMAND_LIMIT);
     loop {
         let now = counts(vm);
         if now.iter().zip(before).all(|(now, before)| now > before) {
             return;
         }
         assert!(
-            Instant::now() < deadline,
+            !patience.is_over(),
             "the workers stand still: {before:?}, {now:?}"
         );
         std::thread::sleep(Duration::from_millis(100));

@@ -9,8 +9,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vm_agent::{
     EXIT_PORT, Entry, GUEST_DIR, GUEST_DISK, HOST_IS_UP, JOB_PATH, Job, MODULES_DIR, PORT_REPORT,
     PORT_STDERR, PORT_STDIN, PORT_STDOUT, QEMU_DIR, QEMU_DISK, WORK_DIR, WORK_DISK,
@@ -27,7 +28,7 @@ const MOUNTS: [(&str, &str, &str); 6] = [
 ];
 
 /// How long a device may take to appear; much longer than it does on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const APPEARANCE: Duration = Duration::from_secs(60);
 
 /// Sets the machine up, runs the job, and ends the machine.
 pub(crate) fn run() -> ExitCode {
@@ -92,9 +93,9 @@ fn mount_device(
 
 /// Mounts a disk, which appears some time after its driver.
 fn mount_disk(disk: &str, dir: &str, flags: libc::c_ulong) -> Result<(), String> {
-    let end = Instant::now() + PATIENCE;
+    let mut patience = Patience::new(APPEARANCE);
     while !Path::new(disk).exists() {
-        if Instant::now() >= end {
+        if patience.is_over() {
             return Err(format!("the disk {disk} did not appear"));
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -216,7 +217,7 @@ fn open_port(name: &str) -> Result<File, String> {
 /// The device node of the virtio port with this name. The names arrive by messages from the
 /// device after its discovery, so it is waited for.
 fn find_port(name: &str) -> Result<PathBuf, String> {
-    let end = Instant::now() + PATIENCE;
+    let mut patience = Patience::new(APPEARANCE);
     loop {
         for entry in fs::read_dir("/sys/class/virtio-ports")
             .into_iter()
@@ -229,7 +230,7 @@ fn find_port(name: &str) -> Result<PathBuf, String> {
                 return Ok(node);
             }
         }
-        if Instant::now() >= end {
+        if patience.is_over() {
             return Err(format!("the virtio port {name} did not appear"));
         }
         std::thread::sleep(Duration::from_millis(5));

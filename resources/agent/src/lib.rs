@@ -3,6 +3,8 @@
 //! The job travels as one JSON file into the host, the report as JSON lines out of it, an [`Entry`] each. Both
 //! ends are built from the same tree in the same run, so neither carries a version.
 
+pub mod patience;
+
 use serde::{Deserialize, Serialize};
 
 /// Where the job lies in the emulated host's file system.
@@ -83,7 +85,7 @@ pub struct TestPlan {
     pub failed: Vec<Failure>,
     /// How many tests run at once; at least 1.
     pub jobs: usize,
-    /// A test that takes longer than so many seconds is killed and has failed.
+    /// A test that takes longer than so many seconds of a quiet machine is killed and has failed.
     pub limit_secs: u64,
     /// How many times a test is run whose guest crashes or falls silent each time; at least 1. With more than 1, a failure without such
     /// a guest is none if the test passes twice after it.

@@ -8,14 +8,15 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vm_agent::{STATUS_CANNOT_RUN, exit_status};
 
 /// The exit status of a supervisor whose program reached its time limit.
 pub(crate) const STATUS_TIME_LIMIT: i32 = 124;
 
-/// Runs `program` with `args` for at most `limit`, kills what it left behind, and returns its
+/// Runs `program` with `args` for at most `limit`, as on a quiet machine, kills what it left behind, and returns its
 /// exit status, or [`STATUS_TIME_LIMIT`].
 ///
 /// The program is killed when the supervisor is.
@@ -25,8 +26,7 @@ pub(crate) fn run(limit: Duration, program: &str, args: &[&str]) -> ExitCode {
     let mut command = Command::new(program);
     command.args(args);
     die_with_parent(&mut command);
-    let end = Instant::now() + limit;
-    let status = match command.spawn().and_then(|child| wait_until(child, end)) {
+    let status = match command.spawn().and_then(|child| wait(child, limit)) {
         Ok(Some(status)) => exit_status(status),
         Ok(None) => {
             eprintln!("vm-agent: killed: took longer than {} s", limit.as_secs());
@@ -43,13 +43,14 @@ pub(crate) fn run(limit: Duration, program: &str, args: &[&str]) -> ExitCode {
     ExitCode::from(status.clamp(0, 255) as u8)
 }
 
-/// The child's status, or `None` when it had to be killed at `end`.
-fn wait_until(mut child: Child, end: Instant) -> io::Result<Option<ExitStatus>> {
+/// The child's status, or `None` when it had to be killed at its limit.
+fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let mut patience = Patience::new(limit);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= end {
+        if patience.is_over() {
             child.kill()?;
             child.wait()?;
             return Ok(None);

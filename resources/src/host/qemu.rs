@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use vm_agent::patience::{Patience, Progress};
 use vm_agent::{Cut, HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
 
 use super::terminal::RawTerminal;
@@ -40,10 +41,10 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off 
 /// The size of a disk that tests may write, which know it by its serial number.
 const SCRATCH_LEN: u64 = 24 << 20;
 
-/// How long the host may take to come up; it takes a tenth of it even on a busy machine.
+/// How long a host that comes up may say nothing; it takes a tenth of it altogether even on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a host that runs tests may tell nothing. It does each [`vm_agent::HEARTBEAT`], and stands still for 20 seconds at times; when both
+/// How long a host that runs tests may tell nothing, as on a quiet machine. It does each [`vm_agent::HEARTBEAT`], and stands still for 20 seconds at times; when both
 /// of its processors turn in circles, it does for ever.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -234,40 +235,6 @@ enum End {
     Silence,
 }
 
-/// For how long a file has not grown while we looked. Time in which we were stopped ourselves does not count.
-struct Growth<'a> {
-    file: &'a Path,
-    len: u64,
-    looked: Instant,
-    still: Duration,
-}
-
-/// The most that passes between two looks unless we are stopped.
-const LOOK: Duration = Duration::from_secs(1);
-
-impl<'a> Growth<'a> {
-    fn of(file: &'a Path) -> Self {
-        Self {
-            file,
-            len: 0,
-            looked: Instant::now(),
-            still: Duration::ZERO,
-        }
-    }
-
-    /// Whether it has begun, or should have, and has not grown for `limit`.
-    fn has_stopped(&mut self, should_have: bool, limit: Duration) -> bool {
-        let now = Instant::now();
-        self.still += (now - self.looked).min(LOOK);
-        self.looked = now;
-        let len = fs::metadata(self.file).map_or(0, |it| it.len());
-        if len != self.len {
-            (self.len, self.still) = (len, Duration::ZERO);
-        }
-        (len > 0 || should_have) && self.still >= limit
-    }
-}
-
 /// Waits for the end of the host, or ends it: at its limit, which is that of the job or, before the job begins, that of the boot;
 /// or when the report that it is `watched` by grows no more.
 fn wait(
@@ -278,8 +245,9 @@ fn wait(
 ) -> Result<End> {
     let begun = Instant::now();
     let limit = timeout_secs.map(Duration::from_secs);
-    let mut growth = watched.map(Growth::of);
-    let mut looked = false;
+    let mut boot = Patience::new(BOOT_LIMIT);
+    let mut silence = Patience::endless(SILENCE_LIMIT);
+    let mut is_up = false;
     loop {
         if child
             .try_wait()
@@ -288,32 +256,42 @@ fn wait(
         {
             return Ok(End::Own);
         }
-        let passed = begun.elapsed();
         // One look is enough: what is up by then was up in time.
-        if !looked && passed >= BOOT_LIMIT {
-            looked = true;
+        if !is_up && boot.is_over_at(|| length_of(console)) {
             let said = fs::read(console).unwrap_or_default();
-            if !String::from_utf8_lossy(&said).contains(HOST_IS_UP) {
+            is_up = String::from_utf8_lossy(&said).contains(HOST_IS_UP);
+            if !is_up {
                 end(child)?;
                 bail!(
-                    "the emulated host was not up after {} s{}",
+                    "the emulated host was not up, and has said nothing for {} s{}",
                     BOOT_LIMIT.as_secs(),
                     console_tail(console)
                 );
             }
         }
-        if limit.is_some_and(|limit| passed >= limit) {
+        if limit.is_some_and(|limit| begun.elapsed() >= limit) {
             end(child)?;
             return Ok(End::TimeLimit);
         }
-        if growth
-            .as_mut()
-            .is_some_and(|growth| growth.has_stopped(looked, SILENCE_LIMIT))
-        {
+        if watched.is_some_and(|report| has_stopped(&mut silence, report, is_up)) {
             end(child)?;
             return Ok(End::Silence);
         }
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a report that has begun, or should have, has not grown for as long as patience is with it.
+fn has_stopped(patience: &mut Patience, report: &Path, should_have: bool) -> bool {
+    let over = patience.is_over_at(|| length_of(report));
+    over && (should_have || length_of(report) != Progress::default())
+}
+
+/// How long a file is, as the progress of who writes it.
+fn length_of(file: &Path) -> Progress {
+    Progress {
+        done: fs::metadata(file).map_or(0, |it| it.len()),
+        ..Progress::default()
     }
 }
 
@@ -396,20 +374,24 @@ mod tests {
     fn a_report_that_has_begun_and_grows_no_more_has_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("report");
-        let mut growth = Growth::of(&file);
-        let (none, long) = (Duration::ZERO, Duration::from_secs(60));
-        assert!(!growth.has_stopped(false, none), "it has not begun");
-        assert!(growth.has_stopped(true, none), "it should have begun");
-        fs::write(&file, "a").unwrap();
-        assert!(!growth.has_stopped(false, long));
-        assert!(growth.has_stopped(false, none));
-        growth.looked -= long;
-        assert!(!growth.has_stopped(false, long), "nobody has looked");
-        growth.still += long;
-        assert!(growth.has_stopped(false, long));
-        fs::write(&file, "ab").unwrap();
-        growth.still += long;
-        assert!(!growth.has_stopped(false, long), "it has grown");
+        let mut patience = Patience::endless(Duration::from_millis(5));
+        let pass = || thread::sleep(Duration::from_millis(200));
+        pass();
+        assert!(
+            !has_stopped(&mut patience, &file, false),
+            "it has not begun"
+        );
+        assert!(
+            has_stopped(&mut patience, &file, true),
+            "it should have begun"
+        );
+        for text in ["a", "ab"] {
+            fs::write(&file, text).unwrap();
+            pass();
+            assert!(!has_stopped(&mut patience, &file, false), "it has grown");
+        }
+        pass();
+        assert!(has_stopped(&mut patience, &file, false));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vm_agent::patience::Patience;
+use vmgenie_tests::console::Console;
 use vmgenie_tests::guest::Guest;
 use vmgenie_tests::image;
 use vmgenie_tests::net::{GUEST, Namespace};
@@ -29,7 +31,7 @@ const MAC: &str = "06:00:0a:4d:00:02";
 /// How long an attempt to connect may take before the next; the host's own would be after a second, then two.
 const ATTEMPT: Duration = Duration::from_millis(100);
 /// How long an answer may take, and a boot.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a guest that has answered is left alone before its snapshot: its services start still.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -125,7 +127,7 @@ impl Case<'_> {
         api.send("PUT /entropy", &json!({}))?;
         let begun = Instant::now();
         api.send("PUT /actions", &json!({ "action_type": "InstanceStart" }))?;
-        first_byte(&namespace, begun + BOOT_LIMIT)?;
+        first_byte(&namespace, &monitor.console, BOOT_LIMIT)?;
         self.boot.push(begun.elapsed());
         if with_snapshot {
             thread::sleep(SETTLE);
@@ -156,7 +158,7 @@ impl Case<'_> {
             .connection
             .send("PUT /snapshot/load", &self.files().load_request())?;
         let loaded = begun.elapsed();
-        first_byte(&namespace, begun + PATIENCE)?;
+        first_byte(&namespace, &monitor.console, LIMIT)?;
         let answered = begun.elapsed();
         if counts {
             self.restore.push(answered);
@@ -176,11 +178,15 @@ impl Case<'_> {
 }
 
 /// Asks for the page until its first byte is there.
-fn first_byte(namespace: &Namespace, deadline: Instant) -> Result<()> {
+fn first_byte(namespace: &Namespace, console: &Console, limit: Duration) -> Result<()> {
+    let mut patience = Patience::new(limit);
     loop {
         match ask(namespace) {
             Ok(()) => return Ok(()),
-            Err(error) => ensure!(Instant::now() < deadline, "there is no answer: {error}"),
+            Err(error) => ensure!(
+                !patience.is_over_at(|| console.progress()),
+                "there is no answer: {error}"
+            ),
         }
         thread::sleep(Duration::from_millis(1));
     }
@@ -189,7 +195,7 @@ fn first_byte(namespace: &Namespace, deadline: Instant) -> Result<()> {
 fn ask(namespace: &Namespace) -> io::Result<()> {
     let address = SocketAddrV4::new(GUEST, image::PORT).into();
     let mut stream = namespace.run(|| TcpStream::connect_timeout(&address, ATTEMPT))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     stream.read_exact(&mut [0])
 }

@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
+use vm_agent::patience::Patience;
 use vmgenie_tests::console::Console;
 use vmgenie_tests::process::end_within;
 
@@ -99,10 +100,7 @@ impl Program {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("could not start {}", self.path.display()))?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            bail!("a child has the pipes that it was given");
-        };
-        let console = Console::new(stdin, stdout);
+        let console = Console::of(&mut child);
         let connection = connect(&mut child, &socket)
             .with_context(|| format!("{} does not listen", self.path.display()))?;
         thread::sleep(SETTLE);
@@ -116,11 +114,11 @@ impl Program {
 }
 
 fn connect(child: &mut Child, socket: &Path) -> Result<Connection> {
-    let deadline = Instant::now() + START_LIMIT;
+    let mut patience = Patience::new(START_LIMIT);
     loop {
         match Connection::new(socket) {
             Ok(connection) => return Ok(connection),
-            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(error) if patience.is_over() => return Err(error.into()),
             Err(_) => {}
         }
         if let Some(status) = child.try_wait()? {

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use vm_agent::patience::stretched;
 use vmgenie::api::wire::SnapshotLoad;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmgenie_tests::evidence::{self, Noticed};
@@ -126,6 +127,7 @@ fn wake(vms: &mut [Vm], snapshot: &Snapshot) -> Result<Vec<Times>> {
 }
 
 fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Times> {
+    let notice = stretched(NOTICE);
     let request = SnapshotLoad {
         resume_vm: true,
         ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
@@ -137,7 +139,7 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
         .context("could not restore the snapshot")?;
     let restore = begun.elapsed();
     let resumed = Instant::now();
-    let waited = vm.client.wait_for_generation(NOTICE);
+    let waited = vm.client.wait_for_generation(notice);
     let driver = waited.context("could not wait for the guest")?.driver;
     let noticed = loop {
         let seen = Noticed::of(vm);
@@ -145,7 +147,7 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
             break Some(resumed.elapsed());
         }
         // Told by the verdict.
-        if resumed.elapsed() > NOTICE {
+        if resumed.elapsed() > notice {
             break None;
         }
         thread::sleep(Duration::from_millis(20));

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use vm_agent::patience::stretched;
 use vmgenie::client::Client;
 use vmgenie_tests::http::{call, done, ok};
 use vmgenie_tests::process::{open_files, resident_kib, threads, wait_until};
@@ -212,9 +213,9 @@ fn clients_that_do_not_go_on_keep_nobody_waiting() {
         let mut client = Client::new(&socket).unwrap();
         assert_eq!(ok(&mut client, "GET /", "")["state"], "Running");
     }
-    // The VMM gives a body 10 s and a head 30 s.
+    // The VMM gives a body 10 s and a head 30 s: who waits for that, waits longer on a busy machine, too.
     assert!(
-        begun.elapsed() < Duration::from_secs(8),
+        begun.elapsed() < stretched(Duration::from_secs(8)),
         "{:?}",
         begun.elapsed()
     );

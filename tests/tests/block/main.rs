@@ -14,8 +14,9 @@ mod function;
 mod overlays;
 mod snapshots;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vmgenie_tests::Vm;
 
 /// How long a guest may take for something, on a host that may be emulated and busy.
@@ -28,7 +29,7 @@ fn start_load(vm: &mut Vm, name: &str, arguments: &str) {
 
 /// Waits until a load's last line begins with `word` and has a number larger than `least` after it; returns the number.
 fn wait_for_load(vm: &mut Vm, name: &str, word: &str, least: u64) -> u64 {
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     loop {
         let (_, last) = vm.run(&format!("tail -n 1 /tmp/{name}"));
         let last = last.trim();
@@ -40,7 +41,7 @@ fn wait_for_load(vm: &mut Vm, name: &str, word: &str, least: u64) -> u64 {
         } else {
             assert!(!last.starts_with("guest-load"), "{last}");
         }
-        assert!(Instant::now() < deadline, "{word} {least}: {last:?}");
+        assert!(!patience.is_over(), "{word} {least}: {last:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

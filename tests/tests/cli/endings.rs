@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vmgenie_tests::process::signal;
 use vmgenie_tests::tiny::{self, echo};
 use vmgenie_tests::vm::Boot;
@@ -145,10 +146,10 @@ fn the_socket_of_a_killed_vmm_is_taken_over() {
         .spawn()
         .unwrap();
     let mut client = vmgenie::client::Client::new(&socket).unwrap();
-    let begun = Instant::now();
+    let mut patience = Patience::new(END_LIMIT);
     let told = loop {
         match client.info() {
-            Err(_) if begun.elapsed() < END_LIMIT => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) if !patience.is_over() => std::thread::sleep(Duration::from_millis(5)),
             told => break told,
         }
     };
@@ -200,10 +201,10 @@ fn input_from_a_file_reaches_the_guest_whole_and_its_end_ends_nothing() {
     command.stdin(fs::File::open(&input).unwrap());
     command.stdout(fs::File::create(&output).unwrap());
     let mut child = command.spawn().unwrap();
-    let begun = Instant::now();
+    let mut patience = Patience::new(tiny::LIMIT);
     let status = loop {
         match child.try_wait().unwrap() {
-            None if begun.elapsed() < tiny::LIMIT => std::thread::sleep(Duration::from_millis(10)),
+            None if !patience.is_over() => std::thread::sleep(Duration::from_millis(10)),
             status => break status,
         }
     };

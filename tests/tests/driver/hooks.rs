@@ -1,8 +1,9 @@
 //! The sample hooks, run by the agent in clones.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
@@ -31,10 +32,10 @@ fn network(vm: &mut Vm) {
 }
 
 fn wait_for(vm: &mut Vm, what: &str, mut there: impl FnMut(&mut Vm) -> bool) {
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     while !there(vm) {
         let logs = vm.shell("cat /tmp/agent /tmp/udhcpd /tmp/udhcpc 2>/dev/null || true");
-        assert!(Instant::now() < deadline, "{what}: {logs}");
+        assert!(!patience.is_over(), "{what}: {logs}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -64,7 +65,7 @@ fn the_sample_hooks_renew_machine_id_host_keys_and_lease_in_each_clone() {
     let snapshot = vm.snapshot();
     for _ in 0..2 {
         let mut clone = Vm::restore(&snapshot);
-        let waited = clone.client.wait_for_generation(LIMIT).unwrap();
+        let waited = clone.wait_adapted();
         assert!(
             waited.adapted,
             "{:?}: {}",

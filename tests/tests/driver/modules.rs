@@ -3,7 +3,7 @@
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{LIMIT, boot, boot_with, generation, no_complaints, start, told};
+use crate::{boot, boot_with, generation, no_complaints, start, told};
 
 fn log(vm: &mut Vm) -> String {
     vm.shell("dmesg | grep sysgenid || true")
@@ -41,14 +41,7 @@ fn where_the_kernels_driver_is_absent_it_drives_the_device_and_reseeds() {
     let mut clone = Vm::restore(&snapshot);
     let text = told(&mut clone, "ok notice");
     assert!(text.contains("read Ok(3)\n"), "{text}");
-    assert!(
-        clone
-            .client
-            .wait_for_generation(LIMIT)
-            .unwrap()
-            .driver
-            .reseeded
-    );
+    assert!(clone.wait_adapted().driver.reseeded);
     let reseeds = clone.shell("dmesg | grep -c 'crng reseeded due to virtual machine fork'");
     // Once when the driver was loaded, and once in the new generation.
     assert_eq!(reseeds.trim(), "2");

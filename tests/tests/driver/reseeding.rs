@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use vm_agent::patience::{Patience, stretched};
 use vmgenie::api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
@@ -44,27 +45,27 @@ fn position(events: &[String], name: &str) -> Option<usize> {
 /// counter moves; when the kernel's driver comes, it moves no more.
 #[test]
 fn where_a_call_comes_first_it_reseeds_and_the_late_notification_moves_nothing() {
-    const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "20000");
+    // The call has to come within that time.
+    let hold = stretched(Duration::from_secs(20));
+    let hold_ms = hold.as_millis().to_string();
+    let environment = [("VMGENIE_HOLD_EVENTS", hold_ms.as_str())];
     let mut vm = boot(Guest::Small);
     trace(&mut vm);
     start(&mut vm, "sysgenid-test at-once read");
     let snapshot = vm.snapshot();
     drop(vm);
-    let mut clone = Vm::restore_in(&[HOLD], &snapshot, GenerationChoice::New);
+    let mut clone = Vm::restore_in(&environment, &snapshot, GenerationChoice::New);
     let text = told(&mut clone, "ok at-once");
     assert!(text.contains("answer Ok(2) after 2 events 0"), "{text}");
     let events = noted(&mut clone);
     let (reseeded, began) = (position(&events, "reseeded"), position(&events, "began"));
     assert!(reseeded.is_some() && reseeded < began, "{events:?}");
     assert_eq!(position(&events, "forked"), None, "{events:?}");
-    let later = std::time::Instant::now() + Duration::from_secs(60);
-    while position(&noted(&mut clone), "forked").is_none() {
-        assert!(
-            std::time::Instant::now() < later,
-            "the notification never came"
-        );
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    let patience = Patience::new(crate::LIMIT + hold);
+    let heard = patience.wait_until(Duration::from_millis(200), || {
+        position(&noted(&mut clone), "forked").is_some()
+    });
+    assert!(heard, "the notification never came");
     assert_eq!(generation(&mut clone), 2);
     let events = noted(&mut clone);
     let began = events.iter().filter(|event| *event == "began").count();
@@ -93,12 +94,7 @@ fn order_of_a_notification(mut vm: Vm) {
     let snapshot = vm.snapshot();
     drop(vm);
     let mut clone = Vm::restore(&snapshot);
-    let adapted = clone
-        .client
-        .wait_for_generation(crate::LIMIT)
-        .unwrap()
-        .adapted;
-    assert!(adapted);
+    assert!(clone.wait_adapted().adapted);
     let events = noted(&mut clone);
     let forked = position(&events, "forked").unwrap_or_else(|| panic!("{events:?}"));
     // What came before is the generator's own: a young one is reseeded every few seconds.

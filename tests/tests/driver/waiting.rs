@@ -5,12 +5,12 @@ use std::time::Duration;
 use vmgenie::api::wire::Missing;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{LIMIT, boot, no_complaints, start};
+use crate::{boot, no_complaints, start};
 
 #[test]
 fn the_host_learns_that_a_clone_has_adapted_or_which_watcher_has_not() {
     let mut vm = boot(Guest::Debian);
-    assert!(vm.client.wait_for_generation(LIMIT).unwrap().adapted);
+    assert!(vm.wait_adapted().adapted);
     // A watcher that adapts only when it is told to.
     start(
         &mut vm,
@@ -19,10 +19,10 @@ fn the_host_learns_that_a_clone_has_adapted_or_which_watcher_has_not() {
     let snapshot = vm.snapshot();
     drop(vm);
     let mut clone = Vm::restore(&snapshot);
-    let waited = clone
-        .client
-        .wait_for_generation(Duration::from_secs(3))
-        .unwrap();
+    clone.wait_missing(&[Missing::Watchers]);
+    // And it stays so.
+    let waited = clone.client.wait_for_generation(Duration::from_secs(3));
+    let waited = waited.unwrap();
     assert_eq!(
         (waited.adapted, &waited.missing[..]),
         (false, &[Missing::Watchers][..])
@@ -33,6 +33,6 @@ fn the_host_learns_that_a_clone_has_adapted_or_which_watcher_has_not() {
         (true, true, 1)
     );
     clone.shell("touch /tmp/adapt");
-    assert!(clone.client.wait_for_generation(LIMIT).unwrap().adapted);
+    assert!(clone.wait_adapted().adapted);
     no_complaints(&mut clone);
 }

@@ -20,7 +20,7 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     let disk = disks.path().join("origin.ext4");
     image::copy_disk(&image::image(), &disk).unwrap();
     let mut vm = image::start(&home, &disk);
-    let first = Page::of(&home, GUEST, image::BOOT_LIMIT);
+    let first = Page::of(&vm.console, &home, GUEST, image::BOOT_LIMIT);
     assert_eq!(first.value("hostname"), image::NAME);
     assert_eq!(first.value("address"), format!("{GUEST}/24"));
     assert_eq!(first.value("generation-counter"), "0");
@@ -59,9 +59,9 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     }
     vm.client.resume().unwrap();
     for (namespace, clone, address, name) in &mut clones {
-        let waited = clone.client.wait_for_generation(LIMIT).unwrap();
+        let waited = clone.wait_adapted();
         assert!(waited.adapted, "{:?}", waited.missing);
-        let page = Page::of(namespace, *address, LIMIT);
+        let page = Page::of(&clone.console, namespace, *address, LIMIT);
         assert_eq!(page.value("hostname"), name);
         assert_eq!(page.value("address"), format!("{address}/24"));
         let id = clone.client.generation().unwrap().raw;
@@ -75,7 +75,7 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
         no_complaints(clone);
         pages.push(page);
     }
-    let last = Page::of(&home, GUEST, LIMIT);
+    let last = Page::of(&vm.console, &home, GUEST, LIMIT);
     assert_eq!(last, pages[0], "the original is no clone");
     let button = json!({ "action_type": "SendCtrlAltDel" });
     done(&mut vm.client, "PUT /actions", button.to_string());

@@ -1,8 +1,8 @@
 //! Networks that go away, guests that boot again, and a driver that keeps to no rule.
 
-use std::fs;
 use std::time::Duration;
 
+use vm_agent::patience::processor_time;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
@@ -12,15 +12,6 @@ use vmgenie_tests::{Guest, Vm, http, vsock};
 const DEVICE: u64 = 0xd000_0000;
 /// Memory that the guest's kernel does not use, behind the pages that the VMM does: for rings.
 const SPARE: u64 = 0x8000;
-
-/// The processor time that a process has used, in ticks of 10 ms.
-fn ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name in parentheses may hold anything. utime and stime are the 14th and 15th.
-    let after = stat.rsplit(')').next().unwrap();
-    let words: Vec<&str> = after.split_whitespace().collect();
-    words[11].parse::<u64>().unwrap() + words[12].parse::<u64>().unwrap()
-}
 
 #[test]
 fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
@@ -40,11 +31,18 @@ fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
 
     // The guest sends on, to nobody, and nothing holds it up.
     vm.shell(&format!("ping -c 3 -W 1 {HOST} > /tmp/ping || true"));
-    let before = ticks(vm.pid());
-    std::thread::sleep(Duration::from_secs(3));
-    let used = ticks(vm.pid()) - before;
-    // A loop without end would use 300; an idle guest that is emulated uses some.
-    assert!(used < 150, "{used} ticks of processor time in 3 s");
+    let used = || {
+        let before = processor_time(vm.pid());
+        std::thread::sleep(Duration::from_secs(3));
+        processor_time(vm.pid()) - before
+    };
+    // A loop without end would use all of it, each time; an idle guest that is emulated uses some, and more on a busy machine.
+    let used = [(); 3].map(|()| used());
+    let least = used.iter().min().expect("three");
+    assert!(
+        *least < Duration::from_millis(1500),
+        "{used:?} of processor time in 3 s each"
+    );
     assert_eq!(vm.shell("echo $((6 * 7))").trim(), "42");
     // Such a machine can be saved, and restored where there is a tap again.
     let snapshot = vm.snapshot();

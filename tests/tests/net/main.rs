@@ -14,8 +14,9 @@ mod settings;
 mod snapshots;
 mod traffic;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use vm_agent::patience::Patience;
 use vmgenie_tests::Vm;
 
 /// How long a guest may take for something, on a host that may be emulated and busy.
@@ -36,13 +37,13 @@ fn file(len: usize) -> Vec<u8> {
 
 /// Repeats a command until it succeeds, and returns what it wrote.
 fn until_it_succeeds(vm: &mut Vm, command: &str) -> String {
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     loop {
         let (status, output) = vm.run(command);
         if status == 0 {
             return output;
         }
-        assert!(Instant::now() < deadline, "{command}: {status} {output}");
+        assert!(!patience.is_over(), "{command}: {status} {output}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -1,12 +1,15 @@
 //! What the process counts of its devices, beside what guest and host count.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use vm_agent::patience::Patience;
 use vmgenie_tests::disk::{self, Image};
 use vmgenie_tests::net::{LOAD_PORT, Namespace, configure, eth0, set_up_guest, start_load};
 use vmgenie_tests::{Guest, Vm, http, vsock};
+
+use super::LIMIT;
 
 /// How many bytes a transfer has.
 const TRANSFER: u64 = 1 << 20;
@@ -104,7 +107,7 @@ fn net_counts_what_the_tap_counts(namespace: &Namespace, vm: &mut Vm) {
         "rx_bytes_count",
     ];
     // Guest and host have something to say to each other at any time.
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut patience = Patience::new(LIMIT);
     loop {
         let counted = grown("", &metrics(vm), "vmgenie_net", &names);
         let tap = namespace.traffic("tap0");
@@ -112,7 +115,7 @@ fn net_counts_what_the_tap_counts(namespace: &Namespace, vm: &mut Vm) {
             assert!(counted[1] > TRANSFER && counted[3] > TRANSFER);
             return;
         }
-        assert!(Instant::now() < deadline, "{counted:?}, the tap {tap:?}");
+        assert!(!patience.is_over(), "{counted:?}, the tap {tap:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

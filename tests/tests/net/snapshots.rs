@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use vm_agent::patience::stretched;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Snapshot, Vm, http};
@@ -27,7 +28,8 @@ fn a_transfer_goes_on_over_snapshots_and_in_the_restored_machine() {
     let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     let body = file(12 << 20);
-    namespace.serve(8000, body.clone(), Duration::from_millis(50));
+    // Slow enough that it lasts longer than the snapshots.
+    namespace.serve(8000, body.clone(), stretched(Duration::from_millis(50)));
     vm.shell(&format!(
         "(wget -q -O /tmp/page http://{HOST}:8000/; echo $? > /tmp/ended) > /tmp/log 2>&1 &"
     ));

@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest_load::{download, round_trips, upload};
+use vm_agent::patience::Patience;
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vsock::{
     CID, LOAD_PORT, boot, cid, connect, listen, restore, serve, socket, start_load,
@@ -14,13 +15,13 @@ use vmgenie_tests::{Guest, Vm};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn until_it_succeeds(vm: &mut Vm, command: &str) -> String {
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     loop {
         let (status, output) = vm.run(command);
         if status == 0 {
             return output;
         }
-        assert!(Instant::now() < deadline, "{command}: {status} {output}");
+        assert!(!patience.is_over(), "{command}: {status} {output}");
         thread::sleep(Duration::from_millis(100));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
+use vm_agent::patience::{Patience, stretched};
 use vmgenie::api::wire::SnapshotCreate;
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
@@ -55,7 +56,8 @@ pub(crate) fn show(steps: &Steps) -> Result<Facts> {
     let begun = Instant::now();
     let (mut original, page) = steps.step(&booting, || {
         let vm = image::start(&home, &disk);
-        (vm, Page::of(&home, GUEST, image::BOOT_LIMIT))
+        let page = Page::of(&vm.console, &home, GUEST, image::BOOT_LIMIT);
+        (vm, page)
     });
     let boot = begun.elapsed();
     steps.note(&format!(
@@ -114,7 +116,7 @@ pub(crate) fn show(steps: &Steps) -> Result<Facts> {
         "the client of the original goes on with its download",
         || download.finish(),
     )?;
-    let original_page = Page::of(&home, GUEST, LIMIT);
+    let original_page = Page::of(&original.console, &home, GUEST, LIMIT);
 
     let asking = "reading what the disks have of the writer, and what became of the clients";
     let (original, clones) = steps.step(asking, || -> Result<_> {
@@ -147,12 +149,9 @@ pub(crate) fn show(steps: &Steps) -> Result<Facts> {
     })
 }
 
-fn wait_until(mut happened: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    while !happened() {
-        ensure!(Instant::now() < deadline, "nothing is written or received");
-        thread::sleep(Duration::from_millis(10));
-    }
+fn wait_until(happened: impl FnMut() -> bool) -> Result<()> {
+    let there = Patience::new(LIMIT).wait_until(Duration::from_millis(10), happened);
+    ensure!(there, "nothing is written or received");
     Ok(())
 }
 
@@ -219,19 +218,20 @@ fn wake_one(clone: &mut Clone, together: &Barrier) -> Result<Woken> {
     together.wait();
     let begun = Instant::now();
     vm.client.resume().context("could not let a clone run")?;
+    let (client, console) = (&mut vm.client, &vm.console);
     let (answered, adapted) = thread::scope(|scope| -> Result<_> {
         let page = scope.spawn(|| {
-            Page::of(namespace, *address, LIMIT);
+            Page::of(console, namespace, *address, LIMIT);
             begun.elapsed()
         });
-        let waited = vm.client.wait_for_generation(LIMIT);
+        let waited = client.wait_for_generation(stretched(LIMIT));
         let adapted = waited.context("could not wait for a clone")?.adapted;
         let adapted = adapted.then(|| begun.elapsed());
         let answered = page.join().map_err(|_| anyhow!("no answer"))?;
         Ok((answered, adapted))
     })?;
     // Asked once more: the first answer may have come from before the last hook.
-    let page = Page::of(namespace, *address, LIMIT);
+    let page = Page::of(&vm.console, namespace, *address, LIMIT);
     Ok((page, answered, adapted))
 }
 
@@ -245,10 +245,10 @@ fn ask(mut clone: Clone, (page, answered, adapted): Woken) -> Result<Machine> {
     .finish()?;
     let old = format!("ss -Htn state established src {GUEST} | wc -l");
     // The kernel finds out at its next attempt to send: the client is nobody's in this network.
-    let deadline = Instant::now() + LIMIT;
+    let mut patience = Patience::new(LIMIT);
     let left_open = loop {
         let count: u32 = vm.shell(&old).trim().parse()?;
-        if count == 0 || Instant::now() > deadline {
+        if count == 0 || patience.is_over() {
             break count;
         }
         thread::sleep(Duration::from_millis(500));
