@@ -18,6 +18,7 @@ mod image;
 mod initramfs;
 mod lifetime;
 mod modules;
+mod patches;
 mod peer;
 mod prepared;
 mod progress;
@@ -26,6 +27,7 @@ mod small;
 mod stock;
 mod testing;
 mod tools;
+mod unified;
 
 use std::process::ExitCode;
 

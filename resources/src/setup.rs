@@ -14,7 +14,7 @@ use crate::peer::{self, Peer};
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
-use crate::{build, chroot, debian, extras, initramfs, prepared, tools};
+use crate::{build, chroot, debian, extras, initramfs, patches, prepared, tools};
 
 /// Which guests are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,10 @@ pub(crate) fn setup(wanted: Guests, image: bool) -> Result<Resources> {
     let stock = stock::stock(&cache, &root, &progress)?;
     let source = small::source(&cache, &root, &progress)?;
     let small = match wanted {
-        Guests::All(flavor) => Some(small::small(&cache, &root, &source, flavor, &progress)?),
+        Guests::All(flavor) => {
+            let patched = patches::patched(&cache, &source, &progress)?;
+            Some(small::small(&cache, &root, &patched, flavor, &progress)?)
+        }
         Guests::Stock => None,
     };
     let ours = ours(&cache, &root, &source, &stock, small.as_ref(), &progress)?;
@@ -86,7 +89,7 @@ fn ours(
     let programs = build::guest_programs()?;
     let sources = Sources::of_workspace()?;
     let small_driver = small
-        .map(|small| driver(cache, root, &sources, &small.target(source), progress))
+        .map(|small| driver(cache, root, &sources, &small.target(), progress))
         .transpose()?;
     let prepared = prepared::prepared(cache, root, stock, source, progress)?;
     let stock_driver = driver(cache, root, &sources, &prepared, progress)?;

@@ -1,4 +1,5 @@
-//! The small kernel: our own configuration of the same source, built in the toolchain root.
+//! The small kernel: our own configuration of the same source with our patches, built in the
+//! toolchain root.
 //!
 //! Source and build tree stay in the cache because modules are built against them.
 
@@ -79,6 +80,7 @@ const STEPS: u64 = 1900;
 pub(crate) struct Small {
     dir: PathBuf,
     flavor: Flavor,
+    source: PathBuf,
 }
 
 impl Small {
@@ -102,18 +104,18 @@ impl Small {
         self.dir.join("modules")
     }
 
-    /// The kernel as something that modules can be built for, with the source that it was built from.
-    pub(crate) fn target<'a>(&self, source: &'a Path) -> Target<'a> {
+    /// The kernel as something that modules can be built for.
+    pub(crate) fn target(&self) -> Target<'_> {
         Target {
             name: self.flavor.name(),
-            source,
+            source: &self.source,
             tree: self.dir.join("build"),
             variables: self.flavor.variables().to_owned(),
         }
     }
 }
 
-/// The small kernel, built if it is not there.
+/// The small kernel of that source, built if it is not there.
 pub(crate) fn small(
     cache: &Cache,
     root: &Root,
@@ -135,7 +137,11 @@ pub(crate) fn small(
             })
             .context("could not build the small kernel")?;
     }
-    Ok(Small { dir, flavor })
+    Ok(Small {
+        dir,
+        flavor,
+        source: source.to_path_buf(),
+    })
 }
 
 /// The unpacked kernel source, with Debian's patches: the stock kernel's too.
