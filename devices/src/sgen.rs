@@ -7,35 +7,50 @@
 //!
 //! | port offset | written | read |
 //! |---|---|---|
-//! | 0x0 | counter value of which the driver has told its watchers | last value written |
-//! | 0x4 | counter value for which the kernel's RNG has been reseeded | last value written |
-//! | 0x8 | number of outdated tracked watchers | last value written |
-//! | 0xc | version of the driver's interface, 0 when it goes | version of the device's interface |
+//! | 0x00 REACHED | counter value of which the driver has told its watchers | last value written |
+//! | 0x04 RESEEDED | counter value for which the kernel's RNG has been reseeded | last value written |
+//! | 0x08 OUTDATED | number of outdated tracked watchers | last value written |
+//! | 0x0c VERSION | version of the driver's interface, 0 when it goes | 1 for ever |
+//! | 0x10 FEATURES | what of the registers below the driver uses | what the device has |
+//! | 0x28 REALTIME | - | low half of the host's CLOCK_REALTIME in ns; latches the high one |
+//! | 0x2c | - | high half |
+//! | 0x30 READY | counter value for which one more agent has finished | last value written |
+//! | 0x34 CHAIN | counter value for which the kernel's vmfork chain has run | last value written |
+//! | 0x3c REQUIRED | number of privileged watchers that have not adapted | last value written |
 //!
-//! Registers take accesses of 32 bits; all others are ignored, and read as ones. The guest writes what
-//! it likes there and in the page: values are compared and shown, never used as sizes or addresses.
+//! A driver of today lives on in snapshots, and refuses a VERSION that it does not know: what is new
+//! has a bit in FEATURES instead. A device that has no FEATURES has no such port, which reads as ones.
+//!
+//! Registers take accesses of 32 bits; all others are ignored, and read as ones, as do registers that
+//! FEATURES does not have. The guest writes what it likes there and in the page: values are compared
+//! and shown, never used as sizes or addresses.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use acpi_tables::{
     Aml, AmlSink,
     aml::{AddressSpace, AddressSpaceCacheable, Device, IO, Name, ResourceTemplate},
 };
-use serde::{Deserialize, Serialize};
 use vm_device::{
     MutDevicePio,
     bus::{PioAddress, PioAddressOffset},
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{DeviceState, Persist};
+use crate::Persist;
+
+mod report;
+mod state;
+
+pub use report::{DriverReport, Lack};
+pub use state::{LaterRegisters, SysGenState, SysGenStateV1};
 
 /// First I/O port of the doorbell.
 pub const PORT_BASE: u16 = 0x640;
 /// Number of I/O ports of the doorbell.
-pub const PORT_LEN: u16 = 0x10;
-/// Version of the device's interface, as the guest reads it.
+pub const PORT_LEN: u16 = 0x40;
+/// Version of the device's interface, as the guest reads it. It never changes.
 pub const INTERFACE_VERSION: u32 = 1;
 /// Length of the counter's page in bytes.
 pub const PAGE_LEN: u64 = 4096;
@@ -44,6 +59,17 @@ const REACHED: u16 = 0x0;
 const RESEEDED: u16 = 0x4;
 const OUTDATED: u16 = 0x8;
 const VERSION: u16 = 0xc;
+const FEATURES: u16 = 0x10;
+const REALTIME_LOW: u16 = 0x28;
+const REALTIME_HIGH: u16 = 0x2c;
+const READY: u16 = 0x30;
+const CHAIN: u16 = 0x34;
+const REQUIRED: u16 = 0x3c;
+
+/// FEATURES: REALTIME is offered.
+pub const FEATURE_REALTIME: u32 = 1 << 2;
+/// FEATURES: READY, CHAIN and REQUIRED.
+pub const FEATURE_READY: u32 = 1 << 3;
 
 /// Why the counter could not be placed, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -75,62 +101,12 @@ pub enum SysGenError {
     },
 }
 
-/// What the guest's driver has told since the generation began. It is the word of an untrusted guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DriverReport {
-    /// Version of the driver's interface; 0 if there is no driver.
-    pub version: u32,
-    /// The driver has told its watchers of the generation.
-    pub reached: bool,
-    /// The kernel's random number generator has been reseeded for the generation.
-    pub reseeded: bool,
-    /// Tracked watchers that have not acknowledged yet.
-    pub outdated: u32,
-    /// How long after the beginning of the generation the driver first told that it was reached; none
-    /// if it has not, or not to this VMM.
-    pub reached_after: Option<Duration>,
-    /// The same for the reseeded random number generator.
-    pub reseeded_after: Option<Duration>,
-    /// The same for the guest as a whole: when [`Self::adapted`] first held.
-    pub adapted_after: Option<Duration>,
-}
-
-impl DriverReport {
-    /// Whether there is a driver.
-    pub fn present(&self) -> bool {
-        self.version != 0
-    }
-
-    /// Whether the guest has adapted to its generation as a whole.
-    pub fn adapted(&self) -> bool {
-        self.present() && self.reached && self.reseeded && self.outdated == 0
-    }
-}
-
-/// The device's state in a snapshot. The counter itself is in guest memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SysGenState {
-    /// Guest physical address of the page.
-    pub gpa: u64,
-    /// The counter as the host left it when the generation began; 0 at boot.
-    pub base: u32,
-    /// How far beyond `base` the driver has to come: 1 if it was there when the generation began, else 0.
-    pub step: u8,
-    /// The doorbell's registers, in the order of their ports.
-    pub registers: [u32; 4],
-    /// The driver has reached the generation.
-    pub reached: bool,
-    /// The kernel's random number generator has been reseeded for it.
-    pub reseeded: bool,
-}
-
-impl DeviceState for SysGenState {
-    const VERSION: u16 = 1;
-}
-
 /// Called with each report of the driver that differs from the last one, and when a generation begins;
 /// with the device locked.
 pub type OnReport = Box<dyn Fn(DriverReport) + Send>;
+
+/// Nanoseconds of the host's CLOCK_REALTIME.
+pub type RealtimeClock = fn() -> u64;
 
 /// The SGEN device.
 pub struct SysGen {
@@ -138,6 +114,7 @@ pub struct SysGen {
     begun: Option<Instant>,
     report: DriverReport,
     on_report: Option<OnReport>,
+    realtime: Option<RealtimeClock>,
 }
 
 impl std::fmt::Debug for SysGen {
@@ -167,6 +144,10 @@ impl SysGen {
             // A guest that boots has nothing of an older generation.
             reached: true,
             reseeded: true,
+            later: LaterRegisters {
+                chain: true,
+                ..LaterRegisters::default()
+            },
         })?;
         device.store(memory, counter)?;
         Ok(device)
@@ -188,6 +169,7 @@ impl SysGen {
             begun: None,
             report: DriverReport::default(),
             on_report: None,
+            realtime: None,
         };
         device.report = device.look();
         Ok(device)
@@ -197,6 +179,12 @@ impl SysGen {
     pub fn on_report(&mut self, on_report: OnReport) {
         on_report(self.report);
         self.on_report = Some(on_report);
+    }
+
+    /// Offers the guest the host's time from `clock` on, or no more. A device that was made or restored
+    /// offers none. The driver looks at FEATURES before each use, so this may change at any time.
+    pub fn offer_realtime(&mut self, clock: Option<RealtimeClock>) {
+        self.realtime = clock;
     }
 
     /// Adds one to the counter, and expects the driver to tell when it has adapted. Returns the counter.
@@ -216,6 +204,7 @@ impl SysGen {
         self.state.base = counter;
         self.state.step = u8::from(self.report.present());
         (self.state.reached, self.state.reseeded) = (false, false);
+        (self.state.later.chain, self.state.later.ready) = (false, 0);
         self.begun = Some(Instant::now());
         self.report = DriverReport::default();
         self.update();
@@ -264,13 +253,30 @@ impl SysGen {
 
     /// The report as the registers have it, with the times of the last one.
     fn look(&self) -> DriverReport {
-        let [_, _, outdated, version] = self.state.registers;
-        let present = version != 0;
+        let SysGenState {
+            registers: [_, _, outdated, version],
+            reached,
+            reseeded,
+            ref later,
+            ..
+        } = self.state;
+        // Without a driver the machine is expected to have its agents again, and nothing else is known.
+        if version == 0 {
+            return DriverReport {
+                agents: later.agents,
+                ..DriverReport::default()
+            };
+        }
+        let tells = later.features & FEATURE_READY != 0;
         DriverReport {
             version,
-            reached: present && self.state.reached,
-            reseeded: present && self.state.reseeded,
-            outdated: if present { outdated } else { 0 },
+            reached,
+            reseeded,
+            chain: tells.then_some(later.chain),
+            outdated,
+            required: if tells { later.required } else { outdated },
+            ready: later.ready,
+            agents: later.agents,
             ..self.report
         }
     }
@@ -298,39 +304,73 @@ impl SysGen {
     }
 
     fn write(&mut self, offset: u16, value: u32) {
-        let Some(register) = self.state.registers.get_mut(usize::from(offset / 4)) else {
-            return;
-        };
-        let before = std::mem::replace(register, value);
         let current = self.is_of_this_generation(value);
+        let state = &mut self.state;
+        if let Some(register) = state.registers.get_mut(usize::from(offset / 4)) {
+            let before = std::mem::replace(register, value);
+            match offset {
+                REACHED => state.reached |= current,
+                RESEEDED => state.reseeded |= current,
+                // A driver that comes now has no watchers from before the generation, and its agents
+                // have told it nothing.
+                VERSION if before == 0 && value != 0 => (state.step, state.later.ready) = (0, 0),
+                // The next driver may be an older one.
+                VERSION if value == 0 => state.later.features = 0,
+                _ => {}
+            }
+        }
+        let later = &mut state.later;
         match offset {
-            REACHED => self.state.reached |= current,
-            RESEEDED => self.state.reseeded |= current,
-            // A driver that comes now has no watchers from before the generation.
-            VERSION if before == 0 && value != 0 => self.state.step = 0,
+            FEATURES => later.features = value & FEATURE_READY,
+            CHAIN => {
+                later.chain_counter = value;
+                later.chain |= current;
+            }
+            READY => {
+                later.ready_counter = value;
+                later.ready = later.ready.saturating_add(u32::from(current));
+                later.agents = later.agents.max(later.ready);
+            }
+            REQUIRED => later.required = value,
             _ => {}
         }
         self.update();
     }
-}
 
-/// The register at `offset`, if the access is one that registers take.
-fn register(offset: PioAddressOffset, len: usize) -> Option<u16> {
-    (len == 4 && matches!(offset, REACHED | RESEEDED | OUTDATED | VERSION)).then_some(offset)
+    fn read(&mut self, offset: u16) -> u32 {
+        const UNKNOWN: u32 = u32::MAX;
+        let later = &mut self.state.later;
+        match (offset, self.realtime) {
+            (REACHED | RESEEDED | OUTDATED, _) => self.state.registers[usize::from(offset / 4)],
+            (VERSION, _) => INTERFACE_VERSION,
+            (FEATURES, None) => FEATURE_READY,
+            (FEATURES, Some(_)) => FEATURE_READY | FEATURE_REALTIME,
+            (REALTIME_LOW, Some(clock)) => {
+                let now = clock();
+                later.realtime_high = (now >> 32) as u32;
+                now as u32
+            }
+            (REALTIME_HIGH, Some(_)) => later.realtime_high,
+            (READY, _) => later.ready_counter,
+            (CHAIN, _) => later.chain_counter,
+            (REQUIRED, _) => later.required,
+            _ => UNKNOWN,
+        }
+    }
 }
 
 impl MutDevicePio for SysGen {
     fn pio_read(&mut self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        let value = match register(offset, data.len()) {
-            Some(VERSION) => INTERFACE_VERSION,
-            Some(offset) => self.state.registers[usize::from(offset / 4)],
-            None => return data.fill(0xff),
-        };
-        data.copy_from_slice(&value.to_le_bytes());
+        match data.len() {
+            4 => data.copy_from_slice(&self.read(offset).to_le_bytes()),
+            _ => data.fill(0xff),
+        }
     }
 
     fn pio_write(&mut self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        if let (Some(offset), Ok(bytes)) = (register(offset, data.len()), data.try_into()) {
+        if let Ok(bytes) = data.try_into()
+            && offset.is_multiple_of(4)
+        {
             self.write(offset, u32::from_le_bytes(bytes));
         }
     }
@@ -353,8 +393,12 @@ impl Persist for SysGen {
                 gpa: self.state.gpa,
             });
         }
-        let on_report = self.on_report.take();
-        *self = Self::from_state(state)?;
+        let restored = Self::from_state(state)?;
+        let (on_report, realtime) = (self.on_report.take(), self.realtime);
+        *self = Self {
+            realtime,
+            ..restored
+        };
         if let Some(on_report) = on_report {
             self.on_report(on_report);
         }

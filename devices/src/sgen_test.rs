@@ -30,6 +30,20 @@ fn driven(memory: &GuestMemoryMmap) -> SysGen {
     device
 }
 
+/// The same, with a driver that knows the later registers.
+fn driven_by_a_new_one(memory: &GuestMemoryMmap) -> SysGen {
+    let mut device = SysGen::new(memory, GPA, 0).unwrap();
+    write(&mut device, VERSION, 0);
+    write(&mut device, FEATURES, FEATURE_READY);
+    write(&mut device, VERSION, 1);
+    device
+}
+
+fn lacks(device: &SysGen, agents: u32) -> Vec<Lack> {
+    let report = device.report();
+    report.lacks(agents, report.required).collect()
+}
+
 fn adapt(device: &mut SysGen, value: u32, outdated: u32) {
     write(device, RESEEDED, value);
     write(device, OUTDATED, outdated);
@@ -198,14 +212,162 @@ fn the_guest_reads_page_and_ports_from_crs() {
     let contains = |part: &[u8]| aml.windows(part.len()).any(|window| window == part);
     assert!(contains(b"VMGE0001"));
     assert!(contains(&GPA.to_le_bytes()) && contains(&(GPA + 0xfff).to_le_bytes()));
-    assert!(contains(b"\x47\x01\x40\x06\x40\x06\x01\x10"));
+    assert!(contains(b"\x47\x01\x40\x06\x40\x06\x01\x40"));
+}
+
+#[test]
+fn a_driver_that_knows_the_later_registers_has_adapted_when_the_kernel_has_heard_of_the_fork() {
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    assert!(device.report().adapted());
+    let host = device.begin(&memory).unwrap();
+    assert_eq!(device.report().chain, Some(false));
+    adapt(&mut device, host + 1, 0);
+    assert_eq!(lacks(&device, 0), [Lack::Chain]);
+    write(&mut device, CHAIN, host);
+    assert_eq!(lacks(&device, 0), [Lack::Chain]);
+    write(&mut device, CHAIN, host + 1);
+    assert!(device.report().adapted() && device.report().adapted_after.is_some());
+}
+
+#[test]
+fn an_older_driver_tells_nothing_of_the_kernel_and_all_its_watchers_count() {
+    let memory = memory();
+    let mut device = driven(&memory);
+    let host = device.begin(&memory).unwrap();
+    write(&mut device, REQUIRED, 7);
+    adapt(&mut device, host + 1, 3);
+    let report = device.report();
+    assert_eq!((report.chain, report.required), (None, 3));
+    write(&mut device, OUTDATED, 0);
+    assert!(device.report().adapted());
+    assert_eq!(lacks(&device, 1), [Lack::Agent]);
+}
+
+#[test]
+fn as_many_agents_are_expected_as_have_ever_been_ready_in_one_generation() {
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    assert_eq!(lacks(&device, 1), [Lack::Agent]);
+    for _ in 0..2 {
+        write(&mut device, READY, 0);
+    }
+    assert!(lacks(&device, 2).is_empty());
+    let mut device = SysGen::from_state(&device.save()).unwrap();
+    let host = device.begin(&memory).unwrap();
+    adapt(&mut device, host + 1, 0);
+    write(&mut device, CHAIN, host + 1);
+    // An agent's word of the generation before is none of this one.
+    for (counter, ready) in [(host, 0), (host + 1, 1), (host + 1, 2)] {
+        assert!(!device.report().adapted());
+        write(&mut device, READY, counter);
+        assert_eq!((device.report().ready, device.report().agents), (ready, 2));
+    }
+    assert!(device.report().adapted() && lacks(&device, 3) == [Lack::Agent]);
+    // The agents' machine is still that when its driver has gone.
+    write(&mut device, VERSION, 0);
+    assert_eq!(
+        (device.report().agents, lacks(&device, 0)),
+        (2, vec![Lack::Driver])
+    );
+}
+
+#[test]
+fn only_privileged_watchers_hold_a_machine_up_and_both_numbers_are_told() {
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    let host = device.begin(&memory).unwrap();
+    write(&mut device, REQUIRED, 1);
+    adapt(&mut device, host + 1, 5);
+    write(&mut device, CHAIN, host + 1);
+    assert_eq!(lacks(&device, 0), [Lack::Watchers]);
+    write(&mut device, REQUIRED, 0);
+    let report = device.report();
+    assert!(report.adapted() && report.outdated == 5);
+    let all: Vec<Lack> = report.lacks(0, report.outdated).collect();
+    assert_eq!(all, [Lack::Watchers]);
+}
+
+#[test]
+fn a_driver_that_comes_again_has_to_tell_all_of_it_again() {
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    write(&mut device, READY, 0);
+    write(&mut device, VERSION, 0);
+    write(&mut device, VERSION, 1);
+    // An older one this time: it says nothing of features.
+    assert_eq!((device.report().chain, device.report().ready), (None, 0));
+}
+
+#[test]
+fn the_time_is_offered_or_not_and_its_high_half_is_of_the_instant_of_the_low_one() {
+    const CLOCK: RealtimeClock = || {
+        use std::sync::atomic::AtomicU64;
+        static NOW: AtomicU64 = AtomicU64::new(0x1_ffff_ffff);
+        NOW.fetch_add(1, Ordering::Relaxed)
+    };
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    assert_eq!(read(&mut device, FEATURES), FEATURE_READY);
+    assert_eq!(read(&mut device, REALTIME_LOW), u32::MAX);
+    assert_eq!(read(&mut device, REALTIME_HIGH), u32::MAX);
+    device.offer_realtime(Some(CLOCK));
+    assert_eq!(
+        read(&mut device, FEATURES),
+        FEATURE_READY | FEATURE_REALTIME
+    );
+    assert_eq!(read(&mut device, REALTIME_LOW), u32::MAX);
+    assert_eq!(read(&mut device, REALTIME_HIGH), 1);
+    // The host decides anew when it restores the machine.
+    let state = device.save();
+    assert_eq!(state.later.realtime_high, 1);
+    device.restore(&state).unwrap();
+    assert_eq!(read(&mut device, REALTIME_LOW), 0);
+    assert_eq!(read(&mut device, REALTIME_HIGH), 2);
+    let mut restored = SysGen::from_state(&state).unwrap();
+    assert_eq!(read(&mut restored, FEATURES), FEATURE_READY);
+}
+
+#[test]
+fn ports_that_are_no_register_read_as_ones_and_take_nothing() {
+    let mut device = driven_by_a_new_one(&memory());
+    let before = device.save();
+    for offset in [0x14, 0x18, 0x1c, 0x20, 0x24, 0x38, 0x40, 0x31] {
+        write(&mut device, offset, 1);
+        assert_eq!(read(&mut device, offset), u32::MAX);
+    }
+    for offset in [REALTIME_LOW, REALTIME_HIGH] {
+        write(&mut device, offset, 1);
+    }
+    assert_eq!(device.save(), before);
+}
+
+#[test]
+fn a_state_of_the_first_version_is_of_a_driver_that_knows_no_later_register() {
+    let memory = memory();
+    let mut device = driven(&memory);
+    adapt(&mut device, 0, 0);
+    let new = device.save();
+    let old = SysGenStateV1 {
+        gpa: new.gpa,
+        base: new.base,
+        step: new.step,
+        registers: new.registers,
+        reached: new.reached,
+        reseeded: new.reseeded,
+    };
+    let mut device = SysGen::from_state(&old.into()).unwrap();
+    assert!(device.report().adapted());
+    let host = device.begin(&memory).unwrap();
+    adapt(&mut device, host + 1, 0);
+    assert!(device.report().adapted());
 }
 
 proptest! {
     #[test]
     fn whatever_a_guest_does_the_device_answers_and_adaptation_is_as_the_registers_say(
         accesses in prop::collection::vec(
-            (0_u16..20, prop::collection::vec(any::<u8>(), 0..9), any::<bool>(), any::<bool>()), 0..60),
+            (0_u16..0x44, prop::collection::vec(any::<u8>(), 0..9), any::<bool>(), any::<bool>()), 0..60),
         counter in any::<u32>(),
     ) {
         let memory = memory();
@@ -213,7 +375,8 @@ proptest! {
         memory.write_obj(counter, GuestAddress(GPA)).unwrap();
         let mut base = 0;
         for (offset, mut data, is_write, begin) in accesses {
-            let fits = data.len() == 4 && offset % 4 == 0 && offset < 16;
+            let known = matches!(offset, 0 | 4 | 8 | 12 | 0x10 | 0x30 | 0x34 | 0x3c);
+            let fits = data.len() == 4 && known;
             if begin {
                 base = device.begin(&memory).unwrap();
                 prop_assert!(!device.report().adapted());
@@ -230,10 +393,17 @@ proptest! {
             let state = device.save();
             prop_assert_eq!(state.base, base);
             let report = device.report();
+            let tells = state.later.features != 0;
             prop_assert_eq!(
                 report.adapted(),
-                state.registers[3] != 0 && state.reached && state.reseeded && state.registers[2] == 0
+                state.registers[3] != 0
+                    && state.reached
+                    && state.reseeded
+                    && (!tells || state.later.chain)
+                    && state.later.ready >= state.later.agents
+                    && if tells { state.later.required } else { state.registers[2] } == 0
             );
+            prop_assert!(state.later.ready <= state.later.agents);
             prop_assert_eq!(SysGen::from_state(&state).unwrap().save(), state);
         }
     }

@@ -168,7 +168,10 @@ fn records() -> Vec<Record> {
         once("pm", &PowerManagementState::default()),
         once("com1", &SerialPort::new(Nowhere, Vec::new()).save()),
         once("vmgenid", &vmgenid.save()),
-        once("sgen", &sysgen.save()),
+        Record {
+            version: 2,
+            ..once("sgen", &sysgen.save())
+        },
         once("vmclock", &vmclock.save()),
         once("fw-cfg", &FwCfg::new(InstanceData::default()).save()),
         Record {

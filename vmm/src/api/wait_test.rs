@@ -17,6 +17,7 @@ fn report(reached: bool, reseeded: bool, outdated: u32) -> DriverReport {
         reached,
         reseeded,
         outdated,
+        required: outdated,
         ..DriverReport::default()
     }
 }

@@ -175,7 +175,9 @@ fn missing_text(waited: &GenerationWaited) -> String {
         Missing::Driver => "there is no driver in it".to_owned(),
         Missing::Reseeded => "its random number generator was not reseeded".to_owned(),
         Missing::Reached => "its watchers were not told".to_owned(),
+        Missing::Chain => "its kernel has not told all of its own of the fork".to_owned(),
         Missing::Watchers => format!("{} watchers are outdated", waited.driver.outdated_watchers),
+        Missing::Agent => "an agent that is expected has not finished".to_owned(),
     };
     let texts: Vec<String> = waited.missing.iter().map(text).collect();
     texts.join(", ")

@@ -9,7 +9,7 @@ use vmgenie_devices::DeviceState;
 use vmgenie_devices::fw_cfg::FwCfgState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
-use vmgenie_devices::sgen::SysGenState;
+use vmgenie_devices::sgen::{SysGenState, SysGenStateV1};
 use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
 
@@ -84,8 +84,10 @@ impl Part for PlatformState {
 }
 
 /// A device's state as a part of the file.
+///
+/// `older` is a version of the state that is still read, and its type.
 macro_rules! device_part {
-    ($name:ident, $state:ty, $tag:literal, $doc:literal) => {
+    ($name:ident, $state:ty, $tag:literal, $doc:literal $(, older $version:literal: $older:ty)?) => {
         #[doc = $doc]
         #[derive(Debug, Clone, Serialize, Deserialize)]
         #[serde(transparent)]
@@ -94,6 +96,13 @@ macro_rules! device_part {
         impl Part for $name {
             const TAG: &'static str = $tag;
             const VERSION: u16 = <$state as DeviceState>::VERSION;
+
+            $(fn from_older(version: u16, body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
+                (version == $version).then(|| {
+                    let (old, rest) = postcard::take_from_bytes::<$older>(body)?;
+                    Ok((Self(old.into()), rest))
+                })
+            })?
         }
     };
 }
@@ -111,7 +120,8 @@ device_part!(
     SysGenPart,
     SysGenState,
     "sgen",
-    "What is expected of the guest's driver, and what it told; the counter is in guest memory."
+    "What is expected of the guest's driver, and what it told; the counter is in guest memory.",
+    older 1: SysGenStateV1
 );
 device_part!(VmClockPart, VmClockState, "vmclock", "VMClock.");
 device_part!(
@@ -126,6 +136,49 @@ mod tests {
     use super::*;
     use crate::snapshot::{SnapshotId, StateReader, StateWriter};
     use vmgenie_devices::fw_cfg::{FILE_LEN, FwCfg, InstanceData};
+
+    /// The part as it was written before SGEN had more than four registers.
+    #[derive(Serialize, Deserialize)]
+    struct OldSysGenPart(SysGenStateV1);
+
+    impl Part for OldSysGenPart {
+        const TAG: &'static str = SysGenPart::TAG;
+        const VERSION: u16 = 1;
+    }
+
+    /// Too long for one.
+    #[derive(Serialize, Deserialize)]
+    struct OldSysGen(SysGenStateV1, Vec<u8>);
+
+    impl Part for OldSysGen {
+        const TAG: &'static str = SysGenPart::TAG;
+        const VERSION: u16 = 1;
+    }
+
+    fn read_sysgen(part: &impl Part) -> Result<SysGenPart, crate::snapshot::StateError> {
+        let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+        writer.part(part).unwrap();
+        StateReader::from_bytes(writer.finish().unwrap())
+            .unwrap()
+            .take()
+    }
+
+    #[test]
+    fn a_state_file_of_the_first_generation_counter_is_still_read() {
+        let old = SysGenStateV1 {
+            gpa: 0x9_f000,
+            base: 7,
+            step: 1,
+            registers: [8, 8, 2, 1],
+            reached: true,
+            reseeded: true,
+        };
+        // The vector's length is a byte too many.
+        assert!(read_sysgen(&OldSysGen(old.clone(), vec![])).is_err());
+        let read = read_sysgen(&OldSysGenPart(old.clone())).unwrap().0;
+        assert_eq!(read, old.clone().into());
+        assert_eq!(read_sysgen(&SysGenPart(read.clone())).unwrap().0, read);
+    }
 
     /// Encodes as a state whose string has not been checked.
     #[derive(Serialize, Deserialize)]

@@ -35,6 +35,12 @@ pub trait Part: Serialize + DeserializeOwned {
     const TAG: &'static str;
     /// Version of the part's layout; any change of a field moves it.
     const VERSION: u16;
+
+    /// Decodes the body of an older version, and returns what of it is left over; `None` for a version
+    /// that this program does not read.
+    fn from_older(_version: u16, _body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
+        None
+    }
 }
 
 /// Why a state could not be turned into a state file.
@@ -438,15 +444,16 @@ fn entries(payload: &[u8]) -> Result<Vec<Entry>, StateError> {
 
 fn decode<P: Part>(entry: &Entry, payload: &[u8]) -> Result<P, StateError> {
     let tag = P::TAG;
-    if entry.version != P::VERSION {
-        return Err(StateError::Version {
+    let body = &payload[entry.body.clone()];
+    let decoded = match entry.version {
+        version if version == P::VERSION => postcard::take_from_bytes(body),
+        version => P::from_older(version, body).ok_or(StateError::Version {
             tag,
-            found: entry.version,
+            found: version,
             expected: P::VERSION,
-        });
-    }
-    let (part, rest) = postcard::take_from_bytes(&payload[entry.body.clone()])
-        .map_err(|source| StateError::Decode { tag, source })?;
+        })?,
+    };
+    let (part, rest) = decoded.map_err(|source| StateError::Decode { tag, source })?;
     match rest.len() {
         0 => Ok(part),
         length => Err(StateError::TrailingBytes { tag, length }),

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vmgenie_devices::sgen::DriverReport;
+use vmgenie_devices::sgen::{DriverReport, Lack};
 
 use super::WireError;
 use crate::controller::command as internal;
@@ -135,8 +135,25 @@ pub enum Missing {
     Reseeded,
     /// The driver has not told its watchers.
     Reached,
+    /// Those of the kernel who want to hear of a fork, as WireGuard does, have not heard of it.
+    Chain,
     /// Watchers have not acknowledged; `outdated_watchers` says how many.
     Watchers,
+    /// Fewer agents have finished their work for the generation than are expected.
+    Agent,
+}
+
+impl From<Lack> for Missing {
+    fn from(lack: Lack) -> Self {
+        match lack {
+            Lack::Driver => Self::Driver,
+            Lack::Reseeded => Self::Reseeded,
+            Lack::Reached => Self::Reached,
+            Lack::Chain => Self::Chain,
+            Lack::Watchers => Self::Watchers,
+            Lack::Agent => Self::Agent,
+        }
+    }
 }
 
 /// The answer to PUT `/generation/wait`.
@@ -155,20 +172,10 @@ pub struct GenerationWaited {
 impl GenerationWaited {
     /// The answer for the report that there is.
     pub fn new(report: DriverReport, waited: Duration) -> Self {
-        let missing = if report.present() {
-            [
-                (!report.reseeded, Missing::Reseeded),
-                (!report.reached, Missing::Reached),
-                (report.outdated > 0, Missing::Watchers),
-            ]
-            .into_iter()
-            .filter_map(|(is_missing, what)| is_missing.then_some(what))
-            .collect()
-        } else {
-            vec![Missing::Driver]
-        };
+        let lacks = report.lacks(report.agents, report.required);
+        let missing: Vec<Missing> = lacks.map(Missing::from).collect();
         Self {
-            adapted: report.adapted(),
+            adapted: missing.is_empty(),
             missing,
             waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
             driver: report.into(),
