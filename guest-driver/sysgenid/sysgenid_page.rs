@@ -15,17 +15,25 @@ const REACHED: u16 = 0x0;
 const RESEEDED: u16 = 0x4;
 const OUTDATED: u16 = 0x8;
 const VERSION: u16 = 0xc;
-/// Number of ports.
+/// Number of ports that every such device has.
 const PORTS: u64 = 0x10;
+/// Those that only newer ones have, as FEATURES says.
+const FEATURES: u16 = 0x10;
+const REALTIME_LOW: u16 = 0x28;
+const REALTIME_HIGH: u16 = 0x2c;
 
-/// The version of the device's interface that this driver is for.
+/// The version of the device's interface. It never changes: what is new has a bit in FEATURES.
 const INTERFACE: u32 = 1;
+/// The hypervisor offers its time.
+const HAS_REALTIME: u32 = 1 << 2;
 
 /// The device, which is told that there is a driver until this is dropped.
 pub(crate) struct CounterPage {
     start: u64,
     mapping: Mapping,
     ports: u16,
+    /// Whether there is a register FEATURES.
+    newer: bool,
     _device: AcpiDevice,
 }
 
@@ -50,6 +58,7 @@ impl CounterPage {
             start,
             mapping: Mapping::new(start, page::PAGE_SIZE)?,
             ports: ports.try_into().map_err(|_| EINVAL)?,
+            newer: count > u64::from(FEATURES),
             _device: device,
         };
         match this.read(VERSION) {
@@ -89,6 +98,31 @@ impl CounterPage {
         if began {
             self.write(REACHED, counter);
         }
+    }
+
+    /// Whether the device has what the bits of FEATURES stand for. That may change when the machine is
+    /// restored, so that it is looked at before each use.
+    fn has(&self, features: u32) -> bool {
+        if !self.newer {
+            return false;
+        }
+        match self.read(FEATURES) {
+            u32::MAX => false,
+            there => there & features == features,
+        }
+    }
+
+    /// The hypervisor's CLOCK_REALTIME in nanoseconds, if it offers it.
+    #[allow(dead_code)]
+    pub(crate) fn realtime(&self) -> Option<u64> {
+        if !self.has(HAS_REALTIME) {
+            return None;
+        }
+        // In this order: the low half latches the high one.
+        let low = u64::from(self.read(REALTIME_LOW));
+        let now = u64::from(self.read(REALTIME_HIGH)) << 32 | low;
+        // A restore may have come in between, by a hypervisor that does not offer it.
+        self.has(HAS_REALTIME).then_some(now)
     }
 
     fn write(&self, register: u16, value: u32) {
