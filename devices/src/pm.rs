@@ -15,6 +15,8 @@
 //! long as any event is both pending and enabled, so an event that comes before the guest has enabled
 //! it waits for the guest.
 
+mod timer;
+
 use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,7 @@ use vm_device::{
 use vmgenie_acpi::PmPorts;
 
 use crate::{DeviceState, InterruptLine, Persist};
+use timer::Timer;
 
 /// First I/O port of the block.
 pub const PORT_BASE: u16 = 0x600;
@@ -67,10 +70,6 @@ const SLP_TYP: u16 = 0b111 << SLP_TYP_SHIFT;
 const SLP_EN: u16 = 1 << 13;
 /// What of PM1 control is remembered. GBL_RLS would signal a BIOS, and there is none.
 const PM1_CONTROL_BITS: u16 = BM_RLD | SLP_TYP;
-
-const NANOS_PER_SEC: u128 = 1_000_000_000;
-/// Log2 of the ticks between two changes of the timer's most significant bit.
-const TIMER_EDGE_SHIFT: u32 = 31;
 
 /// What a port outside the block, or one with nothing behind it, reads as.
 const NO_REGISTER: u8 = 0xff;
@@ -289,10 +288,25 @@ impl PowerManagement {
     }
 
     /// When [`Self::tick`] has to be called for the guest to get its timer interrupt, in the clock's
-    /// nanoseconds; `None` while the guest wants none (or has one pending that it has not cleared).
+    /// nanoseconds; `None` while the guest wants none (or has one pending that it has not cleared), and
+    /// while the timer stands still.
     pub fn next_timer_edge(&self) -> Option<u64> {
         let wanted = self.pm1_enable & TIMER_EVENT != 0 && self.pm1_status & TIMER_EVENT == 0;
-        wanted.then(|| self.timer.next_edge_ns())
+        (wanted && self.timer.runs()).then(|| self.timer.next_edge_ns())
+    }
+
+    /// Has the timer stand still while the machine does, or go on from where it stood. Nothing happens to a
+    /// timer that does so already.
+    ///
+    /// *Caller:* whoever stops the vCPUs and lets them run. *vCPUs:* not running.
+    pub fn let_timer_run(&mut self, run: bool) {
+        if run == self.timer.runs() {
+            return;
+        }
+        self.timer.let_run(run);
+        if let Some(on_timer_change) = &self.on_timer_change {
+            on_timer_change(self.next_timer_edge());
+        }
     }
 
     /// How often setting the SCI failed during an access by the guest, which cannot be told.
@@ -432,71 +446,6 @@ impl Persist for PowerManagement {
         self.line_level = None;
         Ok(())
     }
-}
-
-/// The PM timer (section 4.8.2.1): counts up, and wraps after 20 minutes.
-struct Timer {
-    clock: Box<dyn MonotonicClock>,
-    /// The clock, and how old the timer was, when its age was last set.
-    base_now: u64,
-    base_age: u64,
-    /// Edges that have become events already.
-    seen_edges: u128,
-}
-
-impl Timer {
-    fn new(clock: Box<dyn MonotonicClock>) -> Self {
-        let base_now = clock.now_ns();
-        Self {
-            clock,
-            base_now,
-            base_age: 0,
-            seen_edges: 0,
-        }
-    }
-
-    /// Nanoseconds since the timer was 0.
-    fn age_ns(&self) -> u64 {
-        let since = self.clock.now_ns().saturating_sub(self.base_now);
-        self.base_age.saturating_add(since)
-    }
-
-    fn set_age(&mut self, age_ns: u64) {
-        self.base_now = self.clock.now_ns();
-        // A file may say anything; beyond this age, 146 years, there would soon be no next edge to count to.
-        self.base_age = age_ns.min(1 << 62);
-        self.seen_edges = ticks(self.base_age) >> TIMER_EDGE_SHIFT;
-    }
-
-    /// The register.
-    fn value(&self) -> u32 {
-        // A 32-bit counter: the upper bits are not there.
-        ticks(self.age_ns()) as u32
-    }
-
-    /// Whether the most significant bit has changed since the last [`Self::take_edge`].
-    fn edge_is_due(&self) -> bool {
-        ticks(self.age_ns()) >> TIMER_EDGE_SHIFT != self.seen_edges
-    }
-
-    fn take_edge(&mut self) -> bool {
-        let edges = ticks(self.age_ns()) >> TIMER_EDGE_SHIFT;
-        std::mem::replace(&mut self.seen_edges, edges) != edges
-    }
-
-    /// When the most significant bit changes next, in the clock's nanoseconds.
-    fn next_edge_ns(&self) -> u64 {
-        let tick = (self.seen_edges + 1) << TIMER_EDGE_SHIFT;
-        // Rounded up: at that nanosecond the tick has been counted.
-        let age = (tick * NANOS_PER_SEC).div_ceil(u128::from(TIMER_HZ));
-        let wait = age.saturating_sub(u128::from(self.base_age));
-        u64::try_from(u128::from(self.base_now) + wait).unwrap_or(u64::MAX)
-    }
-}
-
-/// Ticks of the PM timer in `ns` nanoseconds.
-fn ticks(ns: u64) -> u128 {
-    u128::from(ns) * u128::from(TIMER_HZ) / NANOS_PER_SEC
 }
 
 #[cfg(test)]

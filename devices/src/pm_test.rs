@@ -278,6 +278,37 @@ fn the_timer_goes_on_where_it_was_after_a_restore_by_another_clock() {
 }
 
 #[test]
+fn a_timer_that_stands_still_counts_nothing_and_goes_on_from_there() {
+    let mut bench = Bench::new();
+    bench.advance(EDGE_NS - 1000);
+    bench.write(PM1_ENABLE, &TIMER_EVENT.to_le_bytes());
+    let edges = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&edges);
+    bench
+        .pm
+        .on_timer_change(Box::new(move |edge| log.lock().unwrap().push(edge)));
+    let value = bench.timer();
+    bench.pm.let_timer_run(false);
+    bench.pm.let_timer_run(false);
+    bench.advance(60_000_000_000);
+    bench.pm.tick().unwrap();
+    assert_eq!(bench.timer(), value);
+    assert_eq!(bench.pm.save().timer_ns, EDGE_NS - 1000);
+    assert_eq!(bench.pm.save().pm1_status, 0);
+    assert_eq!(bench.pm.next_timer_edge(), None);
+
+    bench.pm.let_timer_run(true);
+    bench.pm.let_timer_run(true);
+    assert_eq!(bench.timer(), value);
+    let edge = bench.pm.next_timer_edge().unwrap();
+    assert_eq!(edge, EDGE_NS - 1000 + 60_000_000_000 + 1000);
+    assert_eq!(*edges.lock().unwrap(), [None, Some(edge)]);
+    bench.clock.store(edge, Ordering::Relaxed);
+    bench.pm.tick().unwrap();
+    assert!(bench.line.level());
+}
+
+#[test]
 fn a_timer_edge_that_nobody_has_looked_at_is_saved_as_pending() {
     let bench = Bench::new();
     bench.advance(EDGE_NS);
