@@ -20,8 +20,113 @@ pub(super) const LEAF1_EDX_HTT: u32 = 1 << 28;
 pub(super) const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
 /// `CPUID.6:EAX`: the APIC timer runs in every power state.
 const LEAF6_EAX_ARAT: u32 = 1 << 2;
-/// AMD: extended performance counters.
-const EXT1_ECX_PERFCTR: u32 = (1 << 23) | (1 << 24) | (1 << 28);
+
+/// A register of a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Register {
+    /// Its value in an entry.
+    pub(super) fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
+        match self {
+            Self::Eax => entry.eax,
+            Self::Ebx => entry.ebx,
+            Self::Ecx => entry.ecx,
+            Self::Edx => entry.edx,
+        }
+    }
+
+    fn of_mut(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
+        match self {
+            Self::Eax => &mut entry.eax,
+            Self::Ebx => &mut entry.ebx,
+            Self::Ecx => &mut entry.ecx,
+            Self::Edx => &mut entry.edx,
+        }
+    }
+}
+
+/// Features whose state is not part of a snapshot: no guest is told that it has them.
+pub(super) struct Hidden {
+    pub(super) leaf: u32,
+    pub(super) index: u32,
+    pub(super) register: Register,
+    pub(super) bits: u32,
+    /// Whether a snapshot of a guest that was told of them is refused. Earlier versions hid only some of the performance counters,
+    /// and what they showed of AMX could not be used.
+    pub(super) refused: bool,
+}
+
+const fn hidden(leaf: u32, index: u32, register: Register, bits: u32, refused: bool) -> Hidden {
+    Hidden {
+        leaf,
+        index,
+        register,
+        bits,
+        refused,
+    }
+}
+
+/// What is hidden, bit by bit.
+pub(super) const HIDDEN: [Hidden; 13] = [
+    // Nested virtualization: a guest's guest would have to be saved as well.
+    hidden(1, 0, Register::Ecx, 1 << 5, true),
+    hidden(0x8000_0001, 0, Register::Ecx, 1 << 2, true),
+    // SGX: enclaves lie in memory that nobody can read. With it its keys and its launch control.
+    hidden(7, 0, Register::Ebx, 1 << 2, true),
+    hidden(7, 0, Register::Ecx, 1 << 30, true),
+    hidden(7, 0, Register::Edx, 1 << 1, true),
+    // Processor trace writes to memory by itself.
+    hidden(7, 0, Register::Ebx, 1 << 25, true),
+    // Performance counters and what records with their help: DTES64, DS_CPL, PDCM; DS; architectural LBR; AMD's counters of all kinds
+    // and IBS.
+    hidden(1, 0, Register::Ecx, (1 << 2) | (1 << 4) | (1 << 15), false),
+    hidden(1, 0, Register::Edx, 1 << 21, false),
+    hidden(7, 0, Register::Edx, 1 << 19, false),
+    hidden(
+        0x8000_0001,
+        0,
+        Register::Ecx,
+        (1 << 10) | (1 << 23) | (1 << 24) | (1 << 27) | (1 << 28),
+        false,
+    ),
+    // Key Locker: its wrapping key can be written only.
+    hidden(7, 0, Register::Ecx, 1 << 23, true),
+    // AMX: BF16, TILE, INT8; FP16. Its registers are there only for a process that has asked for them, as we have not.
+    hidden(
+        7,
+        0,
+        Register::Edx,
+        (1 << 22) | (1 << 24) | (1 << 25),
+        false,
+    ),
+    hidden(7, 1, Register::Eax, 1 << 21, false),
+];
+
+/// Leaves that say more about features that are hidden: SGX, processor trace, LBR, AMX; performance counters; nested virtualization, IBS,
+/// encrypted memory, AMD's performance counters.
+const HIDDEN_LEAVES: [u32; 10] = [
+    0xa,
+    0x12,
+    0x14,
+    0x1c,
+    0x1d,
+    0x1e,
+    0x8000_000a,
+    0x8000_001b,
+    0x8000_001f,
+    0x8000_0022,
+];
+
+/// `CPUID.D.0:EAX`: the states of AMX.
+const LEAF_D_EAX_AMX: u32 = (1 << 17) | (1 << 18);
+/// `CPUID.D.1:ECX`: the states of processor trace and of LBR, which `XSAVES` would save.
+const LEAF_D1_ECX_HIDDEN: u32 = (1 << 8) | (1 << 15);
 
 /// How the vCPUs are arranged. The x2APIC id of a vCPU is its index; the lowest bit names the thread, where there are two.
 #[derive(Clone, Copy)]
@@ -66,15 +171,36 @@ pub(super) fn for_vcpu(
         .filter(|e| !is_replaced(e))
         .collect();
     for entry in &mut entries {
+        hide(entry);
         shape(entry, index, topology, tsc_deadline);
     }
     entries.extend(extended_topology(index, topology));
     CpuId::from_entries(&entries).map_err(|_| TooManyEntries)
 }
 
-/// Leaves that describe the topology of the host.
+/// Leaves that describe the topology of the host, and states that are not there.
 fn is_replaced(entry: &kvm_cpuid_entry2) -> bool {
-    matches!(entry.function, 0xb | 0x1f | 0x8000_0026)
+    matches!(
+        (entry.function, entry.index),
+        (0xb | 0x1f | 0x8000_0026, _) | (0xd, 17 | 18)
+    )
+}
+
+/// Takes away what is not part of a snapshot.
+fn hide(entry: &mut kvm_cpuid_entry2) {
+    if HIDDEN_LEAVES.contains(&entry.function) {
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+    }
+    for hidden in &HIDDEN {
+        if (hidden.leaf, hidden.index) == (entry.function, entry.index) {
+            *hidden.register.of_mut(entry) &= !hidden.bits;
+        }
+    }
+    match (entry.function, entry.index) {
+        (0xd, 0) => entry.eax &= !LEAF_D_EAX_AMX,
+        (0xd, 1) => entry.ecx &= !LEAF_D1_ECX_HIDDEN,
+        _ => {}
+    }
 }
 
 fn shape(entry: &mut kvm_cpuid_entry2, index: u8, topology: Topology, tsc_deadline: bool) {
@@ -102,12 +228,7 @@ fn shape(entry: &mut kvm_cpuid_entry2, index: u8, topology: Topology, tsc_deadli
             let cores = ids / threads;
             entry.eax = (entry.eax & 0x3fff) | ((sharing - 1) << 14) | ((cores - 1) << 26);
         }
-        // No performance counters: their state is not part of a snapshot.
-        0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        0x8000_0001 => {
-            entry.ecx &= !EXT1_ECX_PERFCTR;
-            set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, vcpus > 1);
-        }
+        0x8000_0001 => set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, vcpus > 1),
         // Number of threads - 1, and how many bits of the APIC id name one in its package (AMD).
         0x8000_0008 => {
             entry.ecx = (entry.ecx & !0xf0ff) | (vcpus - 1) | (topology.id_bits() << 12);
@@ -126,7 +247,6 @@ fn shape(entry: &mut kvm_cpuid_entry2, index: u8, topology: Topology, tsc_deadli
             let core = (id >> topology.thread_bits()) | ((threads - 1) << 8);
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (id, core, 0, 0);
         }
-        0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }
 }
@@ -261,6 +381,45 @@ mod tests {
         let cpuid = for_vcpu(&[one], 0, machine(1), false).unwrap();
         assert_eq!(find(&cpuid, 1, 0).edx & LEAF1_EDX_HTT, 0);
         assert_eq!(find(&cpuid, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn features_whose_state_no_snapshot_holds_are_hidden() {
+        let all = |function, index| kvm_cpuid_entry2 {
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..leaf(function, index)
+        };
+        let mut supported = vec![all(1, 0), all(7, 0), all(7, 1), all(0x8000_0001, 0)];
+        supported.extend((0..20).map(|index| all(0xd, index)));
+        supported.extend(HIDDEN_LEAVES.map(|function| all(function, 0)));
+        let cpuid = for_vcpu(&supported, 0, machine(1), true).unwrap();
+        let (one, seven) = (find(&cpuid, 1, 0), find(&cpuid, 7, 0));
+        assert_eq!(one.ecx & (1 << 5), 0, "VMX");
+        assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx & (1 << 2), 0, "SVM");
+        assert_eq!(seven.ebx & ((1 << 2) | (1 << 25)), 0, "SGX, PT");
+        assert_eq!(seven.edx & ((1 << 19) | (1 << 24)), 0, "LBR, AMX");
+        assert_eq!(find(&cpuid, 0xd, 0).eax >> 17 & 3, 0, "AMX");
+        assert!(
+            !cpuid
+                .as_slice()
+                .iter()
+                .any(|e| (e.function, e.index) == (0xd, 18))
+        );
+        for function in HIDDEN_LEAVES {
+            let entry = find(&cpuid, function, 0);
+            assert_eq!((entry.eax, entry.ebx, entry.ecx, entry.edx), (0, 0, 0, 0));
+        }
+        // The rest stays.
+        assert_ne!(one.ecx & (1 << 25), 0, "AES");
+        assert_ne!(seven.ebx & (1 << 5), 0, "AVX2");
+        assert_ne!(
+            seven.ecx & (1 << 7),
+            0,
+            "shadow stacks have their state saved"
+        );
     }
 
     #[test]

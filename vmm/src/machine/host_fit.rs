@@ -3,7 +3,8 @@
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
 
-use super::cpuid;
+use super::cpuid::{self, HIDDEN, Register};
+use super::cpuid_names;
 use super::host::Host;
 use super::state::VcpuState;
 
@@ -23,6 +24,12 @@ pub enum HostFitError {
     /// CPU features are missing.
     #[error("this host's CPU or KVM lacks what the snapshot's guest was told it has: {}", .0.join(", "))]
     Features(Vec<String>),
+    /// The guest was told of features whose state no snapshot holds.
+    #[error(
+        "the snapshot's guest was told that it has features whose state no snapshot holds, and may use them: {}; boot it anew with this vmgenie",
+        .0.join(", ")
+    )]
+    Unsaved(Vec<String>),
     /// More MSRs than there are.
     #[error("the snapshot holds {0} MSRs, which is more than this host's KVM knows")]
     TooManyMsrs(usize),
@@ -48,25 +55,6 @@ struct FeatureWord {
     register: Register,
     /// Bits that we set ourselves or that follow the guest's own registers.
     ignore: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
-impl Register {
-    fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
-        match self {
-            Self::Eax => entry.eax,
-            Self::Ebx => entry.ebx,
-            Self::Ecx => entry.ecx,
-            Self::Edx => entry.edx,
-        }
-    }
 }
 
 const fn word(leaf: u32, index: u32, register: Register, ignore: u32) -> FeatureWord {
@@ -108,56 +96,6 @@ const WORDS: [FeatureWord; 16] = [
     word(0x8000_0021, 0, Register::Eax, 0),
 ];
 
-/// Names of features, as `/proc/cpuinfo` has them: leaf, index, register's letter, bit.
-const NAMES: [(u32, u32, char, u32, &str); 46] = [
-    (1, 0, 'c', 0, "sse3"),
-    (1, 0, 'c', 1, "pclmulqdq"),
-    (1, 0, 'c', 9, "ssse3"),
-    (1, 0, 'c', 12, "fma"),
-    (1, 0, 'c', 13, "cx16"),
-    (1, 0, 'c', 17, "pcid"),
-    (1, 0, 'c', 19, "sse4_1"),
-    (1, 0, 'c', 20, "sse4_2"),
-    (1, 0, 'c', 21, "x2apic"),
-    (1, 0, 'c', 22, "movbe"),
-    (1, 0, 'c', 23, "popcnt"),
-    (1, 0, 'c', 25, "aes"),
-    (1, 0, 'c', 26, "xsave"),
-    (1, 0, 'c', 28, "avx"),
-    (1, 0, 'c', 29, "f16c"),
-    (1, 0, 'c', 30, "rdrand"),
-    (7, 0, 'b', 0, "fsgsbase"),
-    (7, 0, 'b', 1, "tsc_adjust"),
-    (7, 0, 'b', 3, "bmi1"),
-    (7, 0, 'b', 4, "hle"),
-    (7, 0, 'b', 5, "avx2"),
-    (7, 0, 'b', 7, "smep"),
-    (7, 0, 'b', 8, "bmi2"),
-    (7, 0, 'b', 9, "erms"),
-    (7, 0, 'b', 10, "invpcid"),
-    (7, 0, 'b', 11, "rtm"),
-    (7, 0, 'b', 16, "avx512f"),
-    (7, 0, 'b', 17, "avx512dq"),
-    (7, 0, 'b', 18, "rdseed"),
-    (7, 0, 'b', 19, "adx"),
-    (7, 0, 'b', 20, "smap"),
-    (7, 0, 'b', 23, "clflushopt"),
-    (7, 0, 'b', 28, "avx512cd"),
-    (7, 0, 'b', 29, "sha_ni"),
-    (7, 0, 'b', 30, "avx512bw"),
-    (7, 0, 'b', 31, "avx512vl"),
-    (7, 0, 'c', 2, "umip"),
-    (7, 0, 'c', 3, "pku"),
-    (7, 0, 'c', 7, "shstk"),
-    (7, 0, 'c', 22, "rdpid"),
-    (7, 0, 'd', 4, "fsrm"),
-    (7, 0, 'd', 26, "spec_ctrl"),
-    (7, 0, 'd', 29, "arch_capabilities"),
-    (0x8000_0001, 0, 'd', 20, "nx"),
-    (0x8000_0001, 0, 'd', 26, "pdpe1gb"),
-    (0x8000_0001, 0, 'd', 27, "rdtscp"),
-];
-
 /// Checks one vCPU's state against the host.
 pub(super) fn check(host: &Host, state: &VcpuState) -> Result<(), HostFitError> {
     check_cpuid(&host.cpuid, host.tsc_deadline, &state.cpuid)?;
@@ -186,6 +124,10 @@ fn check_cpuid(
             host: ours,
         });
     }
+    let unsaved = unsaved(snapshot);
+    if !unsaved.is_empty() {
+        return Err(HostFitError::Unsaved(unsaved));
+    }
     let bits = word(0x8000_0008, 0, Register::Eax, 0);
     let (theirs, ours) = (value(snapshot, &bits) & 0xff, value(host, &bits) & 0xff);
     if theirs > ours {
@@ -197,11 +139,7 @@ fn check_cpuid(
     let mut missing = Vec::new();
     for word in &WORDS {
         let lacking = value(snapshot, word) & !value(host, word) & !word.ignore;
-        missing.extend(
-            (0..32)
-                .filter(|bit| lacking & (1 << bit) != 0)
-                .map(|bit| name(word, bit)),
-        );
+        missing.extend(names(word, lacking));
     }
     let leaf1 = word(1, 0, Register::Ecx, 0);
     if value(snapshot, &leaf1) & cpuid::LEAF1_ECX_TSC_DEADLINE != 0 && !tsc_deadline {
@@ -212,6 +150,18 @@ fn check_cpuid(
     } else {
         Err(HostFitError::Features(missing))
     }
+}
+
+/// Features that a guest was told of although their state is not part of a snapshot.
+fn unsaved(snapshot: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let refused = HIDDEN.iter().filter(|hidden| hidden.refused);
+    refused
+        .flat_map(|hidden| {
+            let word = word(hidden.leaf, hidden.index, hidden.register, 0);
+            let told = value(snapshot, &word) & hidden.bits;
+            names(&word, told).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn find(cpuid: &[kvm_cpuid_entry2], leaf: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
@@ -235,20 +185,28 @@ fn vendor(cpuid: &[kvm_cpuid_entry2]) -> String {
     bytes.escape_ascii().to_string()
 }
 
+fn names(word: &FeatureWord, bits: u32) -> impl Iterator<Item = String> {
+    (0..32)
+        .filter(move |bit| bits & (1 << bit) != 0)
+        .map(|bit| name(word, bit))
+}
+
 fn name(word: &FeatureWord, bit: u32) -> String {
-    let (letter, register) = match word.register {
-        Register::Eax => ('a', "EAX"),
-        Register::Ebx => ('b', "EBX"),
-        Register::Ecx => ('c', "ECX"),
-        Register::Edx => ('d', "EDX"),
+    let FeatureWord {
+        leaf,
+        index,
+        register,
+        ..
+    } = *word;
+    let known = cpuid_names::name(leaf, index, register, bit).map(|name| format!("{name} "));
+    let letter = match register {
+        Register::Eax => "EAX",
+        Register::Ebx => "EBX",
+        Register::Ecx => "ECX",
+        Register::Edx => "EDX",
     };
-    let FeatureWord { leaf, index, .. } = word;
-    let known = NAMES
-        .iter()
-        .find(|(l, i, r, b, _)| (l, i, *r, *b) == (leaf, index, letter, bit))
-        .map(|(.., name)| format!("{name} "));
     format!(
-        "{}(CPUID {leaf:#x}.{index} {register} bit {bit})",
+        "{}(CPUID {leaf:#x}.{index} {letter} bit {bit})",
         known.unwrap_or_default()
     )
 }
@@ -276,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_fits_the_host_that_made_it() {
-        let cpu = cpu(b"GenuineIntel", 0xffff_ffff);
+        let cpu = cpu(b"GenuineIntel", !((1 << 2) | (1 << 25)));
         assert_eq!(check_cpuid(&cpu, true, &cpu), Ok(()));
     }
 
@@ -300,10 +258,41 @@ mod tests {
     fn a_missing_feature_is_named() {
         let (host, snapshot) = (
             cpu(b"GenuineIntel", 0),
-            cpu(b"GenuineIntel", (1 << 5) | (1 << 6)),
+            cpu(b"GenuineIntel", (1 << 5) | (1 << 22)),
         );
         let error = check_cpuid(&host, true, &snapshot).unwrap_err().to_string();
         assert!(error.contains("avx2 (CPUID 0x7.0 EBX bit 5)"), "{error}");
-        assert!(error.contains("(CPUID 0x7.0 EBX bit 6)"), "{error}");
+        assert!(error.contains("(CPUID 0x7.0 EBX bit 22)"), "{error}");
+    }
+
+    #[test]
+    fn a_snapshot_of_a_guest_with_nested_virtualization_is_refused_by_its_name() {
+        let mut snapshot = cpu(b"AuthenticAMD", 0);
+        snapshot.push(kvm_cpuid_entry2 {
+            function: 0x8000_0001,
+            ecx: 1 << 2,
+            ..Default::default()
+        });
+        let error = check_cpuid(&snapshot, true, &snapshot).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("svm (CPUID 0x80000001.0 ECX bit 2)"),
+            "{error}"
+        );
+
+        let mut snapshot = cpu(b"GenuineIntel", 1 << 2);
+        snapshot.push(kvm_cpuid_entry2 {
+            function: 1,
+            ecx: 1 << 5,
+            ..Default::default()
+        });
+        let error = check_cpuid(&snapshot, true, &snapshot)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("vmx (CPUID") && error.contains("sgx (CPUID"),
+            "{error}"
+        );
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod boot_timer;
 pub mod console;
 pub mod console_history;
 mod cpuid;
+mod cpuid_names;
 mod devices;
 pub mod events;
 mod gate;
