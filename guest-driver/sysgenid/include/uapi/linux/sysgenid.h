@@ -3,7 +3,8 @@
  * System generation ID: a counter that moves whenever this machine's life
  * stops being unique, because it was cloned or restored from a snapshot.
  *
- * The interface of /dev/sysgenid. docs/sysgenid.md is its manual.
+ * The interface of /dev/sysgenid. Documentation/misc-devices/sysgenid.rst is
+ * its manual.
  */
 #ifndef _UAPI_LINUX_SYSGENID_H
 #define _UAPI_LINUX_SYSGENID_H
