@@ -8,6 +8,7 @@ use vm_agent::{GUEST_DIR, QEMU_DIR, Report, WORK_DIR, Work};
 
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
+use crate::driver_patch;
 use crate::fuzz;
 use crate::host::{self, HostDied, Request, SharedFile};
 use crate::setup::{self, Guests};
@@ -40,6 +41,10 @@ enum Subcommands {
     /// Measure: `restore`, `create`, `boot`, `net`, `vsock`, `block`, `image` or `notify`.
     #[command(after_help = BENCH_HELP)]
     Bench(Passed),
+    /// Write the guest driver as a patch series for the kernel's tree, check that it applies, and show what the kernel's
+    /// style checker says of it.
+    #[command(after_help = DRIVER_PATCH_HELP)]
+    DriverPatch(driver_patch::Options),
     /// Feed the parsers of hostile input with what a fuzzer makes up: virtio queues, registers, state files, bodies of
     /// requests. Needs a nightly toolchain.
     Fuzz(Fuzz),
@@ -73,6 +78,12 @@ Examples:
   cargo xtask bench restore
   cargo xtask bench create --runs 50 --json
   cargo xtask bench notify";
+
+const DRIVER_PATCH_HELP: &str = "\
+Examples:
+  cargo xtask driver-patch
+  cargo xtask driver-patch --build --json
+  cargo xtask driver-patch --signoff --output ~/sysgenid-v1";
 
 #[derive(Debug, Args)]
 struct KvmHost {
@@ -156,6 +167,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
             let image = passed.arguments.first().is_some_and(|name| name == "image");
             program("bench", passed.arguments, kvm, guests, image)
         }
+        Subcommands::DriverPatch(options) => driver_patch::run(&options),
         Subcommands::Fuzz(options) => fuzz::fuzz(options.target.as_deref(), options.seconds),
     }
 }

@@ -10,6 +10,7 @@ mod commands;
 mod debian;
 mod detect;
 mod driver;
+mod driver_patch;
 mod emulator;
 mod extras;
 mod fuzz;

@@ -127,7 +127,7 @@ fn local_version(stock: &Stock, source: &Path) -> Result<String> {
 }
 
 /// The version at the head of a kernel's `Makefile`.
-fn source_version(makefile: &str) -> Option<String> {
+pub(crate) fn source_version(makefile: &str) -> Option<String> {
     let value = |name: &str| {
         makefile.lines().find_map(|line| {
             let (key, value) = line.split_once('=')?;
