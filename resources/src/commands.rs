@@ -11,6 +11,7 @@ use crate::detect::{self, Kvm};
 use crate::driver_patch;
 use crate::fuzz;
 use crate::host::{self, HostDied, Request, SharedFile};
+use crate::progress::Progress;
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
 use crate::testing::{self, Part};
@@ -147,7 +148,7 @@ struct Passed {
 pub(crate) fn run(arguments: Arguments) -> Result<i32> {
     match arguments.command {
         Subcommands::Setup => {
-            let resources = setup::setup(Guests::All(Flavor::Plain), true)?;
+            let resources = setup::setup(Guests::All(Flavor::Plain), true, &Progress::default())?;
             println!("guests: {}", resources.guests.display());
             if let Some(image) = &resources.image {
                 println!("image: {}", image.display());
@@ -191,7 +192,11 @@ fn test(options: Test) -> Result<i32> {
 
 fn kvm_host(options: KvmHost) -> Result<i32> {
     let kvm = detect::detect()?;
-    let resources = setup::setup(Guests::All(Flavor::Plain), options.image)?;
+    let resources = setup::setup(
+        Guests::All(Flavor::Plain),
+        options.image,
+        &Progress::default(),
+    )?;
     let work = match options.shell {
         true => {
             let (rows, columns) = host::terminal_size();
@@ -293,7 +298,7 @@ fn program(
     guests: Guests,
     image: bool,
 ) -> Result<i32> {
-    let resources = setup::setup(guests, image)?;
+    let resources = setup::setup(guests, image, &Progress::default())?;
     let built = build::build(Profile::Release, Wanted::Program(name))?;
     let program = built.program.context("cargo built no program")?;
     let mut argv = vec![program.to_string_lossy().into_owned()];

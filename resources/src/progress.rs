@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::lifetime;
 
@@ -19,10 +19,13 @@ const TAIL_LINES: usize = 25;
 #[derive(Clone, Default)]
 pub(crate) struct Progress {
     bars: MultiProgress,
+    /// What lines begin with if something else is shown meanwhile. Then there are no bars.
+    beside: Option<&'static str>,
 }
 
 /// One step and its bar.
 pub(crate) struct Step {
+    /// As lines show it.
     name: String,
     bar: ProgressBar,
     begun: Instant,
@@ -30,6 +33,14 @@ pub(crate) struct Step {
 }
 
 impl Progress {
+    /// Shows steps by lines that begin with `who`, between those of something else that goes on.
+    pub(crate) fn beside(who: &'static str) -> Self {
+        Self {
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            beside: Some(who),
+        }
+    }
+
     /// Begins a step whose length is not known.
     pub(crate) fn step(&self, name: &str) -> Step {
         self.begin(name, ProgressBar::new_spinner(), None)
@@ -51,11 +62,15 @@ impl Progress {
         let bar = self.bars.add(bar);
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        if !std::io::stderr().is_terminal() {
-            eprintln!("{name} ...");
+        let shown = match self.beside {
+            Some(who) => format!("{who}: {name}"),
+            None => name.to_owned(),
+        };
+        if self.beside.is_some() || !std::io::stderr().is_terminal() {
+            eprintln!("{shown} ...");
         }
         Step {
-            name: name.to_owned(),
+            name: shown,
             bar,
             begun: Instant::now(),
             counted,

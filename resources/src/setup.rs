@@ -42,28 +42,27 @@ pub(crate) struct Resources {
 }
 
 /// Makes what is missing for these guests, and with `image` the Debian image. Nearly free when nothing is.
-pub(crate) fn setup(wanted: Guests, image: bool) -> Result<Resources> {
+pub(crate) fn setup(wanted: Guests, image: bool, progress: &Progress) -> Result<Resources> {
     let cache = Cache::open()?;
-    let progress = Progress::default();
     let _lock = cache.lock()?;
     cache.sweep()?;
-    tools::install(&cache, &progress)?;
-    let emulator = emulator::emulator(&cache, &progress)?;
+    tools::install(&cache, progress)?;
+    let emulator = emulator::emulator(&cache, progress)?;
     let peer = peer::peer(&cache, &emulator)?;
-    let root = chroot::root(&cache, &progress)?;
-    let stock = stock::stock(&cache, &root, &progress)?;
-    let source = small::source(&cache, &root, &progress)?;
+    let root = chroot::root(&cache, progress)?;
+    let stock = stock::stock(&cache, &root, progress)?;
+    let source = small::source(&cache, &root, progress)?;
     let small = match wanted {
         Guests::All(flavor) => {
-            let patched = patches::patched(&cache, &source, &progress)?;
-            Some(small::small(&cache, &root, &patched, flavor, &progress)?)
+            let patched = patches::patched(&cache, &source, progress)?;
+            Some(small::small(&cache, &root, &patched, flavor, progress)?)
         }
         Guests::Stock => None,
     };
-    let ours = ours(&cache, &root, &source, &stock, small.as_ref(), &progress)?;
+    let ours = ours(&cache, &root, &source, &stock, small.as_ref(), progress)?;
     let guests = initramfs::guests(&cache, &root, &stock, small.as_ref(), &ours)?;
     let debian = match image {
-        true => Some(debian::debian(&cache, &root, &stock, &ours, &progress)?),
+        true => Some(debian::debian(&cache, &root, &stock, &ours, progress)?),
         false => None,
     };
     let host = image::image(&cache, &stock, &guests)?;

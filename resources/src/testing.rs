@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,8 @@ use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
-use crate::setup::{self, Guests};
+use crate::progress::Progress;
+use crate::setup::{self, Guests, Resources};
 use crate::small::Flavor;
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
@@ -71,27 +73,84 @@ struct Count {
 
 /// Runs the tests; the status is 0 if all passed.
 pub(crate) fn run(options: Options) -> Result<i32> {
-    let mut lines = Vec::new();
-    if options.filter.is_none() && options.only != Some(Part::Vm) {
-        lines.extend(unit_part());
-    }
+    let unit = options.filter.is_none() && options.only != Some(Part::Vm);
+    let vm = options.only != Some(Part::Unit);
+    let (mut lines, place) = parts(
+        unit.then_some(unit_part),
+        vm.then_some(|| Place::make(&options, unit)),
+    );
     let mut tests = Vec::new();
-    if options.only != Some(Part::Unit) {
-        let begun = Instant::now();
-        let result = vm_part(&options);
-        if let Err(error) = &result {
-            eprintln!("error: {error:#}");
+    if let Some((line, place)) = place {
+        lines.push(line);
+        if let Some(place) = place {
+            let begun = Instant::now();
+            let result = vm_part(&options, &place);
+            if let Err(error) = &result {
+                eprintln!("error: {error:#}");
+            }
+            tests = result.as_ref().map(|r| r.tests.clone()).unwrap_or_default();
+            lines.push(Line {
+                name: "tests on KVM".into(),
+                passed: result.is_ok_and(|report| report.status == 0),
+                seconds: begun.elapsed().as_secs_f64(),
+                count: Some(count(&tests)),
+            });
         }
-        tests = result.as_ref().map(|r| r.tests.clone()).unwrap_or_default();
-        lines.push(Line {
-            name: "tests on KVM".into(),
-            passed: result.is_ok_and(|report| report.status == 0),
-            seconds: begun.elapsed().as_secs_f64(),
-            count: Some(count(&tests)),
-        });
     }
     print!("{}", summary(&lines, &tests));
     Ok(i32::from(lines.iter().any(|line| !line.passed)))
+}
+
+/// Runs the unit part, and makes the place for the tests on a KVM beside it: downloads and packages keep one processor busy at most.
+/// The lines of the one, and the line and the outcome of the other.
+fn parts<T: Send>(
+    unit: Option<impl FnOnce() -> Vec<Line>>,
+    make: Option<impl FnOnce() -> Result<T> + Send>,
+) -> (Vec<Line>, Option<(Line, Option<T>)>) {
+    thread::scope(|scope| {
+        let made = make.map(|make| {
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let made = make();
+                if let Err(error) = &made {
+                    eprintln!("error: setup: {error:#}");
+                }
+                let line = Line {
+                    name: "setup".into(),
+                    passed: made.is_ok(),
+                    seconds: begun.elapsed().as_secs_f64(),
+                    count: None,
+                };
+                (line, made.ok())
+            })
+        });
+        let lines = unit.map(|unit| unit()).unwrap_or_default();
+        let made = made.map(|made| {
+            made.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        (lines, made)
+    })
+}
+
+/// Where the tests on a KVM run.
+struct Place {
+    kvm: Kvm,
+    resources: Resources,
+}
+
+impl Place {
+    /// Makes what is missing of it, `beside` the unit part or alone.
+    fn make(options: &Options, beside: bool) -> Result<Self> {
+        let progress = match beside {
+            true => Progress::beside("setup"),
+            false => Progress::default(),
+        };
+        Ok(Self {
+            kvm: detect::detect()?,
+            resources: setup::setup(Guests::All(options.kernel), true, &progress)?,
+        })
+    }
 }
 
 /// The steps before the tests on a KVM; a failure of one does not spare the others.
@@ -184,10 +243,9 @@ fn libtest_result(line: &str) -> Option<Count> {
 }
 
 /// Builds the tests on a KVM and runs them.
-fn vm_part(options: &Options) -> Result<Report> {
+fn vm_part(options: &Options, place: &Place) -> Result<Report> {
     println!("=== tests on KVM");
-    let kvm = detect::detect()?;
-    let resources = setup::setup(Guests::All(options.kernel), true)?;
+    let Place { kvm, resources } = place;
     let built = build::build(Profile::VmTest, Wanted::Tests)?;
     let plan = TestPlan {
         binaries: built.tests,
@@ -209,7 +267,7 @@ fn vm_part(options: &Options) -> Result<Report> {
             files: Vec::new(),
             timeout_secs: None,
         };
-        host::run(kvm, &resources, &request)
+        host::run(*kvm, resources, &request)
     })?;
     if let (Some(filter), true) = (&options.filter, report.tests.is_empty()) {
         bail!("no test's name contains {filter:?}");
@@ -354,6 +412,26 @@ mod tests {
         let count = libtest_result(line).unwrap();
         assert_eq!((count.passed, count.failed, count.ignored), (3, 2, 1));
         assert_eq!(libtest_result("test a ... ok"), None);
+    }
+
+    #[test]
+    fn a_place_is_made_beside_the_unit_part_and_its_failure_has_a_line() {
+        let (told, hears) = std::sync::mpsc::channel();
+        let unit = move || {
+            hears.recv().unwrap();
+            vec![line(true, None)]
+        };
+        let make = move || -> Result<()> {
+            told.send(()).unwrap();
+            bail!("no such package")
+        };
+        let (lines, place) = parts(Some(unit), Some(make));
+        let (setup, place) = place.unwrap();
+        assert_eq!((lines.len(), setup.passed, place), (1, false, None));
+        let (lines, place) = parts(None::<fn() -> Vec<Line>>, Some(|| Ok(7)));
+        assert_eq!((lines.len(), place.unwrap().1), (0, Some(7)));
+        let (lines, place) = parts(Some(|| vec![line(true, None)]), None::<fn() -> Result<()>>);
+        assert_eq!((lines.len(), place), (1, None));
     }
 
     fn plan() -> TestPlan {
