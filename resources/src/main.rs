@@ -26,6 +26,7 @@ mod progress;
 mod setup;
 mod small;
 mod stock;
+mod summary;
 mod testing;
 mod tools;
 mod unified;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use vm_agent::{Outcome, Report, TestPlan, TestReport, Work};
+use vm_agent::{Report, TestPlan, Work};
 
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
@@ -16,6 +16,7 @@ use crate::lifetime;
 use crate::progress::Progress;
 use crate::setup::{self, Guests, Resources};
 use crate::small::Flavor;
+use crate::summary::{Count, Line, count, failed, libtest_result, summary};
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
 /// emulator at times finds none of the guest's kernel pages (its log has the page faults that the guest then cannot take): about one
@@ -51,24 +52,6 @@ pub(crate) struct Options {
     pub(crate) limit_secs: u64,
     /// The small kernel that guests boot.
     pub(crate) kernel: Flavor,
-}
-
-/// The result of one line of the summary.
-#[derive(Debug, Clone, PartialEq)]
-struct Line {
-    name: String,
-    passed: bool,
-    seconds: f64,
-    /// The tests that it stands for; none for a step that is not made of tests.
-    count: Option<Count>,
-}
-
-/// How many tests ended in which way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Count {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
 }
 
 /// Runs the tests; the status is 0 if all passed.
@@ -227,21 +210,6 @@ fn step(command: &mut Command) -> Result<(bool, Option<Count>)> {
     Ok((status.success(), count))
 }
 
-/// The numbers in libtest's last line: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
-fn libtest_result(line: &str) -> Option<Count> {
-    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |word: &str| {
-        numbers
-            .split("; ")
-            .find_map(|part| part.strip_suffix(word)?.trim().parse().ok())
-    };
-    Some(Count {
-        passed: number("passed")?,
-        failed: number("failed")?,
-        ignored: number("ignored")?,
-    })
-}
-
 /// Builds the tests on a KVM and runs them.
 fn vm_part(options: &Options, place: &Place) -> Result<Report> {
     println!("=== tests on KVM");
@@ -311,107 +279,18 @@ fn run_patiently(
     }
 }
 
-fn failed(test: &TestReport) -> bool {
-    matches!(test.outcome, Outcome::Failed | Outcome::TimedOut)
-}
-
-fn count(tests: &[TestReport]) -> Count {
-    let passed = tests
-        .iter()
-        .filter(|test| test.outcome == Outcome::Passed)
-        .count();
-    let failed = tests.iter().filter(|test| failed(test)).count();
-    Count {
-        passed,
-        failed,
-        ignored: tests.len() - passed - failed,
-    }
-}
-
-impl Count {
-    fn plus(self, other: Self) -> Self {
-        Self {
-            passed: self.passed + other.passed,
-            failed: self.failed + other.failed,
-            ignored: self.ignored + other.ignored,
-        }
-    }
-}
-
-/// The table at the end, and the line with the totals.
-fn summary(lines: &[Line], tests: &[TestReport]) -> String {
-    let mut text = String::from("\n=== summary\n");
-    for line in lines {
-        let word = if line.passed { "ok" } else { "FAILED" };
-        let note = line.count.map_or(String::new(), |count| {
-            format!(
-                "  ({} passed, {} failed, {} ignored)",
-                count.passed, count.failed, count.ignored
-            )
-        });
-        text += &format!(
-            "{:<14} {word:<6} {:>7.1} s{note}\n",
-            line.name, line.seconds
-        );
-    }
-    for test in tests.iter().filter(|test| failed(test)) {
-        text += &format!("failed: {}\n", test.name);
-    }
-    let again = tests
-        .iter()
-        .filter(|test| !failed(test) && test.attempts > 1);
-    for test in again {
-        let why = match test.unexplained {
-            0 => "a guest crashed or fell silent",
-            _ => "it FAILED once (see its output) and passed twice after that",
-        };
-        text += &format!(
-            "run {} times, because {why}: {}\n",
-            test.attempts, test.name
-        );
-    }
-    for test in tests.iter().filter(|t| t.outcome == Outcome::Ignored) {
-        text += &format!("ignored: {}\n", test.name);
-    }
-    let total = totals(lines);
-    text + &format!("{} passed, {} failed\n", total.passed, total.failed)
-}
-
-/// All tests. A step counts as one failure if it failed without a failed test, so that the totals
-/// never claim a success that is none.
-fn totals(lines: &[Line]) -> Count {
-    lines.iter().fold(Count::default(), |total, line| {
-        let mut count = line.count.unwrap_or_default();
-        if !line.passed && count.failed == 0 {
-            count.failed = 1;
-        }
-        total.plus(count)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_agent::{Outcome, TestReport};
 
-    fn line(passed: bool, count: Option<(usize, usize)>) -> Line {
+    fn line() -> Line {
         Line {
             name: "x".into(),
-            passed,
+            passed: true,
             seconds: 1.0,
-            count: count.map(|(passed, failed)| Count {
-                passed,
-                failed,
-                ignored: 0,
-            }),
+            count: None,
         }
-    }
-
-    #[test]
-    fn libtest_s_totals_are_read_whatever_the_outcome() {
-        let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
-        let count = libtest_result(line).unwrap();
-        assert_eq!((count.passed, count.failed, count.ignored), (3, 2, 1));
-        assert_eq!(libtest_result("test a ... ok"), None);
     }
 
     #[test]
@@ -419,7 +298,7 @@ mod tests {
         let (told, hears) = std::sync::mpsc::channel();
         let unit = move || {
             hears.recv().unwrap();
-            vec![line(true, None)]
+            vec![line()]
         };
         let make = move || -> Result<()> {
             told.send(()).unwrap();
@@ -430,7 +309,7 @@ mod tests {
         assert_eq!((lines.len(), setup.passed, place), (1, false, None));
         let (lines, place) = parts(None::<fn() -> Vec<Line>>, Some(|| Ok(7)));
         assert_eq!((lines.len(), place.unwrap().1), (0, Some(7)));
-        let (lines, place) = parts(Some(|| vec![line(true, None)]), None::<fn() -> Result<()>>);
+        let (lines, place) = parts(Some(|| vec![line()]), None::<fn() -> Result<()>>);
         assert_eq!((lines.len(), place), (1, None));
     }
 
@@ -488,21 +367,5 @@ mod tests {
         });
         assert!(result.unwrap_err().is::<HostDied>());
         assert_eq!(hosts, HOST_ATTEMPTS);
-    }
-
-    #[test]
-    fn the_last_line_holds_the_totals_of_all_steps() {
-        let lines = [
-            line(true, None),
-            line(true, Some((3, 0))),
-            line(false, Some((2, 1))),
-        ];
-        assert!(summary(&lines, &[]).ends_with("\n5 passed, 1 failed\n"));
-    }
-
-    #[test]
-    fn a_step_that_failed_without_a_test_counts_as_a_failure() {
-        let lines = [line(false, None), line(false, Some((0, 0)))];
-        assert!(summary(&lines, &[]).ends_with("\n0 passed, 2 failed\n"));
     }
 }
