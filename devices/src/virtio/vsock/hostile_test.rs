@@ -168,11 +168,28 @@ fn run(steps: Vec<Step>) {
         let held = (guest.harness.transport).with_device(|device, _| device.muxer.held());
         assert!(held.connections <= super::MAX_CONNECTIONS);
         assert!(held.resets <= 1024);
+        assert!(held.ready <= super::MAX_CONNECTIONS);
         assert!(held.largest <= 256 << 10);
     }
     for queue in [RX, TX, EVENTS] {
         guest.harness.doorbell(queue);
     }
+}
+
+#[test]
+fn connections_that_come_and_go_without_a_buffer_of_the_guests_do_not_pile_up() {
+    let mut guest = Guest::new(2048, 0);
+    guest.host.listen(80);
+    for round in 0..20_000u32 {
+        // A request, and at once a reset.
+        guest.send_at_once(&[(to_host(80, 1, 0), b""), (to_host(80, 3, 0), b"")]);
+        if round % 1000 == 999 {
+            let _ = guest.host.accepted(80);
+        }
+        guest.run();
+    }
+    let held = (guest.harness.transport).with_device(|device, _| device.muxer.held());
+    assert!(held.ready <= super::MAX_CONNECTIONS, "{held:?}");
 }
 
 proptest! {

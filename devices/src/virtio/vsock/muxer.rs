@@ -328,6 +328,10 @@ impl<H: Host> Muxer<H> {
             if connection.was_killed() {
                 self.metrics.conns_killed.inc();
             }
+            // Else a guest that offers no buffers could have the list grow for ever.
+            if connection.queued {
+                self.ready.retain(|queued| *queued != key);
+            }
             self.peers.remove(&connection.token());
             self.connections.remove(&key);
         } else if connection.has_output() && !connection.queued {
@@ -403,6 +407,8 @@ fn reset(key: Key, kind: u16, guest_cid: u64) -> Header {
 pub(super) struct Held {
     pub(super) connections: usize,
     pub(super) resets: usize,
+    /// Entries of the list of connections that have something for the guest.
+    pub(super) ready: usize,
     /// The most bytes for one connection.
     pub(super) largest: usize,
 }
@@ -413,6 +419,7 @@ impl<H: Host> Muxer<H> {
         Held {
             connections: self.peers.len(),
             resets: self.resets.len(),
+            ready: self.ready.len(),
             largest: (self.connections.values())
                 .map(Connection::held)
                 .max()
