@@ -2,6 +2,7 @@
 
 pub mod command;
 mod console_input;
+mod descriptors;
 mod event_loop;
 mod monitoring;
 mod run;

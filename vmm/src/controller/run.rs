@@ -11,6 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::command::{Command, CommandError, ControllerHandle, LoadSnapshot};
 use super::console_input::{AttachedInput, ConsoleInput};
+use super::descriptors::raise_limit;
 use super::event_loop::EventLoop;
 use super::signals::{EndSignals, ignore_file_size_signal};
 use super::{Controller, StartError};
@@ -103,6 +104,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     // Before any thread starts: all inherit the mask.
     let signals = EndSignals::block()?;
     ignore_file_size_signal();
+    raise_limit();
     let (events, machine_events) = EventSender::new()?;
     let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
     controller.set_boot_timer(options.boot_timer);

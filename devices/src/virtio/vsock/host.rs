@@ -80,7 +80,8 @@ pub trait Host: Send + Debug {
     /// The system's; nobody listens, most often.
     fn connect(&mut self, port: u32) -> io::Result<Self::Stream>;
 
-    /// The next program on the host that wants to connect to the guest.
+    /// The next program on the host that wants to connect to the guest. Who cannot be accepted for want of file descriptors is told so,
+    /// not left waiting, as far as that is possible.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is none; the system's.

@@ -192,6 +192,23 @@ fn connections_that_come_and_go_without_a_buffer_of_the_guests_do_not_pile_up() 
     assert!(held.ready <= super::MAX_CONNECTIONS, "{held:?}");
 }
 
+#[test]
+fn a_host_with_few_descriptors_lets_a_guest_have_few_connections() {
+    let (device, host) = super::testing::device();
+    let mut guest = Guest::new(2048, 0).restored(device.with_limit(2), host);
+    guest.host.listen(80);
+    guest.events(true);
+    for port in 1..=5u32 {
+        let request = Header {
+            src_port: port.into(),
+            ..to_host(80, 1, 0)
+        };
+        guest.send(request, b"");
+    }
+    let held = (guest.harness.transport).with_device(|device, _| device.muxer.held());
+    assert_eq!(held.connections, 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 

@@ -155,6 +155,13 @@ impl<H: Host> Vsock<H> {
         self
     }
 
+    /// Has at most `limit` connections from now on, those included that have not said yet where they want to go: each takes a file
+    /// descriptor of the host's. Never more than [`MAX_CONNECTIONS`].
+    pub fn with_limit(mut self, limit: usize) -> Self {
+        self.muxer.set_limit(limit);
+        self
+    }
+
     /// The device that was saved, without its connections. The guest may get another CID by `state`.
     ///
     /// # Errors

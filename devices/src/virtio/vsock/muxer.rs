@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vm_memory::VolatileSlice;
 
@@ -11,6 +12,7 @@ use super::greeting::{Greeting, read_greeting};
 use super::host::{Event, Host, LISTENER, Token};
 use super::metrics::VsockMetrics;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
+use crate::virtio::throttle::Throttle;
 
 /// The most connections, those included that have not said yet where they want to go. As many as Firecracker's.
 pub const MAX_CONNECTIONS: usize = 1023;
@@ -49,6 +51,8 @@ pub(super) enum Output {
 pub(super) struct Muxer<H: Host> {
     host: H,
     guest_cid: u64,
+    /// The most connections; at most [`MAX_CONNECTIONS`].
+    limit: usize,
     connections: HashMap<Key, Connection<H::Stream>>,
     peers: HashMap<Token, Peer<H::Stream>>,
     last_token: Token,
@@ -59,6 +63,8 @@ pub(super) struct Muxer<H: Host> {
     resets: VecDeque<(Key, u16)>,
     /// There may be somebody to accept.
     accepting: bool,
+    /// Of what a guest or a program of the host's can provoke.
+    complaints: Throttle,
     metrics: Arc<VsockMetrics>,
 }
 
@@ -67,6 +73,7 @@ impl<H: Host> Muxer<H> {
         Self {
             host,
             guest_cid,
+            limit: MAX_CONNECTIONS,
             connections: HashMap::new(),
             peers: HashMap::new(),
             last_token: LISTENER,
@@ -74,8 +81,13 @@ impl<H: Host> Muxer<H> {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             accepting: true,
+            complaints: Throttle::default(),
             metrics: Arc::default(),
         }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(MAX_CONNECTIONS);
     }
 
     pub(super) fn count_in(&mut self, metrics: Arc<VsockMetrics>) {
@@ -239,7 +251,7 @@ impl<H: Host> Muxer<H> {
                 Err(error) => {
                     // Out of file descriptors, most likely. Tried again when something happens next.
                     self.metrics.muxer_event_fails.inc();
-                    tracing::warn!(%error, "could not accept a vsock connection");
+                    complain(&mut self.complaints, &error, "accept");
                     return false;
                 }
             }
@@ -253,7 +265,7 @@ impl<H: Host> Muxer<H> {
             Ok(()) => drop(self.peers.insert(token, Peer::Greeting(stream))),
             Err(error) => {
                 self.metrics.conn_event_fails.inc();
-                tracing::warn!(%error, "could not watch a vsock connection");
+                complain(&mut self.complaints, &error, "watch");
             }
         }
     }
@@ -318,7 +330,7 @@ impl<H: Host> Muxer<H> {
             let token = connection.token();
             if let Err(error) = (self.host).watch_writable(connection.stream(), token, on) {
                 self.metrics.conn_event_fails.inc();
-                tracing::warn!(%error, "could not watch a vsock connection");
+                complain(&mut self.complaints, &error, "watch");
                 connection.kill();
             }
         }
@@ -344,7 +356,7 @@ impl<H: Host> Muxer<H> {
 
     fn is_full(&self) -> bool {
         // Each connection has its token among the peers.
-        self.peers.len() >= MAX_CONNECTIONS
+        self.peers.len() >= self.limit
     }
 
     fn buffer(&self) -> u32 {
@@ -386,6 +398,13 @@ impl<H: Host> Muxer<H> {
         if self.resets.len() < MAX_RESETS {
             self.resets.push_back((key, kind));
         }
+    }
+}
+
+/// A guest must not be able to fill the log.
+fn complain(complaints: &mut Throttle, error: &std::io::Error, what: &str) {
+    if let Some(more) = complaints.allows(Instant::now()) {
+        tracing::warn!(%error, more, "could not {what} a vsock connection");
     }
 }
 

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use libc::c_int;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::net::RecvFlags;
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vmgenie_devices::virtio::vsock::{
-    Event, Host, LISTENER, Stream, Token, Vsock, VsockError, VsockState,
+    Event, Host, LISTENER, MAX_CONNECTIONS, Stream, Token, Vsock, VsockError, VsockState,
 };
 
 use super::tap::pieces;
@@ -24,6 +25,9 @@ use crate::unix_socket::{ListeningSocket, SocketError};
 
 /// How many events are taken at a time.
 const BATCH: usize = 64;
+/// File descriptors of this process that a guest's connections leave to others: two for each client of the API, and as many for vCPUs,
+/// snapshots and drives that are opened later.
+const RESERVE: u64 = 256;
 
 /// Why the host's side of the vsock device could not be made.
 #[derive(Debug, Error)]
@@ -42,7 +46,8 @@ pub enum VsockHostError {
 /// The device of a machine that boots.
 pub(in crate::machine) fn boot(config: &VsockConfig) -> Result<Vsock<UnixHost>, VsockHostError> {
     let host = UnixHost::listen(&config.uds_path)?;
-    Ok(Vsock::new(config.guest_cid.get().into(), host)?)
+    let limit = host.limit();
+    Ok(Vsock::new(config.guest_cid.get().into(), host)?.with_limit(limit))
 }
 
 /// The device of a machine that is restored, with the socket and the CID that `config` says, which may be others than they were.
@@ -55,7 +60,8 @@ pub(in crate::machine) fn restore(
         guest_cid: config.guest_cid.get().into(),
         ..state.clone()
     };
-    Ok(Vsock::from_state(&state, host)?)
+    let limit = host.limit();
+    Ok(Vsock::from_state(&state, host)?.with_limit(limit))
 }
 
 /// The host's side. The socket's file is removed when this is dropped.
@@ -64,6 +70,8 @@ pub struct UnixHost {
     listener: UnixListener,
     epoll: OwnedFd,
     path: PathBuf,
+    /// Given up for an instant when there is no other, to tell a program that connects.
+    spare: Option<OwnedFd>,
     /// Removes the file.
     _file: ListeningSocket,
 }
@@ -80,12 +88,31 @@ impl UnixHost {
         let edges = EventFlags::IN | EventFlags::ET;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), edges)
             .map_err(|error| VsockHostError::Watch(error.into()))?;
+        let spare = epoll.try_clone().ok();
         Ok(Self {
             listener,
             epoll,
+            spare,
             path: path.to_owned(),
             _file: file,
         })
+    }
+
+    /// How many connections a guest may have, so that there are descriptors left for all else.
+    fn limit(&self) -> usize {
+        let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        // The lowest number that was free was taken, so that about as many are in use.
+        let used = u64::try_from(self.epoll.as_raw_fd()).unwrap_or_default();
+        limit(all, used)
+    }
+
+    /// Ends the connections of those who wait to be accepted, while there is no descriptor for them; how many those were.
+    fn turn_away(&mut self) -> usize {
+        drop(self.spare.take());
+        let turned_away = (0..BATCH).take_while(|_| self.listener.accept().is_ok());
+        let turned_away = turned_away.count();
+        self.spare = self.epoll.try_clone().ok();
+        turned_away
     }
 
     /// Where the program listens that serves `port` on the host.
@@ -94,6 +121,17 @@ impl UnixHost {
         path.push(format!("_{port}"));
         path.into()
     }
+}
+
+/// How many connections a guest may have in a process that may have `all` descriptors and has `used` ones.
+fn limit(all: u64, used: u64) -> usize {
+    let left = all.saturating_sub(used);
+    let left = left - RESERVE.min(left / 2);
+    usize::try_from(left).map_or(MAX_CONNECTIONS, |left| left.min(MAX_CONNECTIONS))
+}
+
+fn no_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// What a stream is watched for. The end of the stream, and errors, are always told.
@@ -119,7 +157,13 @@ impl Host for UnixHost {
     }
 
     fn accept(&mut self) -> io::Result<UnixPeer> {
-        let (stream, _) = self.listener.accept()?;
+        let stream = match self.listener.accept() {
+            // Told whether or not anybody waits.
+            Err(error) if no_descriptors(&error) && self.turn_away() == 0 => {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            accepted => accepted?.0,
+        };
         stream.set_nonblocking(true)?;
         Ok(UnixPeer(stream))
     }

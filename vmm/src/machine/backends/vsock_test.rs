@@ -116,3 +116,25 @@ fn the_guest_reaches_a_port_through_a_socket_beside_the_devices() {
     piece(300, 4).copy_to(&mut bytes);
     assert_eq!(&bytes, b"swer");
 }
+
+#[test]
+fn a_guest_leaves_descriptors_to_others() {
+    // Where there are plenty, as many as there can be.
+    assert_eq!(limit(u64::MAX, 60), MAX_CONNECTIONS);
+    assert_eq!(limit(4096, 60), MAX_CONNECTIONS);
+    assert_eq!(limit(1024, 60), 1024 - 60 - 256);
+    // Where there are few, half of them.
+    assert_eq!(limit(256, 56), 100);
+    assert_eq!(limit(64, 100), 0);
+}
+
+#[test]
+fn who_cannot_be_accepted_is_turned_away_and_not_left_waiting() {
+    let (_dir, path, mut host) = host();
+    let program = UnixStream::connect(&path).unwrap();
+    let spare = host.spare.as_ref().unwrap().as_raw_fd();
+    assert_eq!(host.turn_away(), 1);
+    assert_eq!((&program).read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(host.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(host.spare.as_ref().unwrap().as_raw_fd(), spare);
+}
