@@ -25,7 +25,7 @@ pub trait BlockBackend: Send + Debug {
     /// Whether a flush is promised to reach the disk; if not, the device does not offer it.
     fn flushes(&self) -> bool;
 
-    /// Whether ranges can be given back or zeroed without data.
+    /// Whether a driver may try to have ranges given back or zeroed without data. What then turns out to be impossible ends with `EOPNOTSUPP`.
     fn discards(&self) -> bool;
 
     /// How many tasks may be in flight, at least 1. Always the same.

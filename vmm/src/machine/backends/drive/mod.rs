@@ -21,7 +21,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
@@ -94,7 +94,6 @@ struct Image {
     path: PathBuf,
     read_only: bool,
     sectors: u64,
-    discards: bool,
 }
 
 impl Image {
@@ -126,11 +125,11 @@ impl Image {
             .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK));
         blocking.map_err(|error| failed(error.into()))?;
         lock(&file, path, read_only)?;
-        Self::of(file, path.to_owned(), read_only, metadata.is_file())
+        Self::of(file, path.to_owned(), read_only)
     }
 
     /// The image in `file`, which is locked.
-    fn of(file: File, path: PathBuf, read_only: bool, regular: bool) -> Result<Self, DriveError> {
+    fn of(file: File, path: PathBuf, read_only: bool) -> Result<Self, DriveError> {
         let size = match rustix::fs::seek(&file, SeekFrom::End(0)) {
             Ok(size) => size,
             Err(error) => {
@@ -147,13 +146,11 @@ impl Image {
                 "a drive's file is no multiple of 512 bytes long: the guest does not see its end"
             );
         }
-        let discards = !read_only && (!regular || can_punch(&file, size));
         Ok(Self {
             file,
             path,
             read_only,
             sectors: size / SECTOR,
-            discards,
         })
     }
 }
@@ -181,16 +178,6 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DriveError> {
     }
 }
 
-/// Whether the file system can give back a part of the file; tried behind its end, where there is nothing to lose.
-fn can_punch(file: &File, size: u64) -> bool {
-    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let behind = size.next_multiple_of(1 << 20);
-    !matches!(
-        rustix::fs::fallocate(file, mode, behind, 4096),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS)
-    )
-}
-
 /// The bytes that an overlay on this file would have below it: all whole sectors.
 pub(super) fn base_len(path: &Path) -> io::Result<u64> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -211,7 +198,6 @@ pub struct Drive {
     sectors: u64,
     read_only: bool,
     flushes: bool,
-    discards: bool,
 }
 
 impl fmt::Debug for Drive {
@@ -264,7 +250,6 @@ impl Drive {
             sectors,
             read_only: false,
             flushes: config.cache == CacheMode::Writeback,
-            discards: true,
         })
     }
 
@@ -283,10 +268,10 @@ impl Drive {
             let same = (new.dev(), new.ino()) == (old.dev(), old.ino());
             // The copy shares the lock, which a second opening would not get.
             let file = self.file().try_clone().ok()?;
-            (same && self.read_only == config.read_only).then_some((file, old.is_file()))
+            (same && self.read_only == config.read_only).then_some(file)
         };
         let image = match same() {
-            Some((file, regular)) => Image::of(file, config.path.clone(), self.read_only, regular)?,
+            Some(file) => Image::of(file, config.path.clone(), self.read_only)?,
             None => Image::open(&config.path, config.read_only)?,
         };
         Self::new(image, config)
@@ -298,7 +283,6 @@ impl Drive {
             path,
             read_only,
             sectors,
-            discards,
         } = image;
         let engine = Engine::new(file, config.io_engine).map_err(|source| DriveError::Use {
             what: "serve",
@@ -311,7 +295,6 @@ impl Drive {
             sectors,
             read_only,
             flushes: config.cache == CacheMode::Writeback,
-            discards,
         })
     }
 
@@ -358,7 +341,9 @@ impl BlockBackend for Drive {
     }
 
     fn discards(&self) -> bool {
-        self.discards
+        // Whether the file system can is seen at the guest's first discard: to try it here would be a write, which makes another file of this
+        // one for a snapshot that refers to it.
+        !self.read_only
     }
 
     fn depth(&self) -> u16 {

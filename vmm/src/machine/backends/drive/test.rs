@@ -491,6 +491,33 @@ fn one_writer_or_many_readers_have_the_file() {
     assert!(matches!(refused, DriveError::InUse { .. }), "{refused}");
 }
 
+/// A snapshot takes a file that was written to for another one: looking at it must not count.
+#[test]
+fn a_file_is_as_it_was_when_a_drive_has_been_opened_and_has_gone() {
+    let stamp = |path: &Path| FileStamp::of(&File::open(path).unwrap()).unwrap();
+    for engine in ENGINES {
+        let place = Place::new(&[1; 4096]);
+        let overlay = place.dir.path().join("overlay");
+        overlay::format(&File::create_new(&overlay).unwrap(), 4096).unwrap();
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        for path in [&place.path(), &overlay] {
+            let file = File::options().write(true).open(path).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        let before = [stamp(&place.path()), stamp(&overlay)];
+        let layered = DriveConfig {
+            overlay: Some(overlay.clone()),
+            ..place.config(engine)
+        };
+        for config in [place.config(engine), place.read_only(), layered] {
+            let drive = Drive::open(&config).unwrap();
+            let mut again = drive.reopen(&config).unwrap();
+            again.sync().unwrap();
+        }
+        assert_eq!([stamp(&place.path()), stamp(&overlay)], before);
+    }
+}
+
 #[test]
 fn an_open_drive_s_descriptor_waits() {
     let place = Place::new(&[0; 4096]);
