@@ -51,7 +51,7 @@ pub trait BlockBackend: Send + Debug {
     /// Makes durable what was written, for a snapshot that refers to the disk. Only called while nothing is in flight.
     ///
     /// # Errors
-    /// The file's.
+    /// The file's, now or at an earlier sync or flush: what was lost then does not come back by another attempt.
     fn sync(&mut self) -> io::Result<()>;
 
     /// Becomes readable when tasks have ended.

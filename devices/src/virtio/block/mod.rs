@@ -375,11 +375,10 @@ impl<B: BlockBackend> Block<B> {
         Some((pending, result))
     }
 
-    /// Makes durable what the guest has written, before a snapshot refers to it. Nothing is in flight: the disk is drained or has no
-    /// driver. What could not be made so is tried again the next time.
+    /// Makes durable what the guest has written, before a snapshot refers to it. Nothing is in flight: the disk is drained or has no driver.
     ///
     /// # Errors
-    /// The file's: a snapshot would refer to what is not there.
+    /// The backend's: a snapshot would refer to what is not there. Not before the disk is on another backend does it succeed again.
     pub fn sync(&mut self) -> std::io::Result<()> {
         if self.dirty {
             self.backend.sync()?;

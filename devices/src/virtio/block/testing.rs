@@ -36,8 +36,9 @@ pub(super) struct Store {
     pub(super) error: Option<i32>,
     /// So often the host has no room for tasks.
     pub(super) no_room: u32,
-    /// The error with which syncs end.
+    /// The error with which the next sync ends, and after it all.
     pub(super) sync_error: Option<i32>,
+    pub(super) lost: bool,
 }
 
 impl Store {
@@ -193,8 +194,12 @@ impl BlockBackend for TestDisk {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.with(|store| match store.sync_error {
-            Some(error) => Err(io::Error::from_raw_os_error(error)),
+        self.with(|store| match store.sync_error.take() {
+            Some(error) => {
+                store.lost = true;
+                Err(io::Error::from_raw_os_error(error))
+            }
+            None if store.lost => Err(io::Error::other("lost")),
             None => {
                 store.syncs += 1;
                 Ok(())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vmgenie_devices::virtio::block::Task;
 
+use super::durability::Durability;
 use super::overlay::Overlay;
 use super::quick::Quick;
 use super::store::Store;
@@ -56,7 +57,7 @@ impl Engine {
                 }
             }
         }
-        let threads = Threads::new(Store::File(file))?;
+        let threads = Threads::new(Store::File(file, Durability::default()))?;
         Ok(Self::of(Kind::Threads(threads), quick))
     }
 
@@ -91,9 +92,20 @@ impl Engine {
         match &self.kind {
             Kind::Threads(threads) => match threads.store() {
                 Store::Overlay(overlay) => Some(overlay),
-                Store::File(_) => None,
+                Store::File(..) => None,
             },
             Kind::Uring(_) => None,
+        }
+    }
+
+    /// Makes durable what was written. Nothing is in flight.
+    ///
+    /// # Errors
+    /// The file's, or a sync has failed before.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match &self.kind {
+            Kind::Uring(uring) => uring.sync(),
+            Kind::Threads(threads) => threads.store().sync(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! advisory; what goes round it is on its own.
 
 mod bits;
+mod durability;
 mod engine;
 mod job;
 pub(super) mod overlay;
@@ -244,13 +245,7 @@ impl Drive {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self {
-            engine,
-            path: config.path.clone(),
-            sectors,
-            read_only: false,
-            flushes: config.cache == CacheMode::Writeback,
-        })
+        Ok(Self::of(engine, sectors, false, config))
     }
 
     /// The same for a drive that is in use and gets another file, or the same one with another size.
@@ -260,6 +255,11 @@ impl Drive {
     pub fn reopen(&self, config: &DriveConfig) -> Result<Self, DriveError> {
         if let (Some(path), Some(overlay)) = (&config.overlay, self.engine.overlay()) {
             // What is in flight on this one still changes which granules are there: both have to know. An overlay keeps its size.
+            overlay.begin_anew().map_err(|source| DriveError::Use {
+                what: "go on with",
+                path: path.clone(),
+                source,
+            })?;
             return Self::with_overlay(Arc::clone(overlay), path, config);
         }
         let same = || {
@@ -286,16 +286,20 @@ impl Drive {
         } = image;
         let engine = Engine::new(file, config.io_engine).map_err(|source| DriveError::Use {
             what: "serve",
-            path: path.clone(),
+            path,
             source,
         })?;
-        Ok(Self {
+        Ok(Self::of(engine, sectors, read_only, config))
+    }
+
+    fn of(engine: Engine, sectors: u64, read_only: bool, config: &DriveConfig) -> Self {
+        Self {
             engine,
-            path,
+            path: config.path.clone(),
             sectors,
             read_only,
             flushes: config.cache == CacheMode::Writeback,
-        })
+        }
     }
 
     /// The file that the guest's writes go to.
@@ -374,7 +378,7 @@ impl BlockBackend for Drive {
         if self.read_only || !self.flushes {
             return Ok(());
         }
-        Ok(rustix::fs::fdatasync(self.file())?)
+        self.engine.sync()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -382,5 +386,7 @@ impl BlockBackend for Drive {
     }
 }
 
+#[cfg(test)]
+mod sync_test;
 #[cfg(test)]
 mod test;

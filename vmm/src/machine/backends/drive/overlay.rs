@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, fstatfs, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
@@ -24,6 +24,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::bits::Bits;
+use super::durability::Durability;
 use super::vectored::{Vectored, transfer};
 
 /// The unit in which the overlay holds data, in bytes: the page of the host's cache, and the block of the file systems below.
@@ -104,6 +105,7 @@ pub(super) struct Overlay {
     /// Not in the file, and zeros. Means nothing for those that are in the file.
     zero: Bits,
     changing: Mutex<()>,
+    durability: Durability,
 }
 
 /// Makes an empty overlay, of a base of `len` bytes, in an empty file.
@@ -181,6 +183,7 @@ impl Overlay {
             there: Bits::new(granules),
             zero: Bits::new(granules),
             changing: Mutex::new(()),
+            durability: Durability::default(),
         };
         overlay.look()?;
         Ok(overlay)
@@ -275,7 +278,23 @@ impl Overlay {
 
     /// Makes durable what was changed.
     pub(super) fn sync(&self) -> io::Result<()> {
-        Ok(fdatasync(&self.file)?)
+        self.durability.sync(&self.file)
+    }
+
+    /// Somebody has decided to go on with the file. If a sync has failed, the bits may be those that the disk does not have: they are written again.
+    pub(super) fn begin_anew(&self) -> io::Result<()> {
+        if !self.durability.begin_anew() {
+            return Ok(());
+        }
+        let _changing = self.change();
+        for at in (0..self.data_at - GRANULE).step_by(GRANULE as usize) {
+            let bytes = (at..at + GRANULE).map(|index| self.zero.byte(index));
+            let bytes: Vec<u8> = bytes.collect();
+            if bytes.iter().any(|byte| *byte != 0) {
+                self.file.write_all_at(&bytes, GRANULE + at)?;
+            }
+        }
+        Ok(())
     }
 
     fn sync_if(&self, durable: bool) -> io::Result<()> {

@@ -14,16 +14,16 @@ use super::quick::Quick;
 use super::*;
 use crate::config::DeviceId;
 
-const ENGINES: [IoEngine; 2] = [IoEngine::Sync, IoEngine::Async];
+pub(super) const ENGINES: [IoEngine; 2] = [IoEngine::Sync, IoEngine::Async];
 const KIB: u64 = 1 << 10;
 
 /// A file of its own, with `bytes` in it.
-struct Place {
-    dir: TempDir,
+pub(super) struct Place {
+    pub(super) dir: TempDir,
 }
 
 impl Place {
-    fn new(bytes: &[u8]) -> Self {
+    pub(super) fn new(bytes: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("image"), bytes).unwrap();
         Self { dir }
@@ -33,7 +33,7 @@ impl Place {
         self.dir.path().join("image")
     }
 
-    fn config(&self, engine: IoEngine) -> DriveConfig {
+    pub(super) fn config(&self, engine: IoEngine) -> DriveConfig {
         DriveConfig {
             overlay: None,
             id: DeviceId::new("d").unwrap(),
@@ -46,7 +46,7 @@ impl Place {
         }
     }
 
-    fn read_only(&self) -> DriveConfig {
+    pub(super) fn read_only(&self) -> DriveConfig {
         DriveConfig {
             read_only: true,
             ..self.config(IoEngine::Sync)
@@ -67,11 +67,11 @@ impl Place {
     }
 }
 
-fn memory() -> Arc<GuestMemoryMmap> {
+pub(super) fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap())
 }
 
-fn buffers(memory: &Arc<GuestMemoryMmap>, pieces: &[(u64, u32)]) -> Buffers {
+pub(super) fn buffers(memory: &Arc<GuestMemoryMmap>, pieces: &[(u64, u32)]) -> Buffers {
     let pieces: Vec<_> = pieces
         .iter()
         .map(|&(at, len)| (GuestAddress(at), len))
@@ -80,7 +80,7 @@ fn buffers(memory: &Arc<GuestMemoryMmap>, pieces: &[(u64, u32)]) -> Buffers {
 }
 
 /// Carries out one operation, at once if that can be done.
-fn run(drive: &mut Drive, operation: Operation) -> io::Result<()> {
+pub(super) fn run(drive: &mut Drive, operation: Operation) -> io::Result<()> {
     carry_out(drive, operation, false)
 }
 
@@ -123,7 +123,7 @@ fn read(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operat
     }
 }
 
-fn write(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operation {
+pub(super) fn write(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u32) -> Operation {
     Operation::Write {
         offset,
         buffers: buffers(memory, &[(at, len)]),

@@ -12,6 +12,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 use vmgenie_devices::virtio::block::Task;
 
+use super::durability::Durability;
 use super::job::{Call, Job};
 
 /// Requests in flight; the ring has as many entries.
@@ -27,6 +28,11 @@ pub(super) struct Uring {
     jobs: Vec<Option<Job>>,
     in_flight: usize,
     ended: VecDeque<(u16, io::Result<()>)>,
+    durability: Durability,
+    /// The task whose sync the kernel has: never more than one, see [`Durability`].
+    syncing: Option<u16>,
+    /// Those that have come to theirs meanwhile.
+    syncs: VecDeque<u16>,
 }
 
 impl Uring {
@@ -42,11 +48,19 @@ impl Uring {
             jobs: (0..DEPTH).map(|_| None).collect(),
             in_flight: 0,
             ended: VecDeque::new(),
+            durability: Durability::default(),
+            syncing: None,
+            syncs: VecDeque::new(),
         })
     }
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Makes durable what was written. Nothing is in flight.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.durability.sync(&self.file)
     }
 
     pub(super) fn start(&mut self, task: Task) {
@@ -59,12 +73,19 @@ impl Uring {
         self.queue(task.token);
     }
 
-    /// Puts the next call of a job into the ring; the kernel does not look yet.
+    /// Puts the next call of a job into the ring, a sync when its turn has come; the kernel does not look yet.
     fn queue(&mut self, token: u16) {
         let Some(job) = &self.jobs[usize::from(token)] else {
             unreachable!("only called for jobs that are there");
         };
-        let entry = entry(&self.file, &job.call()).user_data(token.into());
+        let call = job.call();
+        if matches!(call, Call::Sync) {
+            if self.syncing.is_some_and(|other| other != token) {
+                return self.syncs.push_back(token);
+            }
+            self.syncing = Some(token);
+        }
+        let entry = entry(&self.file, &call).user_data(token.into());
         // SAFETY: the entry's pointers lead to a list of pieces which the job owns, and to the pieces themselves, which it keeps mapped. The
         // job stays in `jobs`, and its list is not changed, until the kernel has answered for this entry; `drop` waits for that.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -112,7 +133,16 @@ impl Uring {
                 Some(result) => {
                     *slot = None;
                     self.in_flight -= 1;
-                    self.ended.push_back((token, result));
+                    if self.syncing != Some(token) {
+                        self.ended.push_back((token, result));
+                        continue;
+                    }
+                    self.syncing = None;
+                    self.ended.push_back((token, self.durability.ended(result)));
+                    if let Some(next) = self.syncs.pop_front() {
+                        self.queue(next);
+                        more = true;
+                    }
                 }
                 None => {
                     self.queue(token);
