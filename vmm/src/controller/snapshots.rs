@@ -67,6 +67,7 @@ pub(super) fn create_snapshot(
         machine.resume(host).map_err(refused)?;
     }
     let (staging, state, copies, memory_bytes) = copied?;
+    machine.sync_drives().map_err(refused)?;
     copies.sync().map_err(refused)?;
     publish(staging, &state, copies, request).map_err(refused)?;
     let created = created(begun, standstill, memory_bytes);

@@ -60,20 +60,28 @@ impl Machine {
     /// Copies the drives that the guest may write to for snapshot `id`, beside its state file.
     ///
     /// # Errors
-    /// The vCPUs must stand still; a drive that cannot be synced or copied. No copy stays then.
+    /// The vCPUs must stand still; a drive that cannot be copied. No copy stays then.
     pub fn copy_drives(&self, state: &Path, id: SnapshotId) -> Result<DriveCopies, SaveError> {
         if self.is_running() {
             return Err(SaveError::Running);
         }
         self.devices.virtio.drain();
-        self.devices.virtio.sync_drives()?;
         Ok(self.devices.virtio.copy_drives(state, id)?)
+    }
+
+    /// Makes durable what a snapshot refers to on the machine's drives. It was saved, or its drives were copied, by this thread, which has not let
+    /// the devices work since: the vCPUs may run again.
+    ///
+    /// # Errors
+    /// [`SaveError::Drive`].
+    pub fn sync_drives(&self) -> Result<(), SaveError> {
+        self.devices.virtio.sync_drives()
     }
 
     /// The content of the state file of snapshot `id`, which has these copies of drives.
     ///
     /// # Errors
-    /// The vCPUs must stand still; KVM's errors; a drive that cannot be synced. The machine may go on afterwards in any case.
+    /// The vCPUs must stand still; KVM's errors. The machine may go on afterwards in any case. *Afterwards:* [`Self::sync_drives`].
     pub fn save(
         &self,
         host: &Host,
@@ -86,7 +94,6 @@ impl Machine {
         }
         // First: what ends now raises its interrupt before the interrupt controllers are saved, if KVM is quick.
         self.devices.virtio.drain();
-        self.devices.virtio.sync_drives()?;
         let vcpus = standstill
             .vcpus()
             .map(|vcpu| {

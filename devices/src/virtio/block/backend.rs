@@ -48,7 +48,8 @@ pub trait BlockBackend: Send + Debug {
     /// Waits until a task in flight has ended, for [`Self::ended`] to tell. Only called while one is in flight.
     fn wait(&mut self);
 
-    /// Makes durable what was written, for a snapshot that refers to the disk. Only called while nothing is in flight.
+    /// Makes durable what is on the disk, for a snapshot that refers to it, whether flushes are offered or not. Only called while nothing is in
+    /// flight.
     ///
     /// # Errors
     /// The file's, now or at an earlier sync or flush: what was lost then does not come back by another attempt.

@@ -98,7 +98,7 @@ pub struct Block<B> {
     memory: Option<Arc<GuestMemory>>,
     /// The driver has not been told yet that the size has changed.
     resized: bool,
-    /// Something was written since the disk was last synced.
+    /// Something may have been written since the disk was last synced: by the driver, or by whoever had the file before.
     dirty: bool,
     complaints: Throttle,
     metrics: Arc<BlockMetrics>,
@@ -130,7 +130,7 @@ impl<B: BlockBackend> Block<B> {
             free: (0..depth).rev().collect(),
             memory: None,
             resized: false,
-            dirty: false,
+            dirty: true,
             complaints: Throttle::default(),
             metrics: Arc::default(),
         }
@@ -192,6 +192,7 @@ impl<B: BlockBackend> Block<B> {
         self.pending = vec![None; depth.into()];
         self.free = (0..depth).rev().collect();
         self.backend = backend;
+        self.dirty = true;
         Ok(())
     }
 
@@ -375,7 +376,7 @@ impl<B: BlockBackend> Block<B> {
         Some((pending, result))
     }
 
-    /// Makes durable what the guest has written, before a snapshot refers to it. Nothing is in flight: the disk is drained or has no driver.
+    /// Makes durable what is on the disk, before a snapshot refers to it. Nothing is in flight: the disk is drained or has no driver.
     ///
     /// # Errors
     /// The backend's: a snapshot would refer to what is not there. Not before the disk is on another backend does it succeed again.

@@ -421,6 +421,25 @@ fn a_save_makes_durable_what_was_written_since_the_last_one() {
 }
 
 #[test]
+fn a_save_makes_durable_what_was_there_before_and_takes_no_heed_of_what_the_driver_may_flush() {
+    let mut disk = TestDisk::new();
+    disk.flushes = false;
+    let driver = active(&disk);
+    driver.saved();
+    let sync = |driver: &Driver| driver.transport.with_device(|block, _| block.sync());
+    sync(&driver).unwrap();
+    assert_eq!(disk.with(|store| store.syncs), 1);
+    // What the new one has is not known either.
+    let other = TestDisk::new();
+    driver
+        .transport
+        .with_device(|block, active| block.replace(other.clone(), active))
+        .unwrap();
+    sync(&driver).unwrap();
+    assert_eq!(other.with(|store| store.syncs), 1);
+}
+
+#[test]
 fn what_could_not_be_made_durable_is_told_until_the_disk_is_stored_elsewhere() {
     let disk = TestDisk::new();
     let mut driver = active(&disk);

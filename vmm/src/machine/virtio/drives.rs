@@ -16,7 +16,7 @@ use super::VirtioDevices;
 use super::device::Device;
 use super::files::{DriveFileState, FileStamp, copy_suffix};
 use crate::config::DeviceId;
-use crate::machine::backends::drive::{Drive, DriveError};
+use crate::machine::backends::drive::{Drive, DriveError, sync_name};
 use crate::metrics::DEVICES;
 use crate::snapshot::{SnapshotId, with_current};
 
@@ -189,13 +189,14 @@ impl DriveCopies {
         }
     }
 
-    /// Makes the copies durable. Publishing the snapshot does so with their names.
+    /// Makes the copies durable, and their names.
     ///
     /// # Errors
-    /// The files'.
+    /// The files'. They are worth nothing then: a second attempt could succeed, but not bring back what was lost.
     pub fn sync(&self) -> Result<(), CopyDrivesError> {
         for DriveCopy { drive, path, file } in &self.made {
-            file.sync_all().map_err(|source| CopyDrivesError {
+            let synced = file.sync_all().and_then(|()| sync_name(path));
+            synced.map_err(|source| CopyDrivesError {
                 id: drive.clone(),
                 path: path.clone(),
                 source,
@@ -286,7 +287,7 @@ impl Drop for DriveCopies {
 }
 
 impl VirtioDevices {
-    /// Copies the drives that the guest may write to. *vCPUs:* standing still; drained and synced.
+    /// Copies the drives that the guest may write to. *vCPUs:* standing still; drained.
     pub(in crate::machine) fn copy_drives(
         &self,
         state: &Path,

@@ -198,7 +198,7 @@ impl VirtioDevices {
         self.kick_all();
     }
 
-    /// Makes durable what the guest has written to its drives. *vCPUs:* standing still; drained.
+    /// Makes durable what is on the drives. *vCPUs:* any; drained, and nothing was taken up since.
     ///
     /// # Errors
     /// [`SaveError::Drive`].

@@ -31,6 +31,7 @@ use super::copy::copy_file;
 use crate::config::{CacheMode, DriveConfig, IoEngine};
 use crate::machine::virtio::files::FileStamp;
 
+use durability::Durability;
 use engine::Engine;
 use overlay::Overlay;
 pub use overlay::OverlayError;
@@ -192,13 +193,35 @@ pub(super) fn base_len(path: &Path) -> io::Result<u64> {
     Ok(size / SECTOR * SECTOR)
 }
 
+/// Makes the name of a file durable.
+pub(in crate::machine) fn sync_name(path: &Path) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    // One that may not be read, or is not there any more, nobody can sync.
+    let Ok(dir) = File::open(dir) else {
+        return Ok(());
+    };
+    match rustix::fs::fsync(dir) {
+        // Some network file systems have no sync of directories; their servers do it.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A drive's file with what serves its requests.
 pub struct Drive {
     engine: Engine,
     path: PathBuf,
+    overlay_path: Option<PathBuf>,
     sectors: u64,
     read_only: bool,
     flushes: bool,
+    /// What was there before the drive is durable, see [`Self::settle`].
+    settled: bool,
+    /// Of what is there but not the guest's to write.
+    durability: Durability,
 }
 
 impl fmt::Debug for Drive {
@@ -296,10 +319,29 @@ impl Drive {
         Self {
             engine,
             path: config.path.clone(),
+            overlay_path: config.overlay.clone(),
             sectors,
             read_only,
             flushes: config.cache == CacheMode::Writeback,
+            settled: false,
+            durability: Durability::default(),
         }
+    }
+
+    /// Makes durable what was there before this drive, and which a snapshot refers to as well: what others have written to a file that is only
+    /// read, and the names of files, which may have been made a moment ago.
+    fn settle(&self) -> io::Result<()> {
+        let only_read = match self.engine.overlay() {
+            Some(overlay) => Some(overlay.base()),
+            None => self.read_only.then(|| self.file()),
+        };
+        match only_read.map_or(Ok(()), rustix::fs::fdatasync) {
+            // On a file system that nobody can write to.
+            Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let paths = [Some(&self.path), self.overlay_path.as_ref()];
+        paths.into_iter().flatten().try_for_each(|it| sync_name(it))
     }
 
     /// The file that the guest's writes go to.
@@ -375,10 +417,14 @@ impl BlockBackend for Drive {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        if self.read_only || !self.flushes {
-            return Ok(());
+        if !self.read_only {
+            self.engine.sync()?;
         }
-        self.engine.sync()
+        if !self.settled {
+            self.durability.ended(self.settle())?;
+            self.settled = true;
+        }
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

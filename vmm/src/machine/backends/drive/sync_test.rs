@@ -56,6 +56,35 @@ fn fails(drive: &mut Drive) {
     );
 }
 
+#[test]
+fn a_drive_that_offers_no_flushes_is_synced_for_a_snapshot_all_the_same() {
+    let place = Place::new(&[1; 64 << 10]);
+    for config in configs(&place) {
+        for cache in [CacheMode::Unsafe, CacheMode::Writeback] {
+            let config = DriveConfig {
+                cache,
+                ..config.clone()
+            };
+            let mut drive = Drive::open(&config).unwrap();
+            assert_eq!(drive.flushes(), cache == CacheMode::Writeback);
+            drive.sync().unwrap();
+            let failing = Failing::new(&drive);
+            assert!(drive.sync().is_err(), "nothing was synced");
+            drop(failing);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_only_read_is_synced_once() {
+    let place = Place::new(&[1; 64 << 10]);
+    let mut drive = Drive::open(&place.read_only()).unwrap();
+    drive.sync().unwrap();
+    let mut base = Drive::open(&layered(&place, IoEngine::Sync)).unwrap();
+    base.sync().unwrap();
+    assert!(drive.settled && base.settled);
+}
+
 /// As the kernel has it: the next sync succeeds, and the data is gone.
 #[test]
 fn after_a_flush_that_has_failed_nothing_is_durable_until_the_file_is_opened_anew() {
