@@ -125,7 +125,10 @@ fn list_in(dir: &Path) -> Vec<Entry> {
             match path.extension()?.to_str()? {
                 "json" => read(&path, namespace),
                 "tmp" => {
-                    remove_if_old(&path);
+                    match is_of_dead(&path, namespace) {
+                        true => drop(fs::remove_file(&path)),
+                        false => remove_if_old(&path),
+                    }
                     None
                 }
                 _ => None,
@@ -167,6 +170,15 @@ impl Entry {
     pub fn lives(&self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks)
     }
+}
+
+/// Was a process of the PID namespace `namespace` about to make this an entry, and has ended?
+fn is_of_dead(staged: &Path, namespace: u64) -> bool {
+    let of = || {
+        let (pid, of) = staged.file_stem()?.to_str()?.split_once('-')?;
+        Some((pid.parse::<i32>().ok()?, of.parse::<u64>().ok()?))
+    };
+    of().is_some_and(|(pid, of)| of == namespace && start_ticks(pid).is_none())
 }
 
 /// Removes what nobody can make sense of, once it is so old that nobody will come back to it.
@@ -255,7 +267,15 @@ mod tests {
             let path = dir.path().join(format!("{pid}.json"));
             fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
         }
-        for name in ["new.json", "old.json", "new.tmp", "old.tmp"] {
+        let here = pid_namespace().unwrap();
+        let staged = [
+            format!("{pid}-{here}.tmp"),
+            // Of one that lives, and of one of whom nobody here can tell.
+            format!("{}-{here}.tmp", std::process::id()),
+            format!("{pid}-{}.tmp", here + 1),
+        ];
+        let names = ["new.json", "old.json", "new.tmp", "old.tmp"];
+        for name in names.into_iter().chain(staged.iter().map(String::as_str)) {
             let file = fs::File::create(dir.path().join(name)).unwrap();
             let age = if name.starts_with("old") { 40 } else { 20 };
             let age = Duration::from_secs(age * 24 * 60 * 60);
@@ -268,7 +288,9 @@ mod tests {
             .map(|file| file.unwrap().file_name())
             .collect();
         left.sort();
-        assert_eq!(left, ["new.json", "new.tmp"]);
+        let mut expected = ["new.json", "new.tmp", &staged[1], &staged[2]].map(String::from);
+        expected.sort();
+        assert_eq!(left, expected.map(std::ffi::OsString::from));
     }
 
     #[test]
