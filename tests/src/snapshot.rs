@@ -50,6 +50,7 @@ impl Snapshot {
             snapshot_path: self.state(),
             mem_file_path: self.memory(),
             resume_vm: false,
+            pause_vm: false,
             copy_drives: false,
         }
     }

@@ -9,6 +9,7 @@
 
 mod clones;
 mod commands;
+mod concurrent;
 mod console;
 mod endings;
 mod firecracker;

@@ -172,6 +172,7 @@ fn the_client_speaks_every_request() {
         snapshot_path: "/s".into(),
         mem_file_path: "/m".into(),
         resume_vm: true,
+        pause_vm: false,
         copy_drives: false,
     });
     assert_eq!(made.unwrap().standstill, Duration::from_micros(1234));

@@ -227,19 +227,12 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
         snapshot_type: SnapshotType::Full,
         snapshot_path: dir.path.join(STATE_FILE),
         mem_file_path: dir.path.join(MEMORY_FILE),
-        resume_vm: state == State::Running,
+        resume_vm: false,
+        // In one step: were this program killed between two, the machine would stay paused.
+        pause_vm: true,
         copy_drives: args.copy_drives,
     };
-    if state == State::Running {
-        client.pause()?;
-    }
-    let made = client.create_snapshot(&request).inspect_err(|_| {
-        if state == State::Running
-            && let Err(error) = client.resume()
-        {
-            tracing::error!(%error, "the machine is left paused");
-        }
-    })?;
+    let made = client.create_snapshot(&request)?;
     let dir = dir.keep();
     let shown = SnapshotShown {
         state_path: request.snapshot_path,

@@ -63,7 +63,7 @@ pub enum Command {
     Pause,
     /// Lets all vCPUs go on. A running machine may be resumed again.
     Resume,
-    /// Writes a full snapshot of a paused machine.
+    /// Writes a full snapshot of a paused machine, or of one that it may pause.
     CreateSnapshot(CreateSnapshot),
     /// Restores a snapshot into a VMM that has nothing configured.
     LoadSnapshot(LoadSnapshot),
@@ -82,6 +82,8 @@ pub struct CreateSnapshot {
     pub memory: PathBuf,
     /// Let the vCPUs go on as soon as the guest's memory has been copied, before the files are synced.
     pub resume: bool,
+    /// Pause a machine that runs, and let it go on as with `resume`.
+    pub pause: bool,
     /// Copy the drives that the guest may write to, beside the state file.
     pub copy_drives: bool,
 }

@@ -53,17 +53,21 @@ pub(super) fn create_snapshot(
     machine: &mut Machine,
     request: &CreateSnapshot,
 ) -> CommandResult {
-    if machine.is_running() {
+    let begun = Instant::now();
+    let runs = machine.is_running();
+    if runs && !request.pause {
         return Err(CommandError(
-            "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"})"
+            "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"}), or have it paused (\"pause_vm\": true)"
                 .to_owned(),
         ));
     }
-    let begun = Instant::now();
+    if runs {
+        machine.pause();
+    }
     let copied = copy_machine(host, machine, request);
     let standstill = begun.elapsed();
     // Also when the copy failed: the guest shall not pay for a full disk.
-    if request.resume {
+    if request.resume || runs {
         machine.resume(host).map_err(refused)?;
     }
     let (staging, state, copies, memory_bytes) = copied?;

@@ -16,6 +16,7 @@ fn child_creates() {
         state: Path::new(&dir).join("s.state"),
         memory: Path::new(&dir).join("s.mem"),
         resume: false,
+        pause: false,
         copy_drives: true,
     };
     let mut staging = Staging::new(&request.state, &request.memory).unwrap();

@@ -23,6 +23,7 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "backend_type",
         "backend_path",
         "resume_vm",
+        "pause_vm",
         "generation",
         "track_dirty_pages",
         "drive_id",

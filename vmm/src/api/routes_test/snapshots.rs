@@ -16,7 +16,7 @@ fn a_snapshot_is_created_and_its_times_are_told() {
     assert_eq!(headers[MEMORY_HEADER], (7 << 20).to_string());
     let resumed = json!({
         "snapshot_type": "Full", "snapshot_path": "/s", "mem_file_path": "/m", "resume_vm": true,
-        "copy_drives": true,
+        "copy_drives": true, "pause_vm": true,
     });
     api.done("PUT", "/snapshot/create", resumed);
     let command = |resume| {
@@ -24,6 +24,7 @@ fn a_snapshot_is_created_and_its_times_are_told() {
             state: "/s".into(),
             memory: "/m".into(),
             resume,
+            pause: resume,
             copy_drives: resume,
         })
     };

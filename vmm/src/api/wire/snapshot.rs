@@ -29,6 +29,10 @@ pub struct SnapshotCreate {
     /// disk. Ours; false when absent.
     #[serde(default)]
     pub resume_vm: bool,
+    /// A machine that runs is paused for the snapshot, and goes on as with `resume_vm`; one that is paused stays so. All is one step:
+    /// no other request comes between. Ours; false when absent: a machine that runs is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pause_vm: bool,
     /// Copy the drives that the guest may write to into the state file's directory, sharing their blocks where the file system can, while the
     /// guest stands still. Ours; false when absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -61,6 +65,7 @@ impl TryFrom<SnapshotCreate> for CreateSnapshot {
             state,
             memory,
             resume: wire.resume_vm,
+            pause: wire.pause_vm,
             copy_drives: wire.copy_drives,
         })
     }
