@@ -11,6 +11,7 @@ mod clones;
 mod commands;
 mod concurrent;
 mod console;
+mod directories;
 mod endings;
 mod firecracker;
 mod help;

@@ -16,10 +16,7 @@ pub(super) fn tell(requests: &[SnapshotLoad]) {
     for request in requests {
         let devices = LoadSnapshot::try_from(request.clone())
             .ok()
-            .and_then(|request| {
-                let located = saved.located(&request).ok()?;
-                located.overridden(&request.overrides).ok()
-            });
+            .and_then(|request| Some(saved.wanted(&request).ok()?.wanted));
         devices
             .iter()
             .flat_map(lines)

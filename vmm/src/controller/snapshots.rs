@@ -86,9 +86,10 @@ fn copy_machine(
     request: &CreateSnapshot,
 ) -> Result<(Staging, Vec<u8>, DriveCopies, u64), CommandError> {
     let mut staging = Staging::new(&request.state, &request.memory).map_err(refused)?;
+    let state_path = staging.state_path();
     let copies = match request.copy_drives {
-        true => machine.copy_drives(&request.state, staging.id()),
-        false => Ok(DriveCopies::none(&request.state, staging.id())),
+        true => machine.copy_drives(&state_path, staging.id()),
+        false => Ok(DriveCopies::none(&state_path, staging.id())),
     };
     let copies = copies.map_err(refused)?;
     let state = machine.save(host, staging.id(), &copies).map_err(refused)?;
@@ -106,10 +107,11 @@ fn publish(
 ) -> Result<(), CreateError> {
     staging.write_state(state)?;
     staging.sync()?;
+    let state_path = staging.state_path();
     match staging.publish() {
         Ok(()) => {
             copies.keep();
-            DriveCopies::remove_replaced(&request.state, &request.memory);
+            DriveCopies::remove_replaced(&state_path, &request.memory);
             Ok(())
         }
         // It is there, but perhaps not yet for good: after a crash of the host the older one may be, which needs its copies.

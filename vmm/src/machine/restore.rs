@@ -13,7 +13,7 @@ use super::events::MachineEvent;
 use super::host_fit::{self, HostFitError};
 use super::memory::{Memory, MemoryError};
 use super::platform::{self, PlatformError};
-use super::saved::SavedMachine;
+use super::saved::{SavedMachine, WantedDevices};
 use super::state::VcpuState;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
@@ -105,11 +105,11 @@ impl Machine {
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
-        let virtio = saved.wanted(request, snapshot.distrust)?;
+        let WantedDevices { wanted, located } = saved.wanted(request, snapshot.distrust)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), snapshot.memory)?;
         // Nothing on the host is opened for a state that will be refused.
-        saved.check_virtio(&virtio, memory.map())?;
-        let copies = make_drives(&saved.located(request)?, &request.overrides)?;
+        saved.check_virtio(&wanted, memory.map())?;
+        let copies = make_drives(&located, &request.overrides)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();
@@ -117,7 +117,7 @@ impl Machine {
         platform::restore(&vm, &saved.platform)?;
         // Before there are vCPUs: KVM need not wait for them with each doorbell.
         let virtio =
-            VirtioDevices::restore(&vm, memory.map(), virtio, &saved.devices.virtio, &io.virtio)?;
+            VirtioDevices::restore(&vm, memory.map(), wanted, &saved.devices.virtio, &io.virtio)?;
         let vcpus = (0..)
             .zip(&saved.vcpus)
             .map(|(index, state)| restore_vcpu(host, &vm, index, state))

@@ -1,6 +1,7 @@
 //! What a state file says, checked as far as that goes without a host.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
@@ -25,6 +26,22 @@ pub struct SavedMachine {
     pub(super) platform: PlatformState,
     pub(super) devices: DeviceStates,
     pub(super) generation: GenerationDevices,
+}
+
+/// The devices of a machine that is to be restored.
+#[derive(Debug)]
+pub struct WantedDevices {
+    /// As the request wants them.
+    pub wanted: DevicesConfig,
+    /// As the snapshot has them, with its own copies of drives.
+    pub located: DevicesConfig,
+}
+
+/// The directory of the file that a symbolic link leads to; none if `path` is no link.
+fn behind_link(path: &Path) -> Option<PathBuf> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
+    let behind = is_link.then(|| fs::canonicalize(path).ok()).flatten()?;
+    Some(behind.parent()?.to_owned())
 }
 
 impl SavedMachine {
@@ -82,19 +99,24 @@ impl SavedMachine {
     ///
     /// # Errors
     /// A copy is not there.
-    pub fn located(&self, request: &LoadSnapshot) -> Result<DevicesConfig, HostPathError> {
-        let dir = request.state.parent().unwrap_or(Path::new(""));
+    fn located(&self, request: &LoadSnapshot) -> Result<DevicesConfig, HostPathError> {
         let virtio = &self.devices.virtio;
-        files::located(
-            &virtio.config,
-            &virtio.files,
-            dir,
-            self.id,
-            &request.overrides,
-        )
+        let located = |dir: &Path| {
+            let (devices, files) = (&virtio.config, &virtio.files);
+            files::located(devices, files, dir, self.id, &request.overrides)
+        };
+        let dir = request.state.parent().unwrap_or(Path::new(""));
+        let copied = virtio.files.iter().any(|file| file.0.copy.is_some());
+        // A restore without copies has no system call to spare for that.
+        match copied.then(|| behind_link(&request.state)).flatten() {
+            // Earlier versions had them beside the link.
+            Some(behind) => located(&behind).or_else(|error| located(dir).map_err(|_| error)),
+            None => located(dir),
+        }
     }
 
-    /// The devices that the machine will have, if the host is as the request wants it. Nothing is opened.
+    /// The devices that the machine will have, if the host is as the request wants it, and what they are before overrides: [`Self::located`].
+    /// Nothing is opened.
     ///
     /// # Errors
     /// An override that does not fit, something of the host that the request should have named, for itself or because the snapshot may be
@@ -103,7 +125,7 @@ impl SavedMachine {
         &self,
         request: &LoadSnapshot,
         distrust: Option<Distrust>,
-    ) -> Result<DevicesConfig, RestoreError> {
+    ) -> Result<WantedDevices, RestoreError> {
         let located = self.located(request)?;
         let files = &self.devices.virtio.files;
         files::check_named(
@@ -114,9 +136,11 @@ impl SavedMachine {
             distrust,
         )?;
         files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;
-        located
+        let wanted = located
+            .clone()
             .overridden(&request.overrides)
-            .map_err(RestoreError::Overrides)
+            .map_err(RestoreError::Overrides)?;
+        Ok(WantedDevices { wanted, located })
     }
 
     /// vCPUs and memory.

@@ -168,6 +168,11 @@ impl Staging {
         self.id
     }
 
+    /// Where the state file will be: not the link that may lead there.
+    pub fn state_path(&self) -> PathBuf {
+        self.targets.state.path()
+    }
+
     /// Copies what the bases of `sources` hold, so that this is not done while the machine stands
     /// still. Reads no guest memory. [`write_memory`](Self::write_memory) then gets the same
     /// sources.
