@@ -17,6 +17,7 @@ const SERIES: &str = "7";
 /// What the emulated host and the guests load of its modules.
 const MODULES: &[&str] = &[
     "button",
+    "dm-mod",
     "evdev",
     "kvm-amd",
     "kvm-intel",

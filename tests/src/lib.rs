@@ -14,6 +14,7 @@ pub mod block_device;
 pub mod console;
 pub mod disk;
 pub mod evidence;
+pub mod failing_disk;
 pub mod guest;
 pub mod http;
 pub mod image;

@@ -9,8 +9,10 @@
 
 mod clones;
 mod crash;
+mod durable;
 mod files;
 mod function;
+mod opened;
 mod overlays;
 mod snapshots;
 
