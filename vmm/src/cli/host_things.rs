@@ -16,7 +16,7 @@ pub(super) fn tell(requests: &[SnapshotLoad]) {
     for request in requests {
         let devices = LoadSnapshot::try_from(request.clone())
             .ok()
-            .and_then(|request| Some(saved.wanted(&request).ok()?.wanted));
+            .and_then(|request| Some(saved.wanted(&request, None).ok()?.wanted));
         devices
             .iter()
             .flat_map(lines)

@@ -105,19 +105,22 @@ impl Machine {
             .iter()
             .try_for_each(|vcpu| host_fit::check(host, vcpu))?;
         check_address_bits(host, saved.config)?;
-        let WantedDevices { wanted, located } = saved.wanted(request, snapshot.distrust)?;
+        let WantedDevices {
+            wanted,
+            mut located,
+        } = saved.wanted(request, snapshot.distrust)?;
         let memory = Memory::from_file(saved.config.memory_bytes(), snapshot.memory)?;
         // Nothing on the host is opened for a state that will be refused.
         saved.check_virtio(&wanted, memory.map())?;
-        let copies = make_drives(&located, &request.overrides)?;
+        let copies = make_drives(&mut located, &request.overrides)?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();
         platform::create(&vm, pit)?;
         platform::restore(&vm, &saved.platform)?;
         // Before there are vCPUs: KVM need not wait for them with each doorbell.
-        let virtio =
-            VirtioDevices::restore(&vm, memory.map(), wanted, &saved.devices.virtio, &io.virtio)?;
+        let (states, found) = (&saved.devices.virtio, located.found);
+        let virtio = VirtioDevices::restore(&vm, memory.map(), wanted, found, states, &io.virtio)?;
         let vcpus = (0..)
             .zip(&saved.vcpus)
             .map(|(index, state)| restore_vcpu(host, &vm, index, state))

@@ -10,7 +10,7 @@ use super::layout;
 use super::memory::GuestMemory;
 use super::restore::RestoreError;
 use super::state::{MachineState, PlatformState, VcpuState};
-use super::virtio::files::{self, HostPathError};
+use super::virtio::files::{self, HostPathError, Located};
 use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{DevicesConfig, MachineConfig};
 use crate::controller::command::LoadSnapshot;
@@ -33,8 +33,8 @@ pub struct SavedMachine {
 pub struct WantedDevices {
     /// As the request wants them.
     pub wanted: DevicesConfig,
-    /// As the snapshot has them, with its own copies of drives.
-    pub located: DevicesConfig,
+    /// As the snapshot has them, with its own copies of drives, and what is behind them.
+    pub(super) located: Located,
 }
 
 /// The directory of the file that a symbolic link leads to; none if `path` is no link.
@@ -99,7 +99,7 @@ impl SavedMachine {
     ///
     /// # Errors
     /// A copy is not there.
-    fn located(&self, request: &LoadSnapshot) -> Result<DevicesConfig, HostPathError> {
+    fn located(&self, request: &LoadSnapshot) -> Result<Located, HostPathError> {
         let virtio = &self.devices.virtio;
         let located = |dir: &Path| {
             let (devices, files) = (&virtio.config, &virtio.files);
@@ -115,13 +115,13 @@ impl SavedMachine {
         }
     }
 
-    /// The devices that the machine will have, if the host is as the request wants it, and what they are before overrides: [`Self::located`].
+    /// The devices that the machine will have, if the host is as the request wants it, and those of the snapshot with what is behind them.
     /// Nothing is opened.
     ///
     /// # Errors
     /// An override that does not fit, something of the host that the request should have named, for itself or because the snapshot may be
     /// somebody else's, or a drive whose file has changed.
-    pub(super) fn wanted(
+    pub fn wanted(
         &self,
         request: &LoadSnapshot,
         distrust: Option<Distrust>,
@@ -129,18 +129,18 @@ impl SavedMachine {
         let located = self.located(request)?;
         let files = &self.devices.virtio.files;
         files::check_named(
-            &located,
+            &located.devices,
             files,
             &request.overrides,
             request.host_paths,
             distrust,
         )?;
         files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;
-        let wanted = located
-            .clone()
-            .overridden(&request.overrides)
-            .map_err(RestoreError::Overrides)?;
-        Ok(WantedDevices { wanted, located })
+        let wanted = located.devices.clone().overridden(&request.overrides);
+        Ok(WantedDevices {
+            wanted: wanted.map_err(RestoreError::Overrides)?,
+            located,
+        })
     }
 
     /// vCPUs and memory.

@@ -30,6 +30,7 @@ mod id;
 mod load;
 pub mod memory_file;
 mod memory_source;
+mod named_file;
 mod pagemap;
 mod publish;
 mod staged;
@@ -52,6 +53,7 @@ pub use id::SnapshotId;
 pub use load::{LoadError, LoadedSnapshot, open_judged, open_snapshot};
 pub use memory_file::MemoryFileError;
 pub use memory_source::{MemorySource, MemorySourceError};
+pub(crate) use named_file::NamedFile;
 pub use publish::{CreateError, Staging};
 pub use state::WriteStateError;
 pub use state::{MAX_PARTS, MAX_TAG_LENGTH, Part, StateError, StateReader, StateWriter};
@@ -69,6 +71,10 @@ const REGULAR: OFlags = OFlags::RDONLY
 /// Opens the regular file at `path` for reading; returns it with its length in bytes, or `None` if
 /// something else has that name.
 pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, u64)>> {
+    // Not opened before its kind is known: to open a device may do something.
+    if !std::fs::metadata(path)?.is_file() {
+        return Ok(None);
+    }
     let file = File::from(rustix::fs::open(path, REGULAR, Mode::empty())?);
     let metadata = file.metadata()?;
     Ok(metadata.is_file().then_some((file, metadata.len())))

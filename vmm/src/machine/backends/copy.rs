@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::drive::{self, OverlayError, overlay};
-use crate::config::{DeviceOverrides, DevicesConfig, DriveOverride, DriveSource};
-use crate::machine::virtio::files::FileStamp;
-use crate::snapshot::open_regular;
+use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
+use crate::machine::virtio::files::{FileStamp, Located};
+use crate::snapshot::NamedFile;
 
 /// A clone's own file could not be made.
 #[derive(Debug, Error)]
@@ -47,38 +47,44 @@ impl Drop for Copies {
     }
 }
 
-/// Makes the files that `overrides` ask for, of those that `saved` names. If one fails, none stays.
-pub fn make_drives(
-    saved: &DevicesConfig,
+/// Makes the files that `overrides` ask for, of those that were found. If one fails, none stays. Those that the machine will have otherwise are no
+/// longer among the found.
+pub(in crate::machine) fn make_drives(
+    located: &mut Located,
     overrides: &DeviceOverrides,
 ) -> Result<Copies, CopyError> {
     let mut made = Copies::default();
     for DriveOverride { id, path, source } in &overrides.drives {
-        let Some(drive) = saved.drives().iter().find(|drive| drive.id == *id) else {
+        let mut drives = located.devices.drives().iter().zip(&mut located.found);
+        let Some((drive, found)) = drives.find(|(drive, _)| drive.id == *id) else {
             continue; // refused elsewhere
         };
-        let from = match (source, &drive.overlay) {
+        let (from, file) = match (source, &drive.overlay) {
             (DriveSource::Existing, _) => continue,
             (DriveSource::Overlay, None) => {
-                make_overlay(&drive.path, path)
+                make_overlay(&drive.path, &mut found.file, path)
                     .map_err(|error| CopyError::Overlay(drive.path.clone(), path.clone(), error))?;
                 made.0.push(path.clone());
                 continue;
             }
-            (DriveSource::Overlay, Some(overlay)) => overlay,
-            (DriveSource::Copy, _) => &drive.path,
+            (DriveSource::Overlay, Some(overlay)) => (overlay, found.overlay.take()),
+            (DriveSource::Copy, _) => (&drive.path, std::mem::take(found).file),
         };
         let layered = drive.overlay.is_some();
-        copy(from, path, layered)
+        copy(from, file, path, layered)
             .map_err(|error| CopyError::Copy(from.clone(), path.clone(), error))?;
         made.0.push(path.clone());
     }
     Ok(made)
 }
 
-/// An empty overlay in a place where nothing is.
-fn make_overlay(base: &Path, to: &Path) -> Result<(), OverlayError> {
-    let len = drive::base_len(base)?;
+/// An empty overlay, on what was found at `base`, in a place where nothing is.
+fn make_overlay(base: &Path, found: &mut Option<NamedFile>, to: &Path) -> Result<(), OverlayError> {
+    let found = match found {
+        Some(found) => found,
+        none => none.insert(NamedFile::at(base)?),
+    };
+    let len = drive::base_len(found)?;
     let file = new_file(to)?;
     overlay::format(&file, len).inspect_err(|_| {
         let _ = fs::remove_file(to);
@@ -91,12 +97,13 @@ fn new_file(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Copies a regular file to a place where nothing is.
-fn copy(from: &Path, to: &Path, layered: bool) -> io::Result<()> {
-    // The path may be a state file's: opening a pipe must not wait for its other end.
-    match open_regular(from)? {
-        Some((source, _)) => copy_file(source, to, layered).map(drop),
-        None => Err(no_file()),
+/// Copies a regular file, what was found at `from`, to a place where nothing is.
+fn copy(from: &Path, found: Option<NamedFile>, to: &Path, layered: bool) -> io::Result<()> {
+    let source = found.map_or_else(|| NamedFile::at(from), Ok)?;
+    // The path may be a state file's: what is no file is not even opened.
+    match source.metadata().is_file() {
+        true => copy_file(source.open(false)?, to, layered).map(drop),
+        false => Err(no_file()),
     }
 }
 
@@ -163,6 +170,8 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
+    use rustix::fs::inotify;
+
     use super::*;
 
     #[test]
@@ -174,13 +183,13 @@ mod tests {
         file.seek(SeekFrom::Start(8 << 20)).unwrap();
         file.write_all(b"middle").unwrap();
         file.set_len(32 << 20).unwrap();
-        copy(&from, &to, false).unwrap();
+        copy(&from, None, &to, false).unwrap();
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
-        let refused = copy(&from, &to, false).unwrap_err();
+        let refused = copy(&from, None, &to, false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert!(to.exists(), "what was there stays");
-        // Nobody writes to it: an open that waits for that would hang.
+        // Nobody writes to it: an open that waits for that would hang. And no device is to notice that it was named.
         let pipe = dir.path().join("pipe");
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -190,14 +199,21 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(copy(&pipe, &dir.path().join("x"), false).is_err());
-        assert!(copy(dir.path(), &dir.path().join("x"), false).is_err());
+        let opens = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&opens, &pipe, inotify::WatchFlags::OPEN).unwrap();
+        assert!(copy(&pipe, None, &dir.path().join("x"), false).is_err());
+        assert!(drive::base_len(&NamedFile::at(&pipe).unwrap()).is_err());
+        assert!(crate::snapshot::open_regular(&pipe).unwrap().is_none());
+        let opened = rustix::io::read(&opens, &mut [0; 64]);
+        assert_eq!(opened, Err(Errno::AGAIN), "it was opened");
+        assert!(copy(dir.path(), None, &dir.path().join("x"), false).is_err());
         assert!(!dir.path().join("x").exists());
     }
 
     #[test]
     fn an_overlay_is_made_on_a_file_and_a_copy_of_it_on_the_same() {
-        use crate::config::{DeviceId, DriveConfig};
+        use crate::config::{DeviceId, DevicesConfig, DriveConfig};
+        use crate::machine::virtio::files::DriveFiles;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("image"), [7; 10_000]).unwrap();
@@ -222,7 +238,9 @@ mod tests {
                 }],
                 ..DeviceOverrides::default()
             };
-            make_drives(&devices, &overrides).map(Copies::keep)
+            let found = vec![DriveFiles::default()];
+            let mut located = Located { devices, found };
+            make_drives(&mut located, &overrides).map(Copies::keep)
         };
         with(None, DriveSource::Overlay, "first").unwrap();
         with(Some("first"), DriveSource::Overlay, "second").unwrap();

@@ -11,7 +11,7 @@ use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
 use super::VirtioError;
 use super::drives::DriveCopies;
-use super::files::DriveFilePart;
+use super::files::{DriveFilePart, DriveFiles};
 use super::slot::{Slot, Slots};
 use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio, VsockPart};
 use crate::config::{DevicesConfig, DriveConfig, NetConfig};
@@ -120,16 +120,18 @@ pub(super) fn boot(
 /// Makes the devices of a machine that is restored; their own states are in `saved`, the transports' are taken by `slots`.
 pub(super) fn restore(
     config: &DevicesConfig,
+    found: Vec<DriveFiles>,
     saved: &SavedVirtio,
     slots: &mut Slots<'_>,
 ) -> Result<Vec<Slot>, VirtioError> {
     let mut devices = Vec::with_capacity(config.len());
-    if saved.drives.len() != config.drives().len() {
+    if saved.drives.len() != config.drives().len() || found.len() != config.drives().len() {
         return Err(VirtioError::Missing("a drive"));
     }
-    for (config, state) in config.drives().iter().zip(&saved.drives) {
+    let drives = config.drives().iter().zip(found);
+    for ((config, found), state) in drives.zip(&saved.drives) {
         let failed = |source| drive_error(config, source);
-        let drive = Drive::open(config).map_err(failed)?;
+        let drive = Drive::open_found(config, found).map_err(failed)?;
         let device = Block::from_state(&state.0, drive).map_err(|error| failed(error.into()))?;
         let device = device.with_metrics(DEVICES.drive(config.id.as_str()));
         devices.push(slots.put(device, Device::Block)?);

@@ -3,7 +3,7 @@
 //! A snapshot refers to its drives by path: if the machine goes on, they move away from the memory that knows them. So each file is recorded as it was, and
 //! looked at again at the restore; and a snapshot may have copies of its own, beside its state file.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
 use crate::controller::command::{ChangedDrives, HostPaths};
-use crate::snapshot::{Distrust, Part, SnapshotId};
+use crate::snapshot::{Distrust, NamedFile, Part, SnapshotId};
 
 /// A regular file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,38 +123,83 @@ pub enum HostPathError {
     },
 }
 
+/// The files of one drive as they were found; where there is none, the drive's path is followed when it is opened.
+#[derive(Debug, Default)]
+pub(in crate::machine) struct DriveFiles {
+    /// The drive's file.
+    pub(in crate::machine) file: Option<NamedFile>,
+    /// Its overlay.
+    pub(in crate::machine) overlay: Option<NamedFile>,
+}
+
+/// The devices of a snapshot, with its own copies of drives, and the files of each drive.
+#[derive(Debug)]
+pub(in crate::machine) struct Located {
+    /// The devices.
+    pub(in crate::machine) devices: DevicesConfig,
+    /// What was found, one for each drive.
+    pub(in crate::machine) found: Vec<DriveFiles>,
+}
+
 /// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those, unless `overrides` name another
-/// file.
+/// file. Nothing is opened; but what is found here is what is opened later, whatever has its name then.
 pub(in crate::machine) fn located(
     devices: &DevicesConfig,
     files: &[DriveFilePart],
     dir: &Path,
     id: SnapshotId,
     overrides: &DeviceOverrides,
-) -> Result<DevicesConfig, HostPathError> {
-    let mut located = devices.clone();
+) -> Result<Located, HostPathError> {
+    let mut located = Located {
+        devices: devices.clone(),
+        found: Vec::new(),
+    };
     for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
-        let Some(name) = &file.copy else { continue };
         if has_file(overrides, drive) {
+            located.found.push(DriveFiles::default());
             continue;
         }
-        // The state file may say anything: the copy is a file in its directory, not by a detour, and has a name that nothing but a copy of this
-        // snapshot has. Else a state file in somebody's home could have any file there opened.
-        let path = dir.join(name);
-        let plain = Path::new(name)
-            .file_name()
-            .is_some_and(|it| it == name.as_str());
-        let own = name.ends_with(&copy_suffix(drive.id.as_str(), id));
-        let there = plain && own && fs::symlink_metadata(&path).is_ok_and(|is| is.is_file());
-        if !there {
-            return Err(HostPathError::Copy {
-                id: drive.id.to_string(),
-                name: name.chars().take(256).collect(),
+        // What cannot be looked at is told when it is opened.
+        let find = |path: &PathBuf| NamedFile::at(path).ok();
+        let Some(name) = &file.copy else {
+            located.found.push(DriveFiles {
+                file: find(&drive.path),
+                overlay: drive.overlay.as_ref().and_then(find),
             });
-        }
-        located.set_drive_copy(&drive.id, path);
+            continue;
+        };
+        let copy = own_copy(drive, dir, name, id)?;
+        let devices = &mut located.devices;
+        devices.set_drive_copy(&drive.id, copy.path().to_owned());
+        located.found.push(match &drive.overlay {
+            None => DriveFiles {
+                file: Some(copy),
+                overlay: None,
+            },
+            Some(_) => DriveFiles {
+                file: find(&drive.path),
+                overlay: Some(copy),
+            },
+        });
     }
     Ok(located)
+}
+
+/// The copy that the snapshot `id` has of a drive. The state file may say anything: the copy is a file in its directory, not by a detour, and has a
+/// name that nothing but a copy of this snapshot has. Else a state file in somebody's home could have any file there opened.
+fn own_copy(
+    drive: &DriveConfig,
+    dir: &Path,
+    name: &str,
+    id: SnapshotId,
+) -> Result<NamedFile, HostPathError> {
+    let own = name.ends_with(&copy_suffix(drive.id.as_str(), id));
+    let copy = own.then(|| NamedFile::in_directory(dir, name).ok());
+    let copy = copy.flatten().filter(|copy| copy.metadata().is_file());
+    copy.ok_or_else(|| HostPathError::Copy {
+        id: drive.id.to_string(),
+        name: name.chars().take(256).collect(),
+    })
 }
 
 /// Whether the request names a file for the drive that is there already.
@@ -206,19 +251,20 @@ pub(in crate::machine) fn check_named(
     }
 }
 
-/// Whether the drives' files are as they were. `devices` are [`located`].
+/// Whether the drives' files are as they were.
 pub(in crate::machine) fn check_unchanged(
-    devices: &DevicesConfig,
+    located: &Located,
     files: &[DriveFilePart],
     overrides: &DeviceOverrides,
     changed: ChangedDrives,
 ) -> Result<(), HostPathError> {
-    for (drive, DriveFilePart(file)) in devices.drives().iter().zip(files) {
+    let drives = located.devices.drives().iter().zip(&located.found);
+    for ((drive, found), DriveFilePart(file)) in drives.zip(files) {
         if has_file(overrides, drive) {
             // The caller knows which file it is.
             continue;
         }
-        for (path, what, own) in difference(drive, file) {
+        for (path, what, own) in difference(found, file) {
             let refused = match changed {
                 ChangedDrives::Allow => continue,
                 ChangedDrives::Refuse => true,
@@ -239,22 +285,20 @@ pub(in crate::machine) fn check_unchanged(
 }
 
 /// The files of a drive that are not what they were: which, how, and whether it is the snapshot's own copy.
-fn difference(drive: &DriveConfig, saved: &DriveFileState) -> Vec<(PathBuf, &'static str, bool)> {
+fn difference(found: &DriveFiles, saved: &DriveFileState) -> Vec<(PathBuf, &'static str, bool)> {
     let copied = saved.copy.is_some();
-    let own_file = copied && drive.overlay.is_none();
-    let overlay = drive.overlay.as_ref();
+    let own_file = copied && found.overlay.is_none();
     let files = [
-        (Some(&drive.path), saved.file, own_file),
-        (overlay, saved.overlay, copied),
+        (&found.file, saved.file, own_file),
+        (&found.overlay, saved.overlay, copied),
     ];
     files
         .into_iter()
-        .filter_map(|(path, then, own)| {
-            let (path, then) = (path?, then?);
-            // What cannot be looked at is told when it is opened.
-            let now = FileStamp::by(&fs::metadata(path).ok()?)?;
+        .filter_map(|(found, then, own)| {
+            let (found, then) = (found.as_ref()?, then?);
+            let now = FileStamp::by(found.metadata())?;
             let what = then.difference(&now, own)?;
-            Some((path.clone(), what, own))
+            Some((found.path().to_owned(), what, own))
         })
         .collect()
 }

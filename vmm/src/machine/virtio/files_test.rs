@@ -1,11 +1,15 @@
 //! Snapshots of somebody else's, and of drives that have moved on.
 
+use std::fs;
+
 use tempfile::TempDir;
 
 use super::*;
 use crate::config::{
     Cid, DeviceId, DriveOverride, InterfaceName, NetConfig, NetOverride, VsockConfig,
 };
+use crate::machine::backends::copy::make_drives;
+use crate::machine::backends::drive::Drive;
 
 const SNAPSHOT: SnapshotId = SnapshotId::from_bytes([0xab; 16]);
 
@@ -73,11 +77,15 @@ impl Place {
         self.with_copy(&copy_name())
     }
 
-    fn located(&self) -> Result<DevicesConfig, HostPathError> {
+    fn found(&self) -> Result<Located, HostPathError> {
         self.located_with(&DeviceOverrides::default())
     }
 
-    fn located_with(&self, overrides: &DeviceOverrides) -> Result<DevicesConfig, HostPathError> {
+    fn located(&self) -> Result<DevicesConfig, HostPathError> {
+        Ok(self.found()?.devices)
+    }
+
+    fn located_with(&self, overrides: &DeviceOverrides) -> Result<Located, HostPathError> {
         located(
             &self.devices,
             &self.files,
@@ -89,7 +97,7 @@ impl Place {
 
     fn unchanged(&self, changed: ChangedDrives) -> Result<(), HostPathError> {
         let overrides = DeviceOverrides::default();
-        check_unchanged(&self.located().unwrap(), &self.files, &overrides, changed)
+        check_unchanged(&self.found().unwrap(), &self.files, &overrides, changed)
     }
 
     fn named(&self, overrides: &DeviceOverrides) -> Result<(), HostPathError> {
@@ -168,7 +176,7 @@ fn a_file_that_was_written_to_exchanged_or_cut_is_noticed() {
         place.unchanged(ChangedDrives::OwnCopies).unwrap();
         place.unchanged(ChangedDrives::Allow).unwrap();
         // Another file is the caller's business; a copy of this one is not.
-        let located = place.located().unwrap();
+        let located = place.found().unwrap();
         let check = |source| {
             let overrides = drive_override(source);
             check_unchanged(&located, &place.files, &overrides, ChangedDrives::Refuse)
@@ -243,6 +251,35 @@ fn a_copy_is_a_file_beside_the_state_file_and_nothing_else() {
     let place = Place::new(false);
     fs::create_dir(place.path(&name)).unwrap();
     refuse(place, &name);
+}
+
+/// Whoever may write to the snapshot's directory could have any file of whoever restores it opened.
+#[test]
+fn a_copy_that_is_exchanged_for_a_link_after_the_look_is_not_followed() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), [0x5e; 1024]).unwrap();
+    for (source, bytes) in [
+        (None, [7; 1024]),
+        (Some(DriveSource::Copy), [7; 1024]),
+        (Some(DriveSource::Overlay), [7; 1024]),
+    ] {
+        let place = Place::new(false).copied("image");
+        let mut overrides = DeviceOverrides::default();
+        if let Some(source) = source {
+            overrides = drive_override(source);
+            overrides.drives[0].path = place.path("mine");
+        }
+        let mut located = place.located_with(&overrides).unwrap();
+        let copy = place.path(&copy_name());
+        fs::remove_file(&copy).unwrap();
+        std::os::unix::fs::symlink(secret.path(), &copy).unwrap();
+        make_drives(&mut located, &overrides).unwrap().keep();
+        let wanted = located.devices.clone().overridden(&overrides).unwrap();
+        let found = located.found.remove(0);
+        let mut drive = Drive::open_found(&wanted.drives()[0], found).unwrap();
+        assert_eq!(drive.first_bytes(1024), bytes, "{source:?}");
+    }
+    assert_eq!(fs::read(secret.path()).unwrap(), [0x5e; 1024]);
 }
 
 #[test]

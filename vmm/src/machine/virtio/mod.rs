@@ -33,6 +33,7 @@ use device::Device;
 pub use drives::{CopyDrivesError, DriveCopies, UpdateDriveError};
 use events::Happening;
 pub use events::VirtioEvents;
+use files::DriveFiles;
 use slot::{Pending, Slot, Slots};
 pub(super) use state::SavedVirtio;
 use state::TransportPart;
@@ -130,12 +131,13 @@ impl VirtioDevices {
         })
     }
 
-    /// The devices of a machine that is restored; `config` is what `saved` says, but for what the request wants otherwise. Neither
-    /// guest memory nor an interrupt is touched.
+    /// The devices of a machine that is restored; `config` is what `saved` says, but for what the request wants otherwise, and `found` are the files
+    /// of its drives. Neither guest memory nor an interrupt is touched.
     pub(super) fn restore(
         vm: &VmFd,
         memory: &GuestMemory,
         config: DevicesConfig,
+        found: Vec<DriveFiles>,
         saved: &SavedVirtio,
         events: &Arc<VirtioEvents>,
     ) -> Result<Self, VirtioError> {
@@ -146,7 +148,7 @@ impl VirtioDevices {
         }
         let mut slots = Slots::new(vm, memory, events, Some(&transports));
         Ok(Self {
-            slots: device::restore(&config, saved, &mut slots)?,
+            slots: device::restore(&config, found, saved, &mut slots)?,
             config,
             events: Arc::clone(events),
         })

@@ -18,18 +18,19 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::fs::{FlockOperation, SeekFrom};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
 
 use super::copy::copy_file;
 use crate::config::{CacheMode, DriveConfig, IoEngine};
-use crate::machine::virtio::files::FileStamp;
+use crate::machine::virtio::files::{DriveFiles, FileStamp};
+use crate::snapshot::NamedFile;
 
 use durability::Durability;
 use engine::Engine;
@@ -99,33 +100,19 @@ struct Image {
 }
 
 impl Image {
-    fn open(path: &Path, read_only: bool) -> Result<Self, DriveError> {
+    /// Opens what was found; follows `path` if nothing was.
+    fn open(path: &Path, found: Option<NamedFile>, read_only: bool) -> Result<Self, DriveError> {
         let failed = |source| DriveError::Open {
             path: path.to_owned(),
             read_only,
             source,
         };
-        // Not opened before its kind is known: a named pipe would wait for the other side.
-        let usable =
-            |metadata: &fs::Metadata| metadata.is_file() || metadata.file_type().is_block_device();
-        if !usable(&fs::metadata(path).map_err(failed)?) {
+        let found = found.map_or_else(|| NamedFile::at(path), Ok);
+        let found = found.map_err(failed)?;
+        if !found.is_file_or_block_device() {
             return Err(DriveError::Kind(path.to_owned()));
         }
-        let file = File::options()
-            .read(true)
-            .write(!read_only)
-            // It may have become another one since.
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !usable(&metadata) {
-            return Err(DriveError::Kind(path.to_owned()));
-        }
-        // A block device's requests would fail where they should wait (io_uring).
-        let blocking = rustix::fs::fcntl_getfl(&file)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK));
-        blocking.map_err(|error| failed(error.into()))?;
+        let file = found.open(!read_only).map_err(failed)?;
         lock(&file, path, read_only)?;
         Self::of(file, path.to_owned(), read_only)
     }
@@ -181,15 +168,15 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DriveError> {
 }
 
 /// The bytes that an overlay on this file would have below it: all whole sectors.
-pub(super) fn base_len(path: &Path) -> io::Result<u64> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let kind = file.metadata()?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
+pub(super) fn base_len(base: &NamedFile) -> io::Result<u64> {
+    if !base.is_file_or_block_device() {
         let what = "it is neither a regular file nor a block device";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
-    let size = rustix::fs::seek(&file, SeekFrom::End(0))?;
+    let size = match base.metadata().is_file() {
+        true => base.metadata().len(),
+        false => rustix::fs::seek(base.open(false)?, SeekFrom::End(0))?,
+    };
     Ok(size / SECTOR * SECTOR)
 }
 
@@ -240,11 +227,23 @@ impl Drive {
     /// # Errors
     /// The file is not there or not usable, or in use.
     pub fn open(config: &DriveConfig) -> Result<Self, DriveError> {
+        Self::open_found(config, DriveFiles::default())
+    }
+
+    /// The same with files that were looked at before.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub(in crate::machine) fn open_found(
+        config: &DriveConfig,
+        found: DriveFiles,
+    ) -> Result<Self, DriveError> {
         let Some(overlay) = &config.overlay else {
-            return Self::new(Image::open(&config.path, config.read_only)?, config);
+            let image = Image::open(&config.path, found.file, config.read_only)?;
+            return Self::new(image, config);
         };
-        let base = Image::open(&config.path, true)?;
-        let image = Image::open(overlay, false)?;
+        let base = Image::open(&config.path, found.file, true)?;
+        let image = Image::open(overlay, found.overlay, false)?;
         let opened = Overlay::open(image.file, base.file, base.sectors * SECTOR);
         let opened = opened.map_err(|source| DriveError::Overlay {
             path: overlay.clone(),
@@ -295,7 +294,7 @@ impl Drive {
         };
         let image = match same() {
             Some(file) => Image::of(file, config.path.clone(), self.read_only)?,
-            None => Image::open(&config.path, config.read_only)?,
+            None => Image::open(&config.path, None, config.read_only)?,
         };
         Self::new(image, config)
     }
@@ -370,6 +369,14 @@ impl Drive {
             path,
             self.engine.overlay().is_some(),
         )
+    }
+}
+
+#[cfg(test)]
+impl Drive {
+    /// What a guest would read at the beginning.
+    pub(in crate::machine) fn first_bytes(&mut self, len: u32) -> Vec<u8> {
+        test::first_bytes(self, len)
     }
 }
 

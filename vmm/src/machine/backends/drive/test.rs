@@ -131,6 +131,14 @@ pub(super) fn write(memory: &Arc<GuestMemoryMmap>, offset: u64, at: u64, len: u3
     }
 }
 
+pub(super) fn first_bytes(drive: &mut Drive, len: u32) -> Vec<u8> {
+    let memory = memory();
+    run(drive, read(&memory, 0, 0, len)).unwrap();
+    let mut bytes = vec![0; len as usize];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
 #[test]
 fn what_is_written_in_pieces_is_read_in_pieces() {
     for engine in ENGINES {
@@ -523,7 +531,7 @@ fn an_open_drive_s_descriptor_waits() {
     let place = Place::new(&[0; 4096]);
     let drive = place.drive(IoEngine::Async);
     let flags = rustix::fs::fcntl_getfl(drive.file()).unwrap();
-    assert!(!flags.contains(OFlags::NONBLOCK));
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
 #[test]
