@@ -7,8 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 use vmgenie_devices::virtio::block::BlockBackend;
 
@@ -16,6 +15,7 @@ use super::VirtioDevices;
 use super::device::Device;
 use super::files::{DriveFileState, FileStamp, copy_suffix};
 use crate::config::DeviceId;
+use crate::machine::backends::drive::lock::{self, Use};
 use crate::machine::backends::drive::{Drive, DriveError, sync_name};
 use crate::metrics::DEVICES;
 use crate::snapshot::{SnapshotId, with_current};
@@ -241,10 +241,10 @@ fn remove_others(state: &Path, current: SnapshotId) {
 /// Locks a copy that was just made. Others may have found it before that, when nothing told them that it is needed.
 fn hold(copy: &File) -> io::Result<()> {
     let removed = || io::Error::other("another snapshot in the same place has removed it");
-    match rustix::fs::flock(copy, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => return Err(removed()),
-        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => {}
-        Err(error) => return Err(error.into()),
+    match lock::try_lock(copy, Use::Shared) {
+        Ok(false) => return Err(removed()),
+        Err(error) if !lock::is_unsupported(&error) => return Err(error),
+        Ok(true) | Err(_) => {}
     }
     match copy.metadata()?.nlink() {
         0 => Err(removed()),
@@ -265,11 +265,11 @@ fn is_copy(name: &str) -> bool {
 
 /// Removes a copy unless somebody has it locked. Nobody can lock it between the look and the removal.
 fn remove_unused(path: &Path) {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else {
         return;
     };
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+    if lock::try_lock(&file.into(), Use::Exclusive).is_ok_and(|locked| locked) {
         let _ = fs::remove_file(path);
     }
 }
@@ -281,7 +281,7 @@ impl Drop for DriveCopies {
                 let _ = fs::remove_file(&copy.path);
             }
             // Closing is not enough: a process that is being started has a copy of the descriptor until its exec.
-            let _ = rustix::fs::flock(&copy.file, FlockOperation::Unlock);
+            lock::unlock(&copy.file);
         }
     }
 }
@@ -360,6 +360,10 @@ mod tests {
         }
     }
 
+    fn writable(path: &Path) -> File {
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+
     const IDS: [SnapshotId; 2] = [
         SnapshotId::from_bytes([b'1'; 16]),
         SnapshotId::from_bytes([b'2'; 16]),
@@ -382,7 +386,7 @@ mod tests {
         }
         // One that a machine uses stays.
         let used = File::open(&old).unwrap();
-        rustix::fs::flock(&used, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(lock::try_lock(&used, Use::Shared).unwrap());
         place.remove_replaced();
         assert!(old.exists());
         drop(used);
@@ -416,17 +420,17 @@ mod tests {
         assert!(place.path(second).exists());
         // Once kept they are locked no more, and a machine can have them.
         copies.keep();
-        let copy = File::open(place.path(second)).unwrap();
-        rustix::fs::flock(&copy, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let copy = writable(&place.path(second));
+        assert!(lock::try_lock(&copy, Use::Exclusive).unwrap());
     }
 
     #[test]
     fn a_create_whose_copy_was_removed_before_it_could_lock_it_fails() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copy");
-        let copy = File::create(&path).unwrap();
-        let other = File::open(&path).unwrap();
-        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let copy = File::create_new(&path).map(|_| writable(&path)).unwrap();
+        let other = writable(&path);
+        assert!(lock::try_lock(&other, Use::Exclusive).unwrap());
         hold(&copy).unwrap_err();
         drop(other);
         hold(&copy).unwrap();

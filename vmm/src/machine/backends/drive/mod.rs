@@ -1,12 +1,13 @@
 //! Drives: raw files and block devices.
 //!
-//! The file is locked as long as it is in use (`flock`): by one VMM alone if the guest may write, by many if it may not. The lock is
+//! The file is locked as long as it is in use ([`lock`]): by one VMM alone if the guest may write, by many if it may not. The lock is
 //! advisory; what goes round it is on its own.
 
 mod bits;
 mod durability;
 mod engine;
 mod job;
+pub(in crate::machine) mod lock;
 pub(super) mod overlay;
 mod quick;
 mod store;
@@ -22,7 +23,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
@@ -34,6 +35,7 @@ use crate::snapshot::NamedFile;
 
 use durability::Durability;
 use engine::Engine;
+use lock::Use;
 use overlay::Overlay;
 pub use overlay::OverlayError;
 
@@ -56,8 +58,8 @@ pub enum DriveError {
     Kind(PathBuf),
     /// It is locked.
     #[error(
-        "{path:?} is in use by another microVM or program{}; give each microVM a file of its own",
-        if *.read_only { ", which may write to it" } else { "" }
+        "{path:?} is in use by another microVM or program{}: give this microVM a file of its own (a clone a copy or an overlay), or end the other",
+        if *.read_only { ", which may write to it" } else { ", and a drive that a guest may write to has one user alone" }
     )]
     InUse {
         /// The file.
@@ -145,24 +147,24 @@ impl Image {
 }
 
 fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DriveError> {
-    let operation = match read_only {
-        true => FlockOperation::NonBlockingLockShared,
-        false => FlockOperation::NonBlockingLockExclusive,
+    let how = match read_only {
+        true => Use::Shared,
+        false => Use::Exclusive,
     };
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(DriveError::InUse {
+    match lock::try_lock(file, how) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DriveError::InUse {
             path: path.to_owned(),
             read_only,
         }),
-        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {
+        Err(error) if lock::is_unsupported(&error) => {
             tracing::warn!(path = %path.display(), "the file system has no locks: nothing keeps others from this drive");
             Ok(())
         }
-        Err(error) => Err(DriveError::Use {
+        Err(source) => Err(DriveError::Use {
             what: "lock",
             path: path.to_owned(),
-            source: error.into(),
+            source,
         }),
     }
 }
