@@ -23,9 +23,34 @@ pub enum CopyError {
     /// A copy.
     #[error("could not copy the drive {0:?} to {1:?}")]
     Copy(PathBuf, PathBuf, #[source] io::Error),
+    /// There is something.
+    #[error(
+        "could not make {0:?} for the drive {1:?}, because it is there: a load replaces nothing. Name another file, or remove this one; of several \
+         clones each needs a file of its own"
+    )]
+    Exists(PathBuf, PathBuf, #[source] io::Error),
     /// An overlay.
     #[error("could not make the overlay {1:?} on the drive {0:?}")]
     Overlay(PathBuf, PathBuf, #[source] OverlayError),
+}
+
+impl CopyError {
+    fn of_copy(from: &Path, to: &Path, error: io::Error) -> Self {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => Self::Exists(to, from, error),
+            _ => Self::Copy(from, to, error),
+        }
+    }
+
+    fn of_overlay(on: &Path, to: &Path, error: OverlayError) -> Self {
+        match error {
+            OverlayError::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Self::of_copy(on, to, error)
+            }
+            error => Self::Overlay(on.to_owned(), to.to_owned(), error),
+        }
+    }
 }
 
 /// Copies of images, and overlays. They go with this, unless they are kept.
@@ -63,7 +88,7 @@ pub(in crate::machine) fn make_drives(
             (DriveSource::Existing, _) => continue,
             (DriveSource::Overlay, None) => {
                 make_overlay(&drive.path, &mut found.file, path)
-                    .map_err(|error| CopyError::Overlay(drive.path.clone(), path.clone(), error))?;
+                    .map_err(|error| CopyError::of_overlay(&drive.path, path, error))?;
                 made.0.push(path.clone());
                 continue;
             }
@@ -71,8 +96,7 @@ pub(in crate::machine) fn make_drives(
             (DriveSource::Copy, _) => (&drive.path, std::mem::take(found).file),
         };
         let layered = drive.overlay.is_some();
-        copy(from, file, path, layered)
-            .map_err(|error| CopyError::Copy(from.clone(), path.clone(), error))?;
+        copy(from, file, path, layered).map_err(|error| CopyError::of_copy(from, path, error))?;
         made.0.push(path.clone());
     }
     Ok(made)
@@ -249,7 +273,12 @@ mod tests {
             fs::read(path("second")).unwrap()
         );
         for there in ["image", "second"] {
-            assert!(with(None, DriveSource::Overlay, there).is_err());
+            let refused = with(None, DriveSource::Overlay, there).unwrap_err();
+            let told = refused.to_string();
+            assert!(
+                told.contains("it is there") && told.contains(there),
+                "{told}"
+            );
         }
         assert_eq!(fs::read(path("image")).unwrap(), [7; 10_000]);
         let refused = with(None, DriveSource::Overlay, "not/there").unwrap_err();
