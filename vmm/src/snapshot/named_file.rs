@@ -68,6 +68,11 @@ impl NamedFile {
         self.metadata.is_file() || self.metadata.file_type().is_block_device()
     }
 
+    /// The kind of its file system, one of linux/magic.h.
+    pub(crate) fn file_system(&self) -> io::Result<u32> {
+        Ok(rustix::fs::fstatfs(&self.handle)?.f_type as u32)
+    }
+
     /// Opens it, for writing as well if that is wanted.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use rustix::fs::{SeekFrom as At, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::drive::{self, OverlayError, overlay};
+use super::drive::{self, OverlayError, extents, overlay};
 use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
 use crate::machine::virtio::files::{FileStamp, Located};
 use crate::snapshot::NamedFile;
@@ -148,7 +148,7 @@ pub(super) fn copy_file(mut source: File, to: &Path, layered: bool) -> io::Resul
     let before = FileStamp::of(&source)?;
     // On another file system it would be a copy that no restore takes.
     let fits = match layered {
-        true => overlay::check_file_system(&target).map_err(io::Error::other),
+        true => extents::check(&target).map_err(io::Error::other),
         false => Ok(()),
     };
     let copied = fits.and_then(|()| match ioctl_ficlone(&target, &source) {
@@ -159,6 +159,13 @@ pub(super) fn copy_file(mut source: File, to: &Path, layered: bool) -> io::Resul
         true => Ok(()),
         false => Err(io::Error::other("it was written to while it was copied")),
     });
+    // There may be more in the copy than there was: a file system with huge pages has no smaller ones.
+    let copied = copied.and_then(
+        |()| match layered && !extents::are_the_same(&source, &target)? {
+            false => Ok(()),
+            true => Err(io::Error::other(OverlayError::FileSystem)),
+        },
+    );
     if let Err(error) = copied {
         let _ = fs::remove_file(to);
         return Err(error);

@@ -6,6 +6,7 @@
 mod bits;
 mod durability;
 mod engine;
+pub(super) mod extents;
 mod job;
 pub(in crate::machine) mod lock;
 pub(super) mod overlay;
@@ -35,6 +36,7 @@ use crate::snapshot::NamedFile;
 
 use durability::Durability;
 use engine::Engine;
+use extents::BeforeMove;
 use lock::Use;
 use overlay::Overlay;
 pub use overlay::OverlayError;
@@ -169,6 +171,25 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DriveError> {
     }
 }
 
+/// Opens and locks what was found of an overlay, or what is at `path`.
+fn open_overlay(path: &Path, found: Option<NamedFile>, base: Image) -> Result<Overlay, DriveError> {
+    let failed = |source| DriveError::Overlay {
+        path: path.to_owned(),
+        source,
+    };
+    let found = found.map_or_else(|| NamedFile::at(path), Ok);
+    let found = found.map_err(|error| failed(error.into()))?;
+    let before = match found.metadata().is_file() {
+        true => BeforeMove::of(&found).map_err(failed)?,
+        false => None,
+    };
+    let image = Image::open(path, Some(found), false)?;
+    if let Some(before) = before {
+        before.restore(&image.file).map_err(failed)?;
+    }
+    Overlay::open(image.file, base.file, base.sectors * SECTOR).map_err(failed)
+}
+
 /// The bytes that an overlay on this file would have below it: all whole sectors.
 pub(super) fn base_len(base: &NamedFile) -> io::Result<u64> {
     if !base.is_file_or_block_device() {
@@ -245,12 +266,7 @@ impl Drive {
             return Self::new(image, config);
         };
         let base = Image::open(&config.path, found.file, true)?;
-        let image = Image::open(overlay, found.overlay, false)?;
-        let opened = Overlay::open(image.file, base.file, base.sectors * SECTOR);
-        let opened = opened.map_err(|source| DriveError::Overlay {
-            path: overlay.clone(),
-            source,
-        })?;
+        let opened = open_overlay(overlay, found.overlay, base)?;
         Self::with_overlay(Arc::new(opened), overlay, config)
     }
 

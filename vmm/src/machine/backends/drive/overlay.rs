@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
@@ -25,19 +25,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::bits::Bits;
 use super::durability::Durability;
+use super::extents;
 use super::vectored::{Vectored, transfer};
 
 /// The unit in which the overlay holds data, in bytes: the page of the host's cache, and the block of the file systems below.
-const GRANULE: u64 = 4096;
+pub(super) const GRANULE: u64 = 4096;
 /// The largest disk, in bytes: its bits take 128 MiB of memory.
 const MAX_LEN: u64 = 2 << 40;
 const MAGIC: [u8; 8] = *b"VMGENOVL";
 const VERSION: u32 = 1;
-/// File systems whose `SEEK_DATA` tells exactly what was written, zeros as well: ext4, XFS, Btrfs, tmpfs, and overlayfs, which has one of
-/// them below itself.
-const FILE_SYSTEMS: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, TMPFS, 0x794c_7630];
-/// tmpfs (linux/magic.h).
-pub(super) const TMPFS: u32 = 0x0102_1994;
 /// What zeros are written from. Made when it is needed: as a constant it would be in the memory of each process.
 static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
 
@@ -49,7 +45,7 @@ pub enum OverlayError {
     TooLarge(u64),
     /// The file system.
     #[error(
-        "its file system does not tell exactly which parts of a file were written: put overlays on ext4, XFS, Btrfs or tmpfs with blocks of {GRANULE} bytes"
+        "its file system does not tell exactly which parts of a file were written: put overlays on ext4, XFS, Btrfs or tmpfs with blocks of {GRANULE} bytes, tmpfs without huge pages"
     )]
     FileSystem,
     /// The file is something else.
@@ -113,7 +109,7 @@ pub(in crate::machine::backends) fn format(file: &File, len: u64) -> Result<(), 
     if len > MAX_LEN {
         return Err(OverlayError::TooLarge(len));
     }
-    check_file_system(file)?;
+    extents::check(file)?;
     file.set_len(file_len(len))?;
     let header = Header {
         magic: MAGIC,
@@ -132,15 +128,6 @@ pub(in crate::machine::backends) fn format(file: &File, len: u64) -> Result<(), 
         return Err(OverlayError::FileSystem);
     }
     Ok(())
-}
-
-/// Whether the file system tells which parts of a file were written, and these alone.
-pub(in crate::machine::backends) fn check_file_system(file: &File) -> Result<(), OverlayError> {
-    let system = fstatfs(file).map_err(io::Error::from)?;
-    match FILE_SYSTEMS.contains(&(system.f_type as u32)) && system.f_bsize as u64 == GRANULE {
-        true => Ok(()),
-        false => Err(OverlayError::FileSystem),
-    }
 }
 
 impl Overlay {
@@ -170,7 +157,7 @@ impl Overlay {
             return Err(OverlayError::TooLarge(len));
         }
         // It may have been copied to here.
-        check_file_system(&file)?;
+        extents::check(&file)?;
         if file.metadata()?.len() < file_len(len) {
             return Err(OverlayError::Short);
         }
@@ -206,7 +193,7 @@ impl Overlay {
 
     /// Finds out what is in the file.
     fn look(&self) -> io::Result<()> {
-        self.each_written(GRANULE, self.data_at, |begin, end| {
+        extents::each_written(&self.file, GRANULE, self.data_at, |begin, end| {
             let mut bytes = vec![0; GRANULE as usize];
             for at in (begin..end).step_by(bytes.len()) {
                 let here = bytes.len().min((end - at) as usize);
@@ -221,32 +208,12 @@ impl Overlay {
             Ok(())
         })?;
         let end = file_len(self.len);
-        self.each_written(self.data_at, end, |begin, end| {
+        extents::each_written(&self.file, self.data_at, end, |begin, end| {
             let granule = |at: u64| (at - self.data_at) / GRANULE;
             (granule(begin)..granule(end.next_multiple_of(GRANULE)))
                 .for_each(|granule| self.there.set(granule, true));
             Ok(())
         })
-    }
-
-    /// The parts of the file, between two offsets, that are no holes.
-    fn each_written(
-        &self,
-        mut at: u64,
-        end: u64,
-        mut each: impl FnMut(u64, u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        while at < end {
-            let begin = match seek(&self.file, SeekFrom::Data(at)) {
-                Ok(begin) if begin < end => begin,
-                Ok(_) | Err(Errno::NXIO) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            let hole = seek(&self.file, SeekFrom::Hole(begin))?;
-            at = hole.min(end);
-            each(begin, at)?;
-        }
-        Ok(())
     }
 
     /// Carries out one task.

@@ -10,7 +10,7 @@ use std::fs::File;
 use rustix::fs::fstatfs;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 
-use super::overlay::TMPFS;
+use super::extents::TMPFS;
 use super::vectored::{Vectored, transfer};
 
 /// The largest request that is carried out at once, in bytes: some microseconds of copying.

@@ -278,7 +278,7 @@ fn only_a_file_on_a_file_system_in_memory_is_in_memory() {
     // Its node is on a file system in memory.
     assert!(!is_in_memory("/dev/null"));
     let system = rustix::fs::statfs("/dev/shm");
-    if system.is_ok_and(|system| system.f_type as u32 == overlay::TMPFS) {
+    if system.is_ok_and(|system| system.f_type as u32 == extents::TMPFS) {
         let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         assert!(is_in_memory(file.path().to_str().unwrap()));
     }
