@@ -28,6 +28,9 @@ pub enum GenerationError {
     /// The event.
     #[error("could not raise the general-purpose events of a new generation")]
     Event(#[from] PmError),
+    /// The vCPUs.
+    #[error("could not stop the vCPUs for a new generation")]
+    Running(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What makes a generation known to the guest.

@@ -222,7 +222,7 @@ impl Controller {
             }
             Command::Start => self.start_by_command(),
             Command::Pause => self.with_machine("pause", |_, machine| {
-                machine.pause();
+                machine.pause().map_err(refused)?;
                 Ok(Reply::Done)
             }),
             Command::Resume => self.with_machine("resume", |host, machine| {

@@ -1,7 +1,7 @@
 //! The gate in front of all vCPUs: who may run, and the proof that nobody does.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait for the vCPUs before they are kicked once more. A kick can be lost when it hits a system call of a device
 /// model, so it is repeated until it has worked.
@@ -94,21 +94,32 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Stops the vCPUs and waits until none runs. `kick` makes every one of them look at the gate.
-    pub(super) fn close(&self, kick: impl Fn()) {
-        self.stop(Wish::Stand, kick);
+    /// Stops the vCPUs and waits until none runs. `kick` makes every one of them look at the gate. If one still runs after `patience`, all go on.
+    ///
+    /// # Errors
+    /// How many still run.
+    pub(super) fn close(&self, patience: Duration, kick: impl Fn()) -> Result<(), usize> {
+        let deadline = Instant::now() + patience;
+        self.stop(Wish::Stand, kick, || Instant::now() >= deadline)
     }
 
     /// Ends all vCPU threads.
     pub(super) fn dismiss(&self, kick: impl Fn()) {
-        self.stop(Wish::Exit, kick);
+        // It does not give up.
+        let _ = self.stop(Wish::Exit, kick, || false);
     }
 
-    fn stop(&self, wish: Wish, kick: impl Fn()) {
+    fn stop(&self, wish: Wish, kick: impl Fn(), gives_up: impl Fn() -> bool) -> Result<(), usize> {
         let mut state = self.lock();
         state.wish = wish;
         self.changed.notify_all();
         while state.running > 0 {
+            if gives_up() {
+                let running = state.running;
+                state.wish = Wish::Run;
+                self.changed.notify_all();
+                return Err(running);
+            }
             kick();
             state = self
                 .changed
@@ -116,6 +127,7 @@ impl Gate {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+        Ok(())
     }
 
     /// Is the gate open?
@@ -160,9 +172,50 @@ mod tests {
             while rounds.load(Ordering::SeqCst) == before {
                 thread::yield_now();
             }
-            gate.close(|| {});
+            gate.close(Duration::from_secs(60), || {}).unwrap();
             assert_eq!(inside.load(Ordering::SeqCst), 0);
         }
+        gate.dismiss(|| {});
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_waits_for_a_device_lets_the_others_go_on() {
+        let gate = Arc::new(Gate::new());
+        let device = Arc::new(Mutex::new(()));
+        let hung = device.lock().unwrap();
+        let [inside, free] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let vcpu = |waits: bool| {
+            let (gate, device) = (gate.clone(), device.clone());
+            let rounds = if waits { inside.clone() } else { free.clone() };
+            thread::spawn(move || {
+                while gate.enter(|| {}) {
+                    while gate.may_run() {
+                        rounds.fetch_add(1, Ordering::SeqCst);
+                        if waits {
+                            drop(device.lock());
+                        }
+                        thread::yield_now();
+                    }
+                    gate.leave();
+                }
+            })
+        };
+        let threads = [vcpu(true), vcpu(false)];
+        gate.open();
+        while inside.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(gate.close(Duration::from_millis(50), || {}), Err(1));
+        let before = free.load(Ordering::SeqCst);
+        while free.load(Ordering::SeqCst) == before {
+            thread::yield_now();
+        }
+        assert!(gate.is_open());
+        drop(hung);
+        gate.close(Duration::from_secs(60), || {}).unwrap();
         gate.dismiss(|| {});
         for thread in threads {
             thread.join().unwrap();

@@ -52,8 +52,8 @@ pub use restore::RestoreError;
 pub use save::SaveError;
 pub use saved::SavedMachine;
 use vcpu::{Vcpu, VcpuError};
-pub use vcpus::Standstill;
 use vcpus::VcpuSet;
+pub use vcpus::{Standstill, StillRunning};
 pub use virtio::VirtioError;
 pub use virtio::files::HostPathError;
 pub use virtio::{DriveCopies, UpdateDriveError};
@@ -219,8 +219,11 @@ impl Machine {
     }
 
     /// Stops the vCPUs.
-    pub fn pause(&mut self) {
-        self.vcpus.stop();
+    ///
+    /// # Errors
+    /// One waits for a device. All go on.
+    pub fn pause(&mut self) -> Result<(), StillRunning> {
+        self.vcpus.stop()
     }
 
     /// Do the vCPUs run?
@@ -291,7 +294,8 @@ impl Machine {
     /// succeeds.
     pub fn new_generation(&mut self, host: &Host) -> Result<Generation, GenerationError> {
         let ran = self.is_running();
-        self.pause();
+        self.pause()
+            .map_err(|error| GenerationError::Running(error.into()))?;
         self.begin_generation()?;
         if ran {
             self.resume(host)?;

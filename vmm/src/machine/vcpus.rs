@@ -1,7 +1,9 @@
 //! All vCPUs of a machine, and the proof that none of them runs.
 
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
+use thiserror::Error;
 use vm_device::device_manager::IoManager;
 
 use super::events::EventSender;
@@ -9,6 +11,18 @@ use super::gate::Gate;
 use super::host::Host;
 use super::vcpu::{Vcpu, VcpuError, VcpuHandle};
 use crate::metrics::METRICS;
+
+/// How long the vCPUs may take to stop. One that resets a disk waits for the requests in flight, and those for the host's storage.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// vCPUs that do not stop.
+#[derive(Debug, Error)]
+#[error(
+    "{0} of the vCPUs did not stop within {limit} s and the microVM goes on: a device that the guest resets waits for the host, as a drive does whose \
+     storage gives no answer. Look at the storage of its drives, and try again",
+    limit = PATIENCE.as_secs()
+)]
+pub struct StillRunning(usize);
 
 /// The vCPUs with their threads.
 #[derive(Debug)]
@@ -63,10 +77,13 @@ impl VcpuSet {
     }
 
     /// Stops all vCPUs; returns when none runs and none has an access to a device under way.
-    pub(super) fn stop(&mut self) {
+    ///
+    /// # Errors
+    /// An access takes longer than [`PATIENCE`]. All go on.
+    pub(super) fn stop(&mut self) -> Result<(), StillRunning> {
         let handles = &self.handles;
-        self.gate
-            .close(|| handles.iter().for_each(VcpuHandle::kick));
+        let kick = || handles.iter().for_each(VcpuHandle::kick);
+        self.gate.close(PATIENCE, kick).map_err(StillRunning)
     }
 
     /// Do the vCPUs run?
