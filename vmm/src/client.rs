@@ -59,6 +59,14 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another process than the one that was expected listens there.
+    #[error("another process listens on {socket}{}", .pid.map(|pid| format!(" ({pid})")).unwrap_or_default())]
+    Stranger {
+        /// Where it listens.
+        socket: PathBuf,
+        /// The process, as far as it is known.
+        pid: Option<i32>,
+    },
     /// The VMM took too long.
     #[error("the VMM at {socket} did not answer {request} within {timeout:?}")]
     Timeout {
@@ -108,6 +116,8 @@ pub struct Client {
     runtime: Runtime,
     connection: Option<Connection>,
     timeout: Option<Duration>,
+    /// The process that must be the VMM, if that is known.
+    peer: Option<i32>,
 }
 
 #[derive(Debug)]
@@ -128,7 +138,13 @@ impl Client {
             runtime,
             connection: None,
             timeout: None,
+            peer: None,
         })
+    }
+
+    /// Speaks only to this process from now on, whoever else may listen on the socket meanwhile.
+    pub fn expect_peer(&mut self, pid: u32) {
+        self.peer = i32::try_from(pid).ok();
     }
 
     /// Limits how long each call may take; by default a call waits for ever, because a large
@@ -147,7 +163,7 @@ impl Client {
         let connection = self.connection.take().filter(Connection::is_usable);
         self.connection = Some(match connection {
             Some(connection) => connection,
-            None => self.runtime.block_on(connect(&self.socket))?,
+            None => self.runtime.block_on(connect(&self.socket, self.peer))?,
         });
         Ok(())
     }
@@ -355,7 +371,7 @@ impl Connection {
     }
 }
 
-async fn connect(socket: &Path) -> Result<Connection, ClientError> {
+async fn connect(socket: &Path, peer: Option<i32>) -> Result<Connection, ClientError> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     let stream = loop {
         match UnixStream::connect(socket).await {
@@ -371,6 +387,12 @@ async fn connect(socket: &Path) -> Result<Connection, ClientError> {
         ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
         _ => ClientError::Connect(socket.to_owned(), error),
     })?;
+    // Who called listen().
+    let pid = peer.and_then(|_| stream.peer_cred().ok()?.pid());
+    if peer.is_some() && pid != peer {
+        let socket = socket.to_owned();
+        return Err(ClientError::Stranger { socket, pid });
+    }
     let (sender, connection) = handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ClientError::Connect(socket.to_owned(), io::Error::other(error)))?;
@@ -436,4 +458,25 @@ fn number(answer: &Answer, header: &HeaderName) -> Result<u64, ClientError> {
             status: answer.status.as_u16(),
             reason: format!("no number in the header {header}"),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_speaks_to_no_other_process_than_the_one_it_expects() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let mut client = Client::new(&socket).unwrap();
+        client.expect_peer(std::process::id());
+        client.connect().unwrap();
+        let mut client = Client::new(&socket).unwrap();
+        client.expect_peer(1);
+        let error = client.connect().unwrap_err();
+        let this = i32::try_from(std::process::id()).unwrap();
+        let is_it = matches!(error, ClientError::Stranger { pid: Some(pid), .. } if pid == this);
+        assert!(is_it, "{error}");
+    }
 }

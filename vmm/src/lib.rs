@@ -14,6 +14,7 @@ pub mod generation;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
+mod own_files;
 pub mod registry;
 pub mod snapshot;
 pub mod terminal;

@@ -20,6 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::metrics::METRICS;
+use crate::own_files;
 
 /// The level that PUT `/logger` and Firecracker's command line set when they name none.
 pub const DIALECT_LEVEL: LevelFilter = LevelFilter::INFO;
@@ -126,6 +127,7 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
 
 /// Opens a file to append to, or a named pipe without waiting for its reader.
 fn open(path: &Path) -> io::Result<File> {
+    own_files::check_append(path).map_err(io::Error::other)?;
     OpenOptions::new()
         .create(true)
         .append(true)

@@ -7,10 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
+
+use crate::own_files::{self, DirLock, Purpose};
 
 /// Only the user who started the VMM may speak to it.
 const MODE: u32 = 0o600;
@@ -123,6 +125,17 @@ fn is_alive(path: &Path) -> bool {
     }
 }
 
+/// Whether a process listens on the socket at `path`; also if it cannot be asked.
+pub(crate) fn is_listened_on(path: &Path) -> bool {
+    match try_connect(path) {
+        Ok(()) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound
+        ),
+    }
+}
+
 /// Connects without waiting: a VMM whose backlog is full is alive.
 fn try_connect(path: &Path) -> io::Result<()> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -130,19 +143,14 @@ fn try_connect(path: &Path) -> io::Result<()> {
     socket.connect(&SockAddr::unix(path)?)
 }
 
-/// Locks the directory that `path` is in; best effort, because whoever may read a directory may
-/// lock it for ever.
-fn lock_directory(path: &Path) -> Option<File> {
+/// Locks the directory that `path` is in against other VMMs of this user's; best effort, because the file system may have no
+/// locks.
+fn lock_directory(path: &Path) -> Option<DirLock> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let directory = File::open(parent.unwrap_or(Path::new("."))).ok()?;
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    while directory.try_lock().is_err() {
-        if Instant::now() > deadline {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Some(directory)
+    own_files::lock(&directory, Purpose::Sockets, LOCK_TIMEOUT)
+        .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "a dead socket is replaced without a lock"))
+        .ok()
 }

@@ -1,16 +1,33 @@
 //! Commands that meet each other, or are killed in the middle.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use vmgenie_tests::process::signal;
+use serde_json::Value;
+use vmgenie::client::Client;
+use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::vm::Vm;
 use vmgenie_tests::{Snapshot, tiny};
 
-use crate::{json, vmgenie};
+use crate::{fail, json, stderr, vmgenie};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Takes care that no VMM with a socket in `dir` outlives the test.
+struct Sweep<'a>(&'a Path);
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        for pid in with_argument(text(self.0)) {
+            drop(Stray(pid));
+        }
+    }
+}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -26,6 +43,142 @@ fn at_once<A: AsRef<OsStr>>(arguments: &[Vec<A>]) -> Vec<Output> {
     let children: Vec<_> = arguments.iter().map(start).collect();
     let end = |child: std::process::Child| child.wait_with_output().unwrap();
     children.into_iter().map(end).collect()
+}
+
+fn pids(shown: &Value) -> Vec<u32> {
+    let clones = shown["clones"].as_array().unwrap().iter();
+    clones
+        .map(|clone| u32::try_from(clone["pid"].as_u64().unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+fn of_two_that_clone_into_one_directory_one_wins_and_the_other_touches_nothing() {
+    let snapshot = tiny::boot("").snapshot();
+    for round in 0..8 {
+        let place = Snapshot::new();
+        let dir = place.dir().join("clones");
+        let _sweep = Sweep(&dir);
+        let number = if round % 2 == 0 { "1" } else { "3" };
+        let arguments = [
+            "clone",
+            text(snapshot.dir()),
+            "-n",
+            number,
+            "--json",
+            "--dir",
+            text(&dir),
+        ];
+        let done = at_once(&[arguments.to_vec(), arguments.to_vec()]);
+        let (won, lost): (Vec<_>, Vec<_>) = done.iter().partition(|output| output.status.success());
+        assert_eq!((won.len(), lost.len()), (1, 1), "{done:?}");
+        let told = stderr(lost[0]);
+        assert!(told.contains("in use"), "{told}");
+        let shown: Value = serde_json::from_slice(&won[0].stdout).unwrap();
+        for clone in shown["clones"].as_array().unwrap() {
+            let mut client = Client::new(clone["socket"].as_str().unwrap()).unwrap();
+            let id = client.generation().unwrap().id;
+            assert_eq!(id, clone["generation_id"].as_str().unwrap());
+            assert!(Path::new(clone["log"].as_str().unwrap()).exists());
+        }
+        assert!(pids(&shown).into_iter().all(is_alive));
+        let files = 2 * pids(&shown).len();
+        assert_eq!(
+            fs::read_dir(&dir).unwrap().count(),
+            files,
+            "sockets and logs"
+        );
+        assert_eq!(with_argument(text(&dir)).len(), pids(&shown).len());
+    }
+}
+
+#[test]
+fn what_clones_that_were_killed_have_said_is_kept() {
+    let snapshot = tiny::boot("touch=1").snapshot();
+    let place = Snapshot::new();
+    let dir = place.dir().join("clones");
+    let _sweep = Sweep(&dir);
+    let arguments = [
+        "clone",
+        text(snapshot.dir()),
+        "-n",
+        "2",
+        "--dir",
+        text(&dir),
+    ];
+    let first = pids(&json(arguments));
+    let log = dir.join("clone-1.log");
+    // What it has said last.
+    fs::write(&log, "last words\n").unwrap();
+    signal(first[0], libc::SIGKILL);
+    wait_until("it has ended", LIMIT, || !is_alive(first[0]));
+    // Clone 2 runs: nothing is touched.
+    fail(arguments, 1, "clone-2.sock is in use");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "last words\n");
+    assert!(dir.join("clone-1.sock").exists(), "the dead one's socket");
+    signal(first[1], libc::SIGKILL);
+    wait_until("it has ended", LIMIT, || !is_alive(first[1]));
+    let second = pids(&json(arguments));
+    let kept = fs::read_to_string(&log).unwrap();
+    assert!(kept.starts_with("last words\n"), "{kept:?}");
+    for pid in second {
+        signal(pid, libc::SIGKILL);
+        wait_until("it has ended", LIMIT, || !is_alive(pid));
+    }
+    // Clones that fail leave of it what was there.
+    fs::write(&log, "last words\n").unwrap();
+    let output = without_kvm(&arguments);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "last words\n");
+}
+
+/// Runs the program where `/dev/kvm` is something else.
+fn without_kvm(arguments: &[&str]) -> Output {
+    let mut command = vmgenie(arguments);
+    let hide = || {
+        // SAFETY: system calls with texts that end with a zero byte; they are async-signal-safe.
+        let hidden = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(
+                    c"none".as_ptr(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                ) == 0
+                && libc::mount(
+                    c"/dev/null".as_ptr(),
+                    c"/dev/kvm".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_BIND,
+                    std::ptr::null(),
+                ) == 0
+        };
+        match hidden {
+            true => Ok(()),
+            false => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe { command.pre_exec(hide) };
+    command.output().unwrap()
+}
+
+#[test]
+fn clones_on_a_host_without_kvm_end_with_the_status_that_says_so() {
+    let snapshot = tiny::boot("").snapshot();
+    let place = Snapshot::new();
+    let dir = place.dir().join("clones");
+    let output = without_kvm(&[
+        "clone",
+        text(snapshot.dir()),
+        "-n",
+        "2",
+        "--dir",
+        text(&dir),
+    ]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(!dir.exists());
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The commands that speak to one VMM.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use crate::api::wire::{
     SnapshotCreate, SnapshotLoad, SnapshotType, State,
 };
 use crate::client::Client;
+use crate::own_files::{OwnDir, TrustError};
 use crate::snapshot::Header;
 
 /// The state file in a snapshot's directory.
@@ -29,8 +29,8 @@ const MEMORY_FILE: &str = "memory";
 /// What goes wrong with files on the client's side.
 #[derive(Debug, Error)]
 enum PathError {
-    #[error("could not make the directory {0}")]
-    MakeDirectory(PathBuf, #[source] io::Error),
+    #[error("a snapshot cannot lie in {0}")]
+    Directory(PathBuf, #[source] TrustError),
     #[error("could not tell where {0} is")]
     Absolute(PathBuf, #[source] io::Error),
 }
@@ -257,29 +257,32 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
 /// removed again.
 struct SnapshotDir {
     path: PathBuf,
-    remove: bool,
+    /// Until there is a snapshot in it.
+    dir: Option<OwnDir>,
 }
 
 impl SnapshotDir {
     fn make(path: &Path) -> Result<Self, PathError> {
         let path = absolute(path)?;
-        let remove = !path.exists();
-        match fs::create_dir_all(&path) {
-            Ok(()) => Ok(Self { path, remove }),
-            Err(error) => Err(PathError::MakeDirectory(path, error)),
+        match OwnDir::make(&path) {
+            Ok(dir) => Ok(Self {
+                path,
+                dir: Some(dir),
+            }),
+            Err(error) => Err(PathError::Directory(path, error)),
         }
     }
 
     fn keep(mut self) -> PathBuf {
-        self.remove = false;
+        self.dir = None;
         std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for SnapshotDir {
     fn drop(&mut self) {
-        if self.remove {
-            let _ = fs::remove_dir(&self.path); // only an empty one goes
+        if let Some(dir) = &self.dir {
+            dir.remove_if_made();
         }
     }
 }

@@ -1,23 +1,24 @@
 //! `vmgenie clone`: several machines from one snapshot, at once.
 
-use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 use thiserror::Error;
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::Failure;
 use super::args::CloneArgs;
 use super::client_commands::load_request;
-use super::clone_process::{CloneError, CloneProcess, CloneReport};
+use super::clone_process::{CloneError, CloneProcess, CloneReport, check_socket};
 use super::devices::{OverrideError, override_devices};
 use super::host_things;
 use super::output::{show, table};
+use super::{FAILURE, Failure};
 use crate::api::wire::SnapshotLoad;
+use crate::own_files::{self, DirLock, LockError, OwnDir, Purpose, TrustError};
 
 /// The stack of a thread that starts one clone, in bytes.
 const STACK_SIZE: usize = 256 << 10;
@@ -25,16 +26,38 @@ const STACK_SIZE: usize = 256 << 10;
 /// Why there are no clones.
 #[derive(Debug, Error)]
 enum ClonesError {
-    #[error("could not make the directory {0}")]
-    Directory(PathBuf, #[source] io::Error),
+    #[error("clones cannot have their sockets and logs in {0}")]
+    Directory(PathBuf, #[source] TrustError),
+    #[error("could not tell where the directory {0} is")]
+    Absolute(PathBuf, #[source] io::Error),
+    #[error(
+        "the directory {0} is in use by another `vmgenie clone`, or cannot be locked; choose another --dir"
+    )]
+    InUse(PathBuf, #[source] LockError),
     #[error("could not tell where this program is")]
     Program(#[source] io::Error),
     #[error("could not start a thread")]
     Thread(#[source] io::Error),
     #[error("clone {0} failed, so none was kept")]
     Clone(u16, #[source] CloneError),
+    #[error("clone {0} could not be started, so none was")]
+    Socket(u16, #[source] CloneError),
     #[error("interrupted, so no clone was kept")]
     Interrupted,
+}
+
+impl ClonesError {
+    /// With the status that the process of a clone has ended with, where that tells more.
+    fn into_failure(self) -> Failure {
+        let status = match &self {
+            Self::Clone(_, error) => error.status(),
+            _ => FAILURE,
+        };
+        Failure {
+            error: self.into(),
+            status,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -51,23 +74,19 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 }
 
 pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
-    let request = load_request(&args.snapshot, args.generation.into(), true)?;
+    let requests = requests(args)?;
     let program = std::env::current_exe().map_err(ClonesError::Program)?;
+    let dir = CloneDir::make(args.dir.as_deref())?;
+    for number in 1..=args.number {
+        check_socket(dir.dir.path(), number).map_err(|error| ClonesError::Socket(number, error))?;
+    }
+    host_things::tell(&requests);
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // Without a handler an interrupted run would leave machines behind; that is no reason not
         // to start them.
         let _ = register_signal_handler(signal, on_signal);
     }
-    let dir = CloneDir::make(args.dir.as_deref())?;
-    let requests = (1..=args.number)
-        .map(|number| {
-            let mut request = request.clone();
-            override_devices(&mut request, &args.overrides, Some(number))?;
-            Ok(request)
-        })
-        .collect::<Result<Vec<_>, OverrideError>>()?;
-    host_things::tell(&requests);
-    let started = start_all(&program, &dir.path, &requests)?;
+    let started = start_all(&program, &dir.dir, &requests).map_err(ClonesError::into_failure)?;
     if INTERRUPTED.load(Ordering::Relaxed) {
         return Err(ClonesError::Interrupted.into());
     }
@@ -80,16 +99,29 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
     show(json, &shown, text)
 }
 
+/// What each clone's VMM will be asked for.
+fn requests(args: &CloneArgs) -> Result<Vec<SnapshotLoad>, Failure> {
+    let request = load_request(&args.snapshot, args.generation.into(), true)?;
+    let requests = (1..=args.number)
+        .map(|number| {
+            let mut request = request.clone();
+            override_devices(&mut request, &args.overrides, Some(number))?;
+            Ok(request)
+        })
+        .collect::<Result<Vec<_>, OverrideError>>()?;
+    Ok(requests)
+}
+
 /// Starts the clones, each in a thread of its own. Those that were started are ended when one
 /// fails.
 fn start_all(
     program: &Path,
-    dir: &Path,
+    dir: &Arc<OwnDir>,
     requests: &[SnapshotLoad],
 ) -> Result<Vec<(CloneProcess, CloneReport)>, ClonesError> {
     std::thread::scope(|scope| {
         let start = |number, request| {
-            let mut process = CloneProcess::start(program, dir, number, request)?;
+            let mut process = CloneProcess::start(program, Arc::clone(dir), number, request)?;
             let report = process.load(request, &INTERRUPTED)?;
             Ok((process, report))
         };
@@ -138,61 +170,68 @@ fn text(shown: &Clones) -> String {
     )
 }
 
-/// The directory of sockets and logs. One that was made here is removed again when there are no
-/// clones.
+/// The directory of sockets and logs, in which no other `vmgenie clone` is at work. One that was
+/// made here is removed again when there are no clones.
 struct CloneDir {
-    path: PathBuf,
+    dir: Arc<OwnDir>,
+    /// While clones are started.
+    lock: Option<DirLock>,
     remove: bool,
 }
 
 impl CloneDir {
     fn make(wanted: Option<&Path>) -> Result<Self, ClonesError> {
-        let Some(path) = wanted else {
-            return Self::make_fresh();
+        let dir = match wanted {
+            Some(path) => {
+                let path = std::path::absolute(path)
+                    .map_err(|error| ClonesError::Absolute(path.to_owned(), error))?;
+                OwnDir::make(&path).map_err(|error| ClonesError::Directory(path, error))?
+            }
+            None => Self::make_fresh()?,
         };
-        let failed = |error| ClonesError::Directory(path.to_owned(), error);
-        let path = std::path::absolute(path).map_err(failed)?;
-        let remove = !path.exists();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed)?;
-        Ok(Self { path, remove })
+        let lock = own_files::lock(dir.file(), Purpose::Clones, Duration::ZERO)
+            .map_err(|error| ClonesError::InUse(dir.path().to_owned(), error))?;
+        Ok(Self {
+            dir: Arc::new(dir),
+            lock: Some(lock),
+            remove: true,
+        })
     }
 
-    fn make_fresh() -> Result<Self, ClonesError> {
+    fn make_fresh() -> Result<OwnDir, ClonesError> {
         let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        // Root may have that of another user, who could exchange what is in it.
         let parent = parent
-            .filter(|dir| dir.is_dir())
+            .filter(|dir| OwnDir::open(dir).is_ok())
             .unwrap_or_else(std::env::temp_dir);
         let name = format!("vmgenie-clones-{}", std::process::id());
-        let mut attempt = 0_u32;
-        loop {
+        for attempt in 0..1000 {
             let path = parent.join(match attempt {
                 0 => name.clone(),
                 more => format!("{name}-{more}"),
             });
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { path, remove: true }),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 1000 => {
-                    attempt += 1;
-                }
+            match OwnDir::make_new(&path) {
+                Ok(dir) => return Ok(dir),
+                Err(TrustError::Make(_, error)) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(ClonesError::Directory(path, error)),
             }
         }
+        let error = TrustError::Make(parent.join(name), ErrorKind::AlreadyExists.into());
+        Err(ClonesError::Directory(parent, error))
     }
 
     fn keep(mut self) -> PathBuf {
         self.remove = false;
-        std::mem::take(&mut self.path)
+        self.dir.path().to_owned()
     }
 }
 
 impl Drop for CloneDir {
     fn drop(&mut self) {
+        // Its file is in the directory.
+        self.lock = None;
         if self.remove {
-            let _ = fs::remove_dir(&self.path); // only an empty one goes
+            self.dir.remove_if_made();
         }
     }
 }

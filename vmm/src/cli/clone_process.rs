@@ -1,11 +1,13 @@
 //! One clone: a detached `vmgenie api` process and the snapshot that is loaded into it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -15,6 +17,8 @@ use thiserror::Error;
 
 use crate::api::wire::{DriveOverride, SnapshotLoad};
 use crate::client::{Client, ClientError};
+use crate::own_files::OwnDir;
+use crate::unix_socket::is_listened_on;
 
 /// How long a VMM may take to open its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,7 +36,11 @@ const LOG_TAIL: u64 = 2048;
 pub(super) enum CloneError {
     #[error("{0} is in use: a VMM listens on it; choose another --dir")]
     InUse(PathBuf),
-    #[error("could not make the log {0}")]
+    #[error("{0} exists and is not a socket: choose another --dir or remove it")]
+    NotASocket(PathBuf),
+    #[error("could not look at {0}")]
+    Look(PathBuf, #[source] io::Error),
+    #[error("could not write to the log {0}")]
     Log(PathBuf, #[source] io::Error),
     #[error("could not start a VMM")]
     Spawn(#[source] io::Error),
@@ -48,6 +56,106 @@ pub(super) enum CloneError {
     Load(PathBuf, #[source] ClientError),
     #[error("interrupted")]
     Interrupted,
+}
+
+impl CloneError {
+    /// The exit status that says most: the VMM's own, which tells that KVM is not usable, for example.
+    pub(super) fn status(&self) -> u8 {
+        let ended = match self {
+            Self::Ended { status, .. } => status.code().and_then(|code| u8::try_from(code).ok()),
+            _ => None,
+        };
+        ended.filter(|code| *code > 0).unwrap_or(super::FAILURE)
+    }
+}
+
+/// Where clone `number` has its socket.
+fn socket_path(dir: &Path, number: u16) -> PathBuf {
+    dir.join(format!("clone-{number}.sock"))
+}
+
+/// Looks whether clone `number` can have its socket in `dir`. Touches nothing.
+pub(super) fn check_socket(dir: &Path, number: u16) -> Result<(), CloneError> {
+    let socket = socket_path(dir, number);
+    match fs::symlink_metadata(&socket) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(CloneError::Look(socket, error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => Err(CloneError::NotASocket(socket)),
+        Ok(_) if is_listened_on(&socket) => Err(CloneError::InUse(socket)),
+        // What a dead VMM has left.
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Device and inode of the socket at `path`, if there is one.
+fn socket_at(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    let is_socket = metadata.file_type().is_socket();
+    is_socket.then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// The file of a clone's console and log: a new one, or that of an earlier clone, which is kept.
+#[derive(Debug)]
+struct Log {
+    dir: Arc<OwnDir>,
+    name: OsString,
+    /// Device and inode.
+    identity: (u64, u64),
+    /// It was not there before.
+    made: bool,
+    /// Where this clone's part begins.
+    begin: u64,
+}
+
+impl Log {
+    fn open(dir: Arc<OwnDir>, name: OsString) -> io::Result<(Self, File)> {
+        let (file, made) = dir.append(&name)?;
+        let metadata = file.metadata()?;
+        let log = Self {
+            dir,
+            name,
+            identity: (metadata.dev(), metadata.ino()),
+            made,
+            begin: metadata.len(),
+        };
+        Ok((log, file))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join(&self.name)
+    }
+
+    /// The end of what this clone has said.
+    fn tail(&self) -> String {
+        let read = || -> io::Result<String> {
+            let mut file = File::open(self.path())?;
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(
+                len.saturating_sub(LOG_TAIL).max(self.begin),
+            ))?;
+            let mut tail = Vec::new();
+            file.take(LOG_TAIL).read_to_end(&mut tail)?;
+            Ok(String::from_utf8_lossy(&tail).trim().to_owned())
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Has it be as it was before this clone.
+    fn undo(&self) {
+        if self.made {
+            return self.dir.remove(&self.name, self.identity);
+        }
+        let undone = self.dir.append(&self.name).and_then(|(file, _)| {
+            let metadata = file.metadata()?;
+            match (metadata.dev(), metadata.ino()) == self.identity {
+                true => file.set_len(self.begin),
+                false => Ok(()),
+            }
+        });
+        if let Err(error) = undone {
+            tracing::debug!(log = %self.path().display(), %error, "a failed clone's words stay");
+        }
+    }
 }
 
 /// What became of one clone.
@@ -72,30 +180,33 @@ pub(super) struct CloneProcess {
     child: Child,
     started: Instant,
     socket: PathBuf,
-    log: PathBuf,
+    /// The socket that was there before, of a VMM that is gone.
+    stale_socket: Option<(u64, u64)>,
+    log: Log,
     /// The copies of drives that it makes.
     copies: Vec<PathBuf>,
+    /// It was asked to.
+    asked: bool,
     /// The process ends when this is closed before a word has come through it: when this program is killed.
     lifeline: Option<ChildStdin>,
 }
 
 impl CloneProcess {
     /// Starts clone number `number`, which will be asked for `request`, in a session of its own, with its files in `dir`.
+    /// [`check_socket`] comes first.
     pub(super) fn start(
         program: &Path,
-        dir: &Path,
+        dir: Arc<OwnDir>,
         number: u16,
         request: &SnapshotLoad,
     ) -> Result<Self, CloneError> {
         let name = format!("clone-{number}");
-        let socket = dir.join(format!("{name}.sock"));
-        let log = dir.join(format!("{name}.log"));
-        if UnixStream::connect(&socket).is_ok() {
-            return Err(CloneError::InUse(socket));
-        }
-        let log_failed = |error| CloneError::Log(log.clone(), error);
+        let socket = socket_path(dir.path(), number);
+        let stale_socket = socket_at(&socket);
+        let log_path = dir.path().join(format!("{name}.log"));
+        let log_failed = |error| CloneError::Log(log_path.clone(), error);
         let copies = copies(request);
-        let out = File::create(&log).map_err(log_failed)?;
+        let (log, out) = Log::open(dir, format!("{name}.log").into()).map_err(log_failed)?;
         let err = out.try_clone().map_err(log_failed)?;
         let mut command = Command::new(program);
         command
@@ -105,7 +216,7 @@ impl CloneProcess {
             .arg("--id")
             .arg(name)
             .arg("--lifeline");
-        for made in copies.iter().chain([&log]) {
+        for made in copies.iter().chain(log.made.then_some(&log_path)) {
             command.arg("--doomed").arg(made);
         }
         command.stdin(Stdio::piped()).stdout(out).stderr(err);
@@ -119,7 +230,7 @@ impl CloneProcess {
         }
         let started = Instant::now();
         let mut child = command.spawn().map_err(|error| {
-            let _ = fs::remove_file(&log);
+            log.undo();
             CloneError::Spawn(error)
         })?;
         let lifeline = child.stdin.take();
@@ -127,8 +238,10 @@ impl CloneProcess {
             child,
             started,
             socket,
+            stale_socket,
             log,
             copies,
+            asked: false,
             lifeline,
         })
     }
@@ -144,8 +257,10 @@ impl CloneProcess {
         // How long a copy of a drive takes nobody knows.
         let copies = request.drive_overrides.iter().any(makes_a_file);
         client.set_timeout((!copies).then_some(ANSWER_TIMEOUT));
+        client.expect_peer(self.child.id());
         self.connect(&mut client, interrupted)?;
         let asked = Instant::now();
+        self.asked = true;
         if copies {
             self.load_copying(&mut client, request, interrupted)?;
         } else {
@@ -157,7 +272,7 @@ impl CloneProcess {
         Ok(CloneReport {
             pid: self.child.id(),
             socket: self.socket.clone(),
-            log: self.log.clone(),
+            log: self.log.path(),
             generation_id: client.generation().map_err(failed)?.id,
             running_ms: running.as_secs_f64() * 1e3,
             load_ms: load.as_secs_f64() * 1e3,
@@ -206,13 +321,15 @@ impl CloneProcess {
             match client.connect() {
                 Ok(()) => return Ok(()),
                 Err(ClientError::NoSocket(_) | ClientError::NotRunning(_)) => {}
+                // Another VMM was faster; ours ends.
+                Err(ClientError::Stranger { socket, .. }) => return Err(CloneError::InUse(socket)),
                 Err(error) => return Err(CloneError::Load(self.socket.clone(), error)),
             }
             if interrupted.load(Ordering::Relaxed) {
                 return Err(CloneError::Interrupted);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                let (socket, log) = (self.socket.clone(), self.log_tail());
+                let (socket, log) = (self.socket.clone(), self.log.tail());
                 return Err(CloneError::Ended {
                     socket,
                     status,
@@ -224,18 +341,6 @@ impl CloneProcess {
             }
             std::thread::sleep(POLL);
         }
-    }
-
-    fn log_tail(&self) -> String {
-        let read = || -> io::Result<String> {
-            let mut file = File::open(&self.log)?;
-            let len = file.metadata()?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))?;
-            let mut tail = Vec::new();
-            file.take(LOG_TAIL).read_to_end(&mut tail)?;
-            Ok(String::from_utf8_lossy(&tail).trim().to_owned())
-        };
-        read().unwrap_or_default()
     }
 
     /// Lets the VMM live on.
@@ -268,12 +373,18 @@ impl Drop for CloneProcess {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for made in self.copies.iter().chain([&self.log]) {
+        // Before it was asked they would be somebody else's.
+        for made in self.copies.iter().filter(|_| self.asked) {
             let _ = fs::remove_file(made);
         }
-        // Another VMM may have taken the path; a socket that nobody listens on is ours.
-        if UnixStream::connect(&self.socket).is_err() {
-            let _ = fs::remove_file(&self.socket);
+        self.log.undo();
+        // Another VMM may have taken the path, and what was there before is not ours to remove; any other socket that nobody
+        // listens on is ours.
+        let ours = socket_at(&self.socket).filter(|found| Some(*found) != self.stale_socket);
+        if let (Some(ours), Some(name)) = (ours, self.socket.file_name())
+            && !is_listened_on(&self.socket)
+        {
+            self.log.dir.remove(name, ours);
         }
     }
 }

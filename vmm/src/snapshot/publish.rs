@@ -13,9 +13,11 @@ use super::{
     Header, HeaderError, MemorySource, SnapshotId, TargetError, WriteMemoryError, Written, fault,
     memory_file,
 };
+use crate::own_files::LockError;
 
 /// How long a create waits for others that publish in the same directories. They need a few syncs.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// It waits in the thread that serves the guest's devices: not long.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a snapshot could not be created. Unless the message says otherwise, what was there before is
 /// untouched and nothing was left behind.
@@ -65,13 +67,13 @@ pub enum CreateError {
     /// The state is that of another snapshot or another memory.
     #[error("The state that is to become {0:?} belongs to another snapshot or memory size")]
     ForeignState(PathBuf),
-    /// Somebody else keeps publishing there, or locks are refused.
+    /// Another process keeps publishing there, or locks are refused.
     #[error("Could not lock the directory of {path:?} against other snapshots: {source}")]
     Lock {
         /// The target.
         path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
+        /// Who holds the lock, or what is wrong with it.
+        source: LockError,
     },
     /// A file could not be given its name.
     #[error("Could not publish {path:?}: {source}")]
@@ -136,7 +138,7 @@ impl Staging {
         let targets = Targets::resolve(state, memory)?;
         let id = SnapshotId::generate().map_err(CreateError::Random)?;
         // Best effort, but early: a dead writer's memory may be what fills the disk.
-        if let Ok(_lock) = targets.lock(Duration::ZERO) {
+        if let (Ok(true), Ok(_lock)) = (targets.has_left_overs(), targets.lock(Duration::ZERO)) {
             let _ = sweep_locked(&targets);
         }
         let create = |target: &Target| {

@@ -25,11 +25,16 @@ pub fn sweep(state: &Path, memory: &Path) {
 
 /// The same, waiting no longer than `patience` for somebody who publishes.
 pub(super) fn sweep_within(state: &Path, memory: &Path, patience: Duration) {
-    let swept = Targets::resolve(state, memory)
-        .map_err(io::Error::other)
-        .and_then(|targets| Ok((targets.lock(patience)?, targets)))
-        .and_then(|(_lock, targets)| sweep_locked(&targets));
-    if let Err(error) = swept {
+    let swept = || {
+        let targets = Targets::resolve(state, memory).map_err(io::Error::other)?;
+        // Most often there is nothing, and nobody needs to wait or to write.
+        if !targets.has_left_overs()? {
+            return Ok(());
+        }
+        let _lock = targets.lock(patience).map_err(io::Error::other)?;
+        sweep_locked(&targets)
+    };
+    if let Err(error) = swept() {
         tracing::debug!(?state, ?memory, %error, "left-overs of creates were not removed");
     }
 }
@@ -39,7 +44,10 @@ pub(super) fn sweep_within(state: &Path, memory: &Path, patience: Duration) {
 pub fn with_current(state: &Path, memory: &Path, then: impl FnOnce(SnapshotId)) {
     let found = Targets::resolve(state, memory)
         .map_err(io::Error::other)
-        .and_then(|targets| Ok((targets.lock(SWEEP_PATIENCE)?, targets)));
+        .and_then(|targets| {
+            let lock = targets.lock(SWEEP_PATIENCE).map_err(io::Error::other)?;
+            Ok((lock, targets))
+        });
     match found {
         Ok((_lock, targets)) => {
             if let Current::Snapshot(id) = current(&targets.state) {

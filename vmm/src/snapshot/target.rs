@@ -6,19 +6,18 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crc64fast_nvme::Digest;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::SnapshotId;
+use crate::own_files::{self, DirLock, LockError, Purpose, TrustError};
 
 /// Longest file name that leaves room for what a staged name adds to it.
 const MAX_NAME_LENGTH: usize = 255 - ".".len() - ".".len() - 32 - ".".len() - 16 - SUFFIX.len();
 const SUFFIX: &str = ".staged";
-/// How often a lock that is held by another process is asked for again.
-const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// Why a path cannot be the target of a snapshot file.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +39,14 @@ pub enum TargetError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// A symbolic link that somebody else could have put there.
+    #[error("Could not follow the symbolic link {path:?}: {source}")]
+    Link {
+        /// The path as it was given.
+        path: PathBuf,
+        /// Why it is not trusted.
+        source: TrustError,
+    },
     /// Both paths lead to one file.
     #[error("{0:?} is given for both the state file and the memory file")]
     SameFile(PathBuf),
@@ -57,21 +64,23 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Finds the place of `path`. Symbolic links are followed, also the last one: the file that
-    /// it leads to is the target.
+    /// Finds the place of `path`. Symbolic links are followed, also the last one if nobody else can
+    /// have put it there: the file that it leads to is the target.
     fn resolve(path: &Path) -> Result<Self, TargetError> {
         let unreachable = |source| TargetError::Unreachable {
             path: path.to_owned(),
             source,
         };
-        let mut resolved = path.to_owned();
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_symlink() => {
-                resolved = fs::canonicalize(path).map_err(unreachable)?;
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(unreachable(error)),
+        let resolved = own_files::follow(path).map_err(|error| match error {
+            TrustError::Look(_, error) => unreachable(error),
+            source => TargetError::Link {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        if resolved != path {
+            // A link that leads nowhere is a mistake.
+            fs::symlink_metadata(&resolved).map_err(unreachable)?;
         }
         let no_name = || TargetError::NoName(path.to_owned());
         let name = resolved.file_name().ok_or_else(no_name)?.to_owned();
@@ -147,6 +156,15 @@ impl Target {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    /// Whether there are staged files for this target, or the lock of one who publishes or was
+    /// killed while it did.
+    fn has_left_overs(&self) -> io::Result<bool> {
+        Ok(
+            own_files::is_locked_name(&self.directory, Purpose::Snapshots)
+                || !self.staged()?.is_empty(),
+        )
     }
 
     /// The staged names of files for this target that are in the directory.
@@ -226,56 +244,38 @@ impl Targets {
         staged.tag == self.tag
     }
 
-    /// Locks the directories of both targets against everybody else who publishes or sweeps there,
-    /// waiting for at most `patience`. The lock ends with the value, or with the process.
+    /// Locks the directories of both targets against every other process of this user's that
+    /// publishes or sweeps there, waiting for at most `patience` for each. The lock ends with the
+    /// value, or with the process.
     ///
-    /// A file system without locks on directories (NFS) is used without: publishing to the same
+    /// A file system without locks (NFS may be one) is used without: publishing to the same
     /// targets from two processes at once is not safe there.
-    pub(super) fn lock(&self, patience: Duration) -> io::Result<DirectoryLock> {
+    pub(super) fn lock(&self, patience: Duration) -> Result<DirectoryLock, LockError> {
         let mut directories = [&self.state, &self.memory];
         // Everybody takes two locks in the same order, so that nobody waits in a circle.
         directories.sort_by_key(|target| target.identity);
-        let deadline = Instant::now() + patience;
-        let mut locks = vec![lock_directory(&directories[0].directory, deadline)?];
-        if directories[0].identity != directories[1].identity {
-            locks.push(lock_directory(&directories[1].directory, deadline)?);
-        }
-        Ok(DirectoryLock { directories: locks })
+        let lock =
+            |target: &Target| own_files::lock(&target.directory, Purpose::Snapshots, patience);
+        let first = lock(directories[0])?;
+        let apart = directories[0].identity != directories[1].identity;
+        let second = apart.then(|| lock(directories[1])).transpose()?;
+        Ok(DirectoryLock(first, second))
+    }
+
+    /// Whether there is anything to tidy up beside the targets, or perhaps soon.
+    pub(super) fn has_left_overs(&self) -> io::Result<bool> {
+        let [state, memory] = [&self.state, &self.memory].map(Target::has_left_overs);
+        Ok(state? || memory?)
     }
 }
 
 /// Holds the lock on one or two directories.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct DirectoryLock {
-    directories: Vec<File>,
-}
-
-impl Drop for DirectoryLock {
-    fn drop(&mut self) {
-        // Closing is not enough: a process that another thread is starting this very moment has
-        // a copy of the descriptor until its exec.
-        for directory in &self.directories {
-            let _ = rustix::fs::flock(directory, FlockOperation::Unlock);
-        }
-    }
-}
-
-/// Opens the directory once more, so that closing that file releases the lock, and locks it.
-fn lock_directory(directory: &File, deadline: Instant) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(directory, ".", flags, Mode::empty())?);
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
-                return Ok(file);
-            }
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
+pub(super) struct DirectoryLock(
+    #[allow(dead_code, reason = "held")] DirLock,
+    #[allow(dead_code, reason = "held")] Option<DirLock>,
+);
 
 #[cfg(test)]
 mod tests {
@@ -358,18 +358,8 @@ mod tests {
         let others = Targets::resolve(&two, &one).unwrap();
         let lock = targets.lock(Duration::ZERO).unwrap();
         let error = others.lock(Duration::from_millis(5)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(matches!(error, LockError::Held(_)), "{error}");
         drop(lock);
         let _lock = others.lock(Duration::ZERO).unwrap();
-    }
-
-    #[test]
-    fn a_lock_ends_although_a_process_that_is_being_started_has_a_copy_of_it() {
-        let dir = TempDir::new().unwrap();
-        let targets = Targets::resolve(&dir.path().join("one"), &dir.path().join("two")).unwrap();
-        let lock = targets.lock(Duration::ZERO).unwrap();
-        let _copy = lock.directories[0].try_clone().unwrap();
-        drop(lock);
-        let _lock = targets.lock(Duration::ZERO).unwrap();
     }
 }

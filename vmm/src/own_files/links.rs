@@ -1,0 +1,87 @@
+//! Symbolic links at the end of a path that names a file: which are followed.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{STICKY, TrustError, is_trusted_owner, others_may_change};
+
+/// As many links as the kernel follows.
+const MAX_LINKS: usize = 40;
+
+/// The directory that a path's last name is in.
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Follows symbolic links at the end of `path`; returns what they lead to, which may not exist. Each must be trusted: it and
+/// its directory are this user's or the superuser's, and nobody else can replace it.
+///
+/// # Errors
+/// A link is not trusted, or there are too many.
+pub(crate) fn follow(path: &Path) -> Result<PathBuf, TrustError> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let look = |error| TrustError::Look(path.clone(), error);
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path),
+            Err(error) => return Err(look(error)),
+        };
+        if !metadata.is_symlink() {
+            return Ok(path);
+        }
+        check_link(&path, metadata.uid())?;
+        let to = fs::read_link(&path).map_err(look)?;
+        path = parent(&path).join(to);
+    }
+    let error = io::Error::from_raw_os_error(libc::ELOOP);
+    Err(TrustError::Look(path, error))
+}
+
+fn check_link(link: &Path, uid: u32) -> Result<(), TrustError> {
+    let owner = |path: &Path, uid| TrustError::Owner {
+        path: path.to_owned(),
+        uid,
+    };
+    if !is_trusted_owner(uid) {
+        return Err(owner(link, uid));
+    }
+    let directory = parent(link);
+    let metadata =
+        fs::metadata(directory).map_err(|error| TrustError::Look(directory.to_owned(), error))?;
+    if !is_trusted_owner(metadata.uid()) {
+        return Err(owner(directory, metadata.uid()));
+    }
+    if others_may_change(metadata.mode()) {
+        return Err(TrustError::Writable {
+            path: directory.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        });
+    }
+    Ok(())
+}
+
+/// Whether lines may be appended to what `path` names: a link must be trusted, and in a directory for everybody the file must
+/// not be one that somebody else has put there.
+///
+/// # Errors
+/// It may not.
+pub(crate) fn check_append(path: &Path) -> Result<(), TrustError> {
+    let path = follow(path)?;
+    let Ok(metadata) = fs::symlink_metadata(&path) else {
+        return Ok(()); // not there yet; or what /proc calls a link, `pipe:[1]`, of this process
+    };
+    let for_everybody = fs::metadata(parent(&path))
+        .is_ok_and(|it| it.mode() & STICKY != 0 && it.mode() & super::OTHERS_WRITE != 0);
+    match for_everybody && !is_trusted_owner(metadata.uid()) {
+        true => Err(TrustError::Planted {
+            path,
+            uid: metadata.uid(),
+        }),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,183 @@
+//! Locks on directories that nobody but this user can hold: on a file of ours in them. The directory itself could be locked,
+//! for ever, by whoever may read it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// How often a lock that is held by another process is asked for again.
+const POLL: Duration = Duration::from_millis(2);
+
+/// What a directory is locked for; each has a lock of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Snapshots are published.
+    Snapshots,
+    /// Clones are started.
+    Clones,
+    /// A dead socket is replaced.
+    Sockets,
+}
+
+impl Purpose {
+    /// The name of the lock's file. Each user has one of their own, so that nobody keeps others from a directory for all.
+    pub(super) fn file_name(self) -> String {
+        let purpose = match self {
+            Self::Snapshots => "snapshots",
+            Self::Clones => "clones",
+            Self::Sockets => "sockets",
+        };
+        let uid = rustix::process::geteuid().as_raw();
+        format!(".vmgenie-{purpose}-{uid}.lock")
+    }
+}
+
+/// Why there is no lock.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error("{} holds the lock: wait until it has ended, or end it", process(*.0))]
+    Held(Option<u32>),
+    /// The file is not ours.
+    #[error("{0:?} there is not this user's alone: remove it, or choose another directory")]
+    NotOurs(String),
+    /// The file cannot be made or locked.
+    #[error("could not lock {0:?} there")]
+    File(String, #[source] io::Error),
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map_or_else(
+        || "another process".to_owned(),
+        |pid| format!("process {pid}"),
+    )
+}
+
+/// A lock that ends with this value, or with the process. Its file goes with it.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct DirLock {
+    directory: File,
+    name: String,
+    /// None on a file system without locks.
+    file: Option<File>,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        let Some(file) = &self.file else { return };
+        // While it is locked: whoever gets a lock on the file that was removed sees that.
+        let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+        // Closing is not enough: a process that another thread is starting this very moment has a copy of the descriptor
+        // until its exec.
+        let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+    }
+}
+
+/// Whether the directory has the file of such a lock: it is locked, or a process that had locked it was killed.
+pub(crate) fn is_locked_name(directory: impl AsFd, purpose: Purpose) -> bool {
+    rustix::fs::statat(directory, purpose.file_name(), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Locks an open directory, waiting for at most `patience`. A file system without locks (NFS may be one) is used without.
+///
+/// # Errors
+/// Another process holds the lock, the directory cannot be written to, or somebody else's file has the lock's name.
+pub(crate) fn lock(
+    directory: &File,
+    purpose: Purpose,
+    patience: Duration,
+) -> Result<DirLock, LockError> {
+    let name = purpose.file_name();
+    let failed = |error: Errno| LockError::File(purpose.file_name(), error.into());
+    let deadline = Instant::now() + patience;
+    let locked = |file| {
+        let directory = directory.as_fd().try_clone_to_owned();
+        let directory = directory.map_err(|error| LockError::File(purpose.file_name(), error))?;
+        Ok(DirLock {
+            directory: directory.into(),
+            name: purpose.file_name(),
+            file,
+        })
+    };
+    let mut file = open(directory, &name)?;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if has_name(directory, &name, &file) => return locked(Some(file)),
+            // Its holder has removed it before it let go.
+            Ok(()) => file = open(directory, &name)?,
+            Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
+                return locked(None);
+            }
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+                // A file that is gone is not waited for.
+                if !has_name(directory, &name, &file) {
+                    file = open(directory, &name)?;
+                }
+            }
+            Err(Errno::WOULDBLOCK) => return Err(LockError::Held(holder(&file))),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn open(directory: &File, name: &str) -> Result<File, LockError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let not_ours = || LockError::NotOurs(name.to_owned());
+    let file = match rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(not_ours()),
+        // The kernel's own protection of directories for all; or somebody else's file.
+        Err(Errno::ACCESS) if exists(directory, name) => return Err(not_ours()),
+        Err(error) => return Err(LockError::File(name.to_owned(), error.into())),
+    };
+    let metadata = file
+        .metadata()
+        .map_err(|error| LockError::File(name.to_owned(), error))?;
+    let ours = metadata.is_file()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode() & 0o077 == 0;
+    match ours {
+        true => Ok(file),
+        false => Err(not_ours()),
+    }
+}
+
+fn exists(directory: &File, name: &str) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+fn has_name(directory: &File, name: &str, file: &File) -> bool {
+    let Ok(metadata) = file.metadata() else {
+        return false;
+    };
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (metadata.dev(), metadata.ino()))
+}
+
+/// The process that holds a lock on the file, as far as `/proc` tells.
+fn holder(file: &File) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // `1: FLOCK ADVISORY WRITE 1234 fd:00:5678 0 EOF`; one who waits has `->` behind the number.
+        let fields: Vec<_> = line.split_whitespace().collect();
+        match fields[..] {
+            [_, "FLOCK", _, _, pid, place, ..] if place == file => {
+                pid.parse().ok().filter(|pid| *pid > 0)
+            }
+            _ => None,
+        }
+    })
+}
