@@ -92,7 +92,7 @@ fn clones_are_shown_as_a_table() {
 }
 
 #[test]
-fn clones_that_keep_the_generation_all_have_it() {
+fn a_clone_that_keeps_the_generation_has_it() {
     let mut original = tiny::boot("");
     let snapshot = original.snapshot();
     let place = Snapshot::new();
@@ -101,19 +101,19 @@ fn clones_that_keep_the_generation_all_have_it() {
         snapshot.dir().to_str().unwrap(),
         place.dir().to_str().unwrap(),
     );
-    let shown = json([
+    let arguments = [
         "clone",
         from,
         "-n",
-        "2",
+        "1",
         "--dir",
         to,
         "--generation",
         "keep",
-    ]);
-    for clone in shown["clones"].as_array().unwrap() {
-        assert_eq!(clone["generation_id"], tiny::generation(&mut original).id);
-    }
+    ];
+    let shown = json(arguments);
+    let clone = &shown["clones"][0];
+    assert_eq!(clone["generation_id"], tiny::generation(&mut original).id);
 }
 
 #[test]
@@ -135,7 +135,11 @@ fn clones_of_a_damaged_snapshot_leave_no_process_socket_log_or_directory() {
         dir.to_str().unwrap(),
     ];
     let told = fail(arguments, 1, "it is damaged");
-    assert!(told.contains("none was kept"), "{told}");
+    // Once, and not in the words of a clone's VMM.
+    assert!(
+        told.contains("cannot be restored") && !told.contains("clone-1"),
+        "{told}"
+    );
     assert!(
         !dir.exists(),
         "{:?}",

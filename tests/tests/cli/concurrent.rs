@@ -1,4 +1,4 @@
-//! Commands that meet each other, or are killed in the middle.
+//! Commands that meet each other, or are killed in the middle, and clones that are refused before there is one.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde_json::Value;
 use vmgenie::client::Client;
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
-use vmgenie_tests::vm::Vm;
-use vmgenie_tests::{Snapshot, tiny};
+use vmgenie_tests::vm::{Boot, Vm};
+use vmgenie_tests::{Guest, Snapshot, tiny};
 
 use crate::{fail, json, stderr, vmgenie};
 
@@ -179,6 +179,42 @@ fn clones_on_a_host_without_kvm_end_with_the_status_that_says_so() {
     ]);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(!dir.exists());
+}
+
+#[test]
+fn clones_that_could_not_be_told_apart_or_share_a_drive_are_refused_before_there_is_one() {
+    let place = Snapshot::new();
+    let at = |name: &str| place.dir().join(name);
+    fs::write(at("disk.img"), vec![7; 1 << 20]).unwrap();
+    let drive = format!("--drive={}", at("disk.img").display());
+    let snapshot = tiny::boot_with(Boot::new(Guest::Tiny).option(&drive)).snapshot();
+    let dir = at("clones");
+    let _sweep = Sweep(&dir);
+    let overlay = |template: &str| format!("disk0={}/{template},overlay", text(place.dir()));
+    let clone = |more: &[&str]| {
+        let mut arguments = vec!["clone", text(snapshot.dir()), "--dir", text(&dir)];
+        arguments.extend(more);
+        arguments.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = overlay("o-{n}");
+    let keep = ["-n", "2", "--generation", "keep", "--drive", &own];
+    fail(clone(&keep), 1, "--generation keep");
+    fail(clone(&["-n", "2"]), 1, "--drive 'disk0=PATH-{n},overlay'");
+    let same = overlay("o");
+    fail(clone(&["-n", "2", "--drive", &same]), 1, "clones 1 and 2");
+    let unknown = overlay("o-{m}");
+    for number in ["1", "3"] {
+        fail(clone(&["-n", number, "--drive", &unknown]), 1, "{n}");
+    }
+    let named = ["-n", "1", "--only-named"];
+    let told = fail(clone(&named), 1, "does not name");
+    assert!(!told.contains("opens"), "{told}");
+    assert!(!dir.exists());
+    assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 1, "the image");
+    let mut command = vmgenie(clone(&["-n", "3", "--drive", &own]));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
 }
 
 #[test]

@@ -298,7 +298,7 @@ pub(super) fn restore(socket: &Path, args: &RestoreArgs, json: bool) -> Result<(
     let mut client = Client::new(socket)?;
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     override_devices(&mut request, &args.overrides, None)?;
-    host_things::tell(std::slice::from_ref(&request));
+    host_things::tell_if_allowed(&request);
     client.connect()?;
     let started = Instant::now();
     client.load_snapshot(&request)?;

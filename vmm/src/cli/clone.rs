@@ -10,11 +10,11 @@ use serde::Serialize;
 use thiserror::Error;
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::args::CloneArgs;
+use super::args::{CloneArgs, Generation};
 use super::client_commands::load_request;
 use super::clone_process::{CloneError, CloneProcess, CloneReport, check_socket};
 use super::devices::{OverrideError, override_devices};
-use super::host_things;
+use super::host_things::{self, Shared, Warning};
 use super::output::{show, table};
 use super::{FAILURE, Failure};
 use crate::api::wire::SnapshotLoad;
@@ -26,6 +26,12 @@ const STACK_SIZE: usize = 256 << 10;
 /// Why there are no clones.
 #[derive(Debug, Error)]
 enum ClonesError {
+    #[error(
+        "{0} machines with --generation keep would be one machine several times, with the same secrets: keep it in one (-n 1), or leave the option out"
+    )]
+    Keep(u16),
+    #[error(transparent)]
+    Shared(#[from] Shared),
     #[error("clones cannot have their sockets and logs in {0}")]
     Directory(PathBuf, #[source] TrustError),
     #[error("could not tell where the directory {0} is")]
@@ -64,6 +70,7 @@ impl ClonesError {
 struct Clones {
     dir: PathBuf,
     clones: Vec<CloneReport>,
+    warnings: Vec<Warning>,
 }
 
 /// Set by SIGINT, SIGTERM and SIGHUP: end the clones that were started, then this process.
@@ -74,13 +81,23 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 }
 
 pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
+    if args.number > 1 && args.generation == Generation::Keep {
+        return Err(ClonesError::Keep(args.number).into());
+    }
     let requests = requests(args)?;
+    // Whatever can be refused is refused before there is a process, a socket or a log.
+    let devices = host_things::check(&requests)?;
+    host_things::check_shared(&devices).map_err(ClonesError::from)?;
+    let warnings = host_things::warnings(&devices);
     let program = std::env::current_exe().map_err(ClonesError::Program)?;
     let dir = CloneDir::make(args.dir.as_deref())?;
     for number in 1..=args.number {
         check_socket(dir.dir.path(), number).map_err(|error| ClonesError::Socket(number, error))?;
     }
-    host_things::tell(&requests);
+    host_things::tell(&devices);
+    for warning in &warnings {
+        eprintln!("warning: {}", warning.message);
+    }
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // Without a handler an interrupted run would leave machines behind; that is no reason not
         // to start them.
@@ -95,6 +112,7 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
     let shown = Clones {
         dir: dir.keep(),
         clones,
+        warnings,
     };
     show(json, &shown, text)
 }

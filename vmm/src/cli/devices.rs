@@ -170,6 +170,19 @@ impl Template {
             None => self.0.clone(),
         }
     }
+
+    /// The same of what is no text but a name: there, other things in braces are mistakes.
+    fn checked(&self, number: Option<u16>) -> Result<String, String> {
+        let made = self.of(number);
+        let mut braces = self.0.split('{').skip(1);
+        match braces.find(|part| number.is_some() && !part.starts_with("n}")) {
+            None => Ok(made),
+            Some(_) => Err(format!(
+                "{:?} has other braces than {{n}}, which stands for the number of the clone",
+                self.0
+            )),
+        }
+    }
 }
 
 /// `NAME=VALUE`, both there.
@@ -238,7 +251,7 @@ fn try_override(
     number: Option<u16>,
 ) -> Result<(), String> {
     for Override { name, value } in &args.net {
-        let value = value.of(number);
+        let value = value.checked(number)?;
         let (tap, options) = split(&value);
         let mut change = wire::NetworkOverride {
             iface_id: name.clone(),
@@ -254,7 +267,7 @@ fn try_override(
         request.network_overrides.push(change);
     }
     for Override { name, value } in &args.drive {
-        let value = value.of(number);
+        let value = value.checked(number)?;
         let (path, options) = split(&value);
         let path = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
         let mut change = wire::DriveOverride {
@@ -273,10 +286,8 @@ fn try_override(
         request.drive_overrides.push(change);
     }
     if args.vsock.is_some() || args.cid.is_some() {
-        let path = args
-            .vsock
-            .as_ref()
-            .map(|path| std::path::absolute(path.of(number)));
+        let path = args.vsock.as_ref().map(|path| path.checked(number));
+        let path = path.transpose()?.map(std::path::absolute);
         let cid = args.cid.as_ref().map(|cid| cid_of(cid, number));
         request.vsock_override = Some(wire::VsockOverride {
             uds_path: path
@@ -299,7 +310,7 @@ fn try_override(
 
 /// A number, or `N+{n}`: a different one for each clone.
 fn cid_of(cid: &Template, clone: Option<u16>) -> Result<u64, String> {
-    let text = cid.of(clone);
+    let text = cid.checked(clone)?;
     text.split('+').try_fold(0_u64, |sum, part| {
         sum.checked_add(number(part)?)
             .ok_or_else(|| format!("{text:?} is too large"))
@@ -406,6 +417,44 @@ mod tests {
             override_devices(&mut request, &args, None).unwrap();
             assert_eq!(request.host_paths, expected);
         }
+    }
+
+    #[test]
+    fn braces_that_no_number_takes_the_place_of_are_refused() {
+        let override_with = |args: &OverrideArgs, number| {
+            let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
+            override_devices(&mut request, args, number).map(|()| request)
+        };
+        let net = |text| OverrideArgs {
+            net: vec![parse_device_override(text).unwrap()],
+            ..OverrideArgs::default()
+        };
+        let drive = |text| OverrideArgs {
+            drive: vec![parse_device_override(text).unwrap()],
+            ..OverrideArgs::default()
+        };
+        let vsock = |text| OverrideArgs {
+            vsock: Some(parse_template(text).unwrap()),
+            ..OverrideArgs::default()
+        };
+        for args in [
+            net("net0=tap{i}"),
+            drive("disk0=/d-{m},overlay"),
+            drive("disk0=/d-{n}-{n:03},copy"),
+            drive("disk0=/d-{n,copy"),
+            vsock("/v-{}"),
+        ] {
+            let error = override_with(&args, Some(1)).unwrap_err().to_string();
+            assert!(error.contains("{n}"), "{error}");
+        }
+        // A single machine has no number: its names are taken as they are.
+        override_with(&drive("disk0=/d-{m}"), None).unwrap();
+        let data = OverrideArgs {
+            data: Some(parse_any_template(r#"{"name":"web-{n}"}"#).unwrap()),
+            ..OverrideArgs::default()
+        };
+        let request = override_with(&data, Some(2)).unwrap();
+        assert_eq!(request.instance_data.unwrap(), r#"{"name":"web-2"}"#);
     }
 
     #[test]

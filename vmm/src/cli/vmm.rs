@@ -69,7 +69,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
 pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     devices::override_devices(&mut request, &args.overrides, None)?;
-    host_things::tell(std::slice::from_ref(&request));
+    host_things::tell_if_allowed(&request);
     become_vmm(RunOptions {
         api_socket: args.serve,
         body_limit: BODY_LIMIT,
