@@ -257,7 +257,11 @@ impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let written = match &read_output().file {
             Some(file) => file.write_line(line),
-            None => io::stderr().write_all(line),
+            None => {
+                let written = io::stderr().write_all(line);
+                own_files::output_grew(line.len());
+                written
+            }
         };
         if written.is_err() {
             // There is nobody to tell but the metrics: a full disk or a pipe without a reader.

@@ -132,6 +132,46 @@ fn what_clones_that_were_killed_have_said_is_kept() {
     assert_eq!(fs::read_to_string(&log).unwrap(), "last words\n");
 }
 
+#[test]
+fn the_log_of_a_clone_does_not_grow_without_bound() {
+    const LARGE: u64 = 8 << 20;
+    let snapshot = tiny::boot("echo").snapshot();
+    let place = Snapshot::new();
+    let _sweep = Sweep(place.dir());
+    let shown = json([
+        "clone",
+        text(snapshot.dir()),
+        "-n",
+        "1",
+        "--dir",
+        text(place.dir()),
+    ]);
+    let (log, aside) = (
+        place.dir().join("clone-1.log"),
+        place.dir().join("clone-1.log.1"),
+    );
+    assert_eq!(vmgenie_tests::http::mode_of(&log), 0o600);
+    // What the guest would take long for.
+    let file = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    file.set_len(LARGE).unwrap();
+    let mut console = vmgenie(["console", shown["clones"][0]["socket"].as_str().unwrap()]);
+    let console = console.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = console.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for _ in 0..17 {
+        std::io::Write::write_all(&mut input, &[b'x'; 1024]).unwrap();
+    }
+    wait_until("it is put aside", LIMIT, || aside.exists());
+    std::io::Write::write_all(&mut input, &[b'y'; 64]).unwrap();
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until("it goes on in a new one", LIMIT, || said().ends_with('y'));
+    assert!(said().len() < 20 << 10, "{}", said().len());
+    assert!(fs::metadata(&aside).unwrap().len() >= LARGE);
+    assert_eq!(vmgenie_tests::http::mode_of(&log), 0o600);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// Runs the program where `/dev/kvm` is something else.
 fn without_kvm(arguments: &[&str]) -> Output {
     let mut command = vmgenie(arguments);

@@ -272,6 +272,9 @@ pub struct LifelineArgs {
     /// End when standard input ends before a byte has come from it.
     #[arg(long, hide = true)]
     pub lifeline: bool,
+    /// The file that is standard output and error; a large one is put aside.
+    #[arg(long, hide = true, requires = "lifeline")]
+    pub rotate: Option<PathBuf>,
     /// A file to remove then.
     #[arg(long, hide = true, requires = "lifeline")]
     pub doomed: Vec<PathBuf>,

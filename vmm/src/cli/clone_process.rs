@@ -215,7 +215,9 @@ impl CloneProcess {
             .arg(&socket)
             .arg("--id")
             .arg(name)
-            .arg("--lifeline");
+            .arg("--lifeline")
+            .arg("--rotate")
+            .arg(&log_path);
         for made in copies.iter().chain(log.made.then_some(&log_path)) {
             command.arg("--doomed").arg(made);
         }

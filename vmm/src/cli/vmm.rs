@@ -11,7 +11,7 @@ use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{Command, LoadSnapshot};
 use crate::controller::{Outcome, RunError, RunOptions};
-use crate::{controller, terminal};
+use crate::{controller, own_files, terminal};
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
 /// distribution is at ease with for one of its own.
@@ -49,7 +49,14 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
-    let LifelineArgs { lifeline, doomed } = args.lifeline;
+    let LifelineArgs {
+        lifeline,
+        doomed,
+        rotate,
+    } = args.lifeline;
+    if let Some(log) = rotate {
+        own_files::rotate_output(&log);
+    }
     become_vmm(RunOptions {
         api_socket: Some(args.api_sock),
         body_limit: BODY_LIMIT,

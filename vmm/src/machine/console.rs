@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::console_history::ConsoleHistory;
+use crate::own_files;
 
 /// The most bytes that wait for a reader who does not keep up, beyond the pipe or terminal itself.
 const MAX_WAITING: usize = 64 << 10;
@@ -34,6 +35,8 @@ pub struct ConsoleOutput {
     /// For those who attach to the console.
     history: Option<Arc<ConsoleHistory>>,
     lost: u64,
+    /// How many times standard output had become another file when `fd` was taken from it; none for other files.
+    rotations: Option<u64>,
 }
 
 impl fmt::Debug for ConsoleOutput {
@@ -58,6 +61,7 @@ impl ConsoleOutput {
             on_behind: None,
             history: None,
             lost: 0,
+            rotations: None,
         }
     }
 
@@ -96,6 +100,7 @@ impl ConsoleOutput {
         }
         let mut shared = Self::new(stdout.as_fd().try_clone_to_owned()?);
         if kind == FileType::RegularFile {
+            shared.rotations = Some(own_files::output_rotations());
             return Ok(shared.that_never_blocks());
         }
         // What polls writable takes at least one byte without blocking.
@@ -136,6 +141,20 @@ impl ConsoleOutput {
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Bytes were written: to a log, that may have been put aside.
+    fn grew(&mut self, bytes: usize) {
+        let Some(rotations) = &mut self.rotations else {
+            return;
+        };
+        own_files::output_grew(bytes);
+        let now = own_files::output_rotations();
+        if now != *rotations
+            && let Ok(fd) = io::stdout().as_fd().try_clone_to_owned()
+        {
+            (self.fd, *rotations) = (fd, now);
+        }
+    }
+
     /// Writes what waits, waiting for the reader once, and at most `timeout_ms` milliseconds.
     fn drain(&mut self, timeout_ms: libc::c_int) -> io::Result<()> {
         let mut patience_ms = timeout_ms;
@@ -148,6 +167,7 @@ impl ConsoleOutput {
             match self.write_fd(&self.waiting[..len]) {
                 Ok(written) => {
                     self.waiting.drain(..written);
+                    self.grew(written);
                     may_write = self.never_blocks;
                 }
                 Err(error) if may_write && error.kind() == io::ErrorKind::WouldBlock => {

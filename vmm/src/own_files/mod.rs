@@ -10,6 +10,7 @@
 mod directory;
 mod links;
 mod lock;
+mod rotation;
 
 use std::path::PathBuf;
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub(crate) use directory::OwnDir;
 pub(crate) use links::{check_append, follow};
 pub(crate) use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
+pub(crate) use rotation::{output_grew, output_rotations, rotate_output};
 
 /// Whoever may write to a directory besides its owner: the group and all others.
 const OTHERS_WRITE: u32 = 0o022;
