@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crc64fast_nvme::Digest;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -245,7 +245,7 @@ impl Targets {
     }
 
     /// Locks the directories of both targets against every other process of this user's that
-    /// publishes or sweeps there, waiting for at most `patience` for each. The lock ends with the
+    /// publishes or sweeps there, waiting for at most `patience`. The lock ends with the
     /// value, or with the process.
     ///
     /// A file system without locks (NFS may be one) is used without: publishing to the same
@@ -254,8 +254,11 @@ impl Targets {
         let mut directories = [&self.state, &self.memory];
         // Everybody takes two locks in the same order, so that nobody waits in a circle.
         directories.sort_by_key(|target| target.identity);
-        let lock =
-            |target: &Target| own_files::lock(&target.directory, Purpose::Snapshots, patience);
+        let deadline = Instant::now() + patience;
+        let lock = |target: &Target| {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            own_files::lock(&target.directory, Purpose::Snapshots, patience)
+        };
         let first = lock(directories[0])?;
         let apart = directories[0].identity != directories[1].identity;
         let second = apart.then(|| lock(directories[1])).transpose()?;
