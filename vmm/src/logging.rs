@@ -1,9 +1,8 @@
 //! The program's log: lines on standard error or in a file, as text or JSON. What is logged can be changed while it runs
 //! (PUT `/logger`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -125,18 +124,6 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Opens a file to append to, or a named pipe without waiting for its reader.
-fn open(path: &Path) -> io::Result<File> {
-    own_files::check_append(path).map_err(io::Error::other)?;
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .read(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(path)
-}
-
 /// Whole lines into a file or named pipe, one write each: other processes may write to it, too.
 ///
 /// A named pipe takes a line of up to `PIPE_BUF` (4,096) bytes whole or not at all, a longer one also in part, and so does a full disk
@@ -154,7 +141,7 @@ impl LineFile {
     /// The file cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
-            file: open(path)?,
+            file: own_files::open_append(path)?,
             torn: AtomicBool::new(false),
         })
     }

@@ -1,6 +1,6 @@
 //! Which machines run on this host: each process has a file in one directory, so that `vmgenie ps` and `vmgenie stop` find it.
 //!
-//! The directory is `$XDG_RUNTIME_DIR/vmgenie`, or `/run/vmgenie` for root without that variable. A file is removed when its process
+//! The directory is `$XDG_RUNTIME_DIR/vmgenie`, or `/run/vmgenie` for root without that variable or with another user's. A file is removed when its process
 //! ends; one that was left behind by a process that was killed is removed by whoever lists the machines next. A process is
 //! known by its number, the time of its start, because numbers are used again, and its PID namespace, because each has its own.
 
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::own_files::is_trusted_dir;
 
 /// The longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 << 10;
@@ -47,7 +49,8 @@ impl Drop for Registered {
 pub fn directory() -> PathBuf {
     std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
-        .filter(|dir| dir.is_absolute())
+        // Root may have that of another user, who could exchange what is in it.
+        .filter(|dir| dir.is_absolute() && is_trusted_dir(dir))
         .unwrap_or_else(|| PathBuf::from("/run"))
         .join("vmgenie")
 }

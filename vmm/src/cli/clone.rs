@@ -90,6 +90,11 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
     host_things::check_shared(&devices).map_err(ClonesError::from)?;
     let warnings = host_things::warnings(&devices);
     let program = std::env::current_exe().map_err(ClonesError::Program)?;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // Without a handler an interrupted run would leave machines behind; that is no reason not
+        // to start them.
+        let _ = register_signal_handler(signal, on_signal);
+    }
     let dir = CloneDir::make(args.dir.as_deref())?;
     for number in 1..=args.number {
         check_socket(dir.dir.path(), number).map_err(|error| ClonesError::Socket(number, error))?;
@@ -97,11 +102,6 @@ pub(super) fn clone(args: &CloneArgs, json: bool) -> Result<(), Failure> {
     host_things::tell(&devices);
     for warning in &warnings {
         eprintln!("warning: {}", warning.message);
-    }
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // Without a handler an interrupted run would leave machines behind; that is no reason not
-        // to start them.
-        let _ = register_signal_handler(signal, on_signal);
     }
     let started = start_all(&program, &dir.dir, &requests).map_err(ClonesError::into_failure)?;
     if INTERRUPTED.load(Ordering::Relaxed) {
@@ -220,7 +220,7 @@ impl CloneDir {
         let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         // Root may have that of another user, who could exchange what is in it.
         let parent = parent
-            .filter(|dir| OwnDir::open(dir).is_ok())
+            .filter(|dir| own_files::is_trusted_dir(dir))
             .unwrap_or_else(std::env::temp_dir);
         let name = format!("vmgenie-clones-{}", std::process::id());
         for attempt in 0..1000 {

@@ -1,11 +1,13 @@
 //! Symbolic links at the end of a path that names a file: which are followed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{STICKY, TrustError, is_trusted_owner, others_may_change};
+use rustix::fs::{Mode, OFlags};
+
+use super::{OTHERS_WRITE, STICKY, TrustError, is_trusted_owner, others_may_change};
 
 /// As many links as the kernel follows.
 const MAX_LINKS: usize = 40;
@@ -65,23 +67,39 @@ fn check_link(link: &Path, uid: u32) -> Result<(), TrustError> {
     Ok(())
 }
 
-/// Whether lines may be appended to what `path` names: a link must be trusted, and in a directory for everybody the file must
-/// not be one that somebody else has put there.
+/// Opens a file or named pipe to append to, or makes a file for its owner alone. A link is followed if it is trusted, and in a
+/// directory for everybody the file must not be one that somebody else has put there.
 ///
 /// # Errors
-/// It may not.
-pub(crate) fn check_append(path: &Path) -> Result<(), TrustError> {
-    let path = follow(path)?;
-    let Ok(metadata) = fs::symlink_metadata(&path) else {
-        return Ok(()); // not there yet; or what /proc calls a link, `pipe:[1]`, of this process
-    };
-    let for_everybody = fs::metadata(parent(&path))
-        .is_ok_and(|it| it.mode() & STICKY != 0 && it.mode() & super::OTHERS_WRITE != 0);
-    match for_everybody && !is_trusted_owner(metadata.uid()) {
-        true => Err(TrustError::Planted {
-            path,
-            uid: metadata.uid(),
-        }),
-        false => Ok(()),
+/// It may not be followed or used, or cannot be opened.
+pub(crate) fn open_append(path: &Path) -> io::Result<File> {
+    let mut place = follow(path).map_err(io::Error::other)?;
+    let mut flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
+    // A named pipe that has no reader yet is not waited for.
+    flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
+    if place.starts_with("/proc") {
+        // `/dev/stdout`, say: what such a link says (`pipe:[1]`) is no path.
+        path.clone_into(&mut place);
+    } else {
+        flags |= OFlags::NOFOLLOW;
     }
+    let file = File::from(rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR)?);
+    let uid = file.metadata()?.uid();
+    match is_for_everybody(parent(&place)) && !is_trusted_owner(uid) {
+        true => Err(io::Error::other(TrustError::Planted { path: place, uid })),
+        false => Ok(file),
+    }
+}
+
+/// A directory like `/tmp`.
+fn is_for_everybody(directory: &Path) -> bool {
+    let both = |mode| mode & STICKY != 0 && mode & OTHERS_WRITE != 0;
+    fs::metadata(directory).is_ok_and(|metadata| both(metadata.mode()))
+}
+
+/// Whether nobody else can change what is in the directory that `path` leads to.
+pub(crate) fn is_trusted_dir(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| {
+        metadata.is_dir() && is_trusted_owner(metadata.uid()) && !others_may_change(metadata.mode())
+    })
 }

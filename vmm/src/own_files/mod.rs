@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub(crate) use directory::OwnDir;
-pub(crate) use links::{check_append, follow};
+pub(crate) use links::{follow, is_trusted_dir, open_append};
 pub(crate) use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
 pub(crate) use rotation::{output_grew, output_rotations, rotate_output};
 
