@@ -113,6 +113,44 @@ fn clones_put_no_log_into_a_directory_of_somebody_elses() {
 }
 
 #[test]
+fn clones_are_not_put_into_the_runtime_directory_of_somebody_elses() {
+    let snapshot = tiny::boot("").snapshot();
+    let shared = Shared::new();
+    let trap = shared.trap(&[]);
+    let place = Snapshot::new();
+    let mut command = vmgenie(["clone", text(snapshot.dir()), "-n", "1", "--json"]);
+    let command = command
+        .env("XDG_RUNTIME_DIR", &trap)
+        .env("TMPDIR", place.dir());
+    let output = command.output().unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pid = u32::try_from(shown["clones"][0]["pid"].as_u64().unwrap()).unwrap();
+    let _stray = vmgenie_tests::process::Stray(pid);
+    assert_eq!(
+        Path::new(shown["dir"].as_str().unwrap()).parent(),
+        Some(place.dir())
+    );
+    assert_eq!(names(&trap), [] as [&str; 0]);
+}
+
+#[test]
+fn a_directory_whose_name_is_too_long_for_sockets_is_told_so() {
+    let snapshot = tiny::boot("").snapshot();
+    let place = Snapshot::new();
+    let dir = place.dir().join("long".repeat(30));
+    let arguments = [
+        "clone",
+        text(snapshot.dir()),
+        "-n",
+        "1",
+        "--dir",
+        text(&dir),
+    ];
+    fail(arguments, 1, "107 bytes");
+    assert!(!dir.exists());
+}
+
+#[test]
 fn a_snapshot_is_not_written_where_somebody_else_could_change_it() {
     let vm = tiny::boot("");
     let socket = socket(&vm);

@@ -28,6 +28,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_micros(200);
 /// How often to look for an interruption while drives are copied.
 const LOOK: Duration = Duration::from_millis(20);
+/// The longest path of a Unix socket, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
 /// How much of the end of a log is shown when a VMM ends by itself, in bytes.
 const LOG_TAIL: u64 = 2048;
 
@@ -36,6 +38,10 @@ const LOG_TAIL: u64 = 2048;
 pub(super) enum CloneError {
     #[error("{0} is in use: a VMM listens on it; choose another --dir")]
     InUse(PathBuf),
+    #[error(
+        "the path {0} is longer than {MAX_SOCKET_PATH} bytes, the most that a socket can have: choose a shorter --dir"
+    )]
+    TooLong(PathBuf),
     #[error("{0} exists and is not a socket: choose another --dir or remove it")]
     NotASocket(PathBuf),
     #[error("could not look at {0}")]
@@ -77,6 +83,9 @@ fn socket_path(dir: &Path, number: u16) -> PathBuf {
 /// Looks whether clone `number` can have its socket in `dir`. Touches nothing.
 pub(super) fn check_socket(dir: &Path, number: u16) -> Result<(), CloneError> {
     let socket = socket_path(dir, number);
+    if socket.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(CloneError::TooLong(socket));
+    }
     match fs::symlink_metadata(&socket) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(CloneError::Look(socket, error)),
