@@ -18,7 +18,7 @@
 //! | PUT `/logger`, `/metrics` | where log and metrics go |
 //! | GET `/metrics`, `/openapi.json` | ours: the metrics for Prometheus, the document of this API |
 //! | PATCH `/vm` | `Paused`, `Resumed` |
-//! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm` |
+//! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm`, `pause_vm` |
 //! | PUT `/snapshot/load` | restores into a VMM with nothing configured; ours: `generation`, more overrides |
 //! | GET, PUT `/generation` | ours: the generation; begins a new one |
 //! | GET `/console` | ours: the connection becomes the guest's console |
