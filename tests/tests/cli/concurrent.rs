@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vmgenie::client::Client;
+use vmgenie_tests::net::{Namespace, make_tap};
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::vm::{Boot, Vm};
 use vmgenie_tests::{Guest, Snapshot, tiny};
@@ -255,6 +256,51 @@ fn clones_that_could_not_be_told_apart_or_share_a_drive_are_refused_before_there
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+}
+
+#[test]
+fn clones_that_a_network_cannot_tell_apart_are_warned_of() {
+    let namespace = Namespace::new();
+    for tap in ["tap0", "tap1", "tap2"] {
+        namespace.run(|| make_tap(tap).unwrap());
+    }
+    let boot = Boot::new(Guest::Tiny).option("--net=tap0,mac=06:00:00:00:00:09");
+    let snapshot = namespace.run(|| tiny::boot_with(boot).snapshot());
+    let place = Snapshot::new();
+    let _sweep = Sweep(place.dir());
+    let clone = |dir: &str, net: &[&str]| {
+        let dir = place.dir().join(dir);
+        let mut arguments = vec!["clone", text(snapshot.dir()), "-n", "2", "--json", "--dir"];
+        arguments.push(text(&dir));
+        arguments.extend(net);
+        let output = namespace.run(|| vmgenie(&arguments).output().unwrap());
+        if let Ok(shown) = serde_json::from_slice::<Value>(&output.stdout) {
+            for pid in pids(&shown) {
+                signal(pid, libc::SIGKILL);
+                wait_until("it has ended", LIMIT, || !is_alive(pid));
+            }
+        }
+        output
+    };
+    let shown = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
+    let output = clone("refused", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("--net 'net0=TAP{n}'"),
+        "{output:?}"
+    );
+    let output = clone("same", &["--net", "net0=tap{n}"]);
+    assert!(
+        stderr(&output).contains("warning: the interface net0"),
+        "{output:?}"
+    );
+    let expected = serde_json::json!([
+        { "kind": "same-mac", "iface_id": "net0", "guest_mac": "06:00:00:00:00:09" }
+    ]);
+    assert_eq!(shown(&output)["warnings"], expected);
+    let output = clone("own", &["--net", "net0=tap{n},mac=06:00:00:00:00:1{n}"]);
+    assert!(!stderr(&output).contains("warning"), "{output:?}");
+    assert_eq!(shown(&output)["warnings"], serde_json::json!([]));
 }
 
 #[test]
