@@ -62,7 +62,7 @@ pub(super) fn create_snapshot(
         ));
     }
     if runs {
-        machine.pause();
+        machine.pause().map_err(refused)?;
     }
     let copied = copy_machine(host, machine, request);
     let standstill = begun.elapsed();
