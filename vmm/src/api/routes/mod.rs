@@ -184,18 +184,16 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Tells in a successful answer that the request had a deprecated field, if it had.
+/// Tells in the answer that the request had a deprecated field, if it had, whether it was granted or refused.
 fn deprecated(there: bool, answer: Answer) -> Answer {
-    if there {
-        METRICS.deprecated_api.deprecated_http_api_calls.inc();
+    if !there {
+        return answer;
     }
-    answer.map(|mut response| {
-        if there {
-            let told = HeaderValue::from_static("true");
-            response.headers_mut().insert(DEPRECATION_HEADER, told);
-        }
-        response
-    })
+    METRICS.deprecated_api.deprecated_http_api_calls.inc();
+    let mut response = answer.into_response();
+    let told = HeaderValue::from_static("true");
+    response.headers_mut().insert(DEPRECATION_HEADER, told);
+    Ok(response)
 }
 
 /// The body as JSON of the type `T`, whatever the Content-Type says: Firecracker's clients do not

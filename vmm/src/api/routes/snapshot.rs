@@ -54,7 +54,9 @@ pub(super) async fn load_snapshot(State(api): Api, Json(body): Json<wire::Snapsh
     let old = body.mem_file_path.is_some() || body.enable_diff_snapshots;
     let command = Command::LoadSnapshot(LoadSnapshot::try_from(body)?);
     let begun = Instant::now();
-    let answer = api.done(command).await?;
-    METRICS.latencies_us.load_snapshot.set_since(begun);
-    deprecated(old, Ok(answer))
+    let answer = api.done(command).await;
+    if answer.is_ok() {
+        METRICS.latencies_us.load_snapshot.set_since(begun);
+    }
+    deprecated(old, answer)
 }

@@ -286,3 +286,22 @@ fn waiting_asks_for_the_generation_and_checks_its_limit() {
     }
     assert_eq!(api.commands(), []);
 }
+
+#[test]
+fn a_deprecated_field_is_told_also_when_the_load_is_refused() {
+    let api = Fixture::new(refusing);
+    for (path, body) in [
+        (
+            "/snapshot/load",
+            r#"{"snapshot_path":"/s","mem_file_path":"/m"}"#,
+        ),
+        (
+            "/vsock",
+            r#"{"guest_cid":3,"uds_path":"/v","vsock_id":"v"}"#,
+        ),
+    ] {
+        let (status, headers, _) = api.send("PUT", path, body.to_owned());
+        assert_eq!(status, 400);
+        assert_eq!(headers["deprecation"], "true", "{path}");
+    }
+}
