@@ -39,13 +39,15 @@ pub const MAX_CONNECTIONS: usize = 64;
 /// How long the head of a request may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest head of a request in bytes, and the size to which a connection's buffers may grow.
-const HEAD_LIMIT: usize = 16 << 10;
+pub(super) const HEAD_LIMIT: usize = 16 << 10;
 /// The stack of the API thread in bytes.
 const STACK_SIZE: usize = 256 << 10;
 /// How long answers that are under way may take to leave when the API is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
-/// How long to wait when no connection can be accepted, for want of file descriptors for example.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long to wait when no connection can be accepted, for want of file descriptors for example: at first, and at most.
+const ACCEPT_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How often to complain of it.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(10);
 /// How often to look for an idle connection when all are busy.
 const ROOM_RETRY: Duration = Duration::from_millis(20);
 
@@ -192,9 +194,12 @@ async fn accept_all(
     stopped: &watch::Receiver<bool>,
     connections: &mut Connections,
 ) {
+    let mut retry = ACCEPT_RETRY.0;
+    let mut complained: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                retry = ACCEPT_RETRY.0;
                 connections.make_room().await;
                 let activity = Arc::new(Activity::new(connections.epoch));
                 let serving = serve(
@@ -205,12 +210,24 @@ async fn accept_all(
                 );
                 connections.start(serving, activity);
             }
+            // A client that says nothing gives its descriptor to one that may.
+            Err(error) if no_descriptors(&error) && connections.close_longest_idle() => {
+                let _ = tokio::time::timeout(ROOM_RETRY, connections.tasks.join_next()).await;
+            }
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection to the API");
-                tokio::time::sleep(ACCEPT_RETRY).await;
+                if complained.is_none_or(|last| last.elapsed() > COMPLAINT_PERIOD) {
+                    tracing::warn!(%error, "could not accept a connection to the API");
+                    complained = Some(Instant::now());
+                }
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(ACCEPT_RETRY.1);
             }
         }
     }
+}
+
+fn no_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Serves one connection until its client is done with it.
@@ -343,25 +360,34 @@ impl Connections {
     /// the longest time if need be.
     async fn make_room(&mut self) {
         loop {
-            while self.tasks.try_join_next().is_some() {}
-            self.open.retain(|(task, _)| !task.is_finished());
+            self.forget_ended();
             if self.open.len() < MAX_CONNECTIONS {
                 return;
             }
-            let longest_idle = self
-                .open
-                .iter()
-                .filter_map(|(task, activity)| activity.idle_since().map(|since| (since, task)))
-                .min_by_key(|(since, _)| *since);
-            if let Some((_, task)) = longest_idle {
-                tracing::debug!(
-                    "too many clients of the API: closing the one that is idle longest"
-                );
-                task.abort();
-            }
+            self.close_longest_idle();
             // When the machine is at work for every one of them, look again soon.
             let _ = tokio::time::timeout(ROOM_RETRY, self.tasks.join_next()).await;
         }
+    }
+
+    fn forget_ended(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(task, _)| !task.is_finished());
+    }
+
+    /// Closes the connection that has been idle for the longest time; false if none is idle.
+    fn close_longest_idle(&mut self) -> bool {
+        self.forget_ended();
+        let idle = self.open.iter();
+        let longest_idle = idle
+            .filter_map(|(task, activity)| activity.idle_since().map(|since| (since, task)))
+            .min_by_key(|(since, _)| *since);
+        let Some((_, task)) = longest_idle else {
+            return false;
+        };
+        tracing::debug!("too many clients of the API: closing the one that is idle longest");
+        task.abort();
+        true
     }
 
     fn start(
