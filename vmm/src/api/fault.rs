@@ -8,6 +8,7 @@ use hyper::{Method, StatusCode};
 use thiserror::Error;
 
 use super::console::PROTOCOL;
+use super::server::HEAD_LIMIT;
 use super::wire::{Fault, WireError};
 use crate::controller::command::CommandError;
 
@@ -23,6 +24,16 @@ pub(super) enum ApiFault {
     /// Firecracker has it, vmgenie has not.
     #[error("{0} is not supported: vmgenie has nothing of the kind yet")]
     Absent(&'static str),
+    /// The head is none of HTTP/1.1's.
+    #[error(
+        "The head of the request is not one of HTTP/1.1: its method, path, version or one of its headers cannot be read."
+    )]
+    NoRequest,
+    /// The head is too long.
+    #[error(
+        "The head of the request is longer than {HEAD_LIMIT} bytes or has more than 100 headers."
+    )]
+    HeadTooLarge,
     /// A request that needs a body came without one.
     #[error("Empty {0} request.")]
     NoBody(Method),
@@ -87,21 +98,35 @@ impl ApiFault {
     }
 }
 
-impl IntoResponse for ApiFault {
-    fn into_response(self) -> Response {
+impl ApiFault {
+    /// The body of its answer. Tells the log as well.
+    pub(super) fn body(&self) -> Vec<u8> {
         let fault = Fault {
             fault_message: self.to_string(),
         };
         tracing::info!(fault = %fault.fault_message, "request refused");
-        json_response(StatusCode::BAD_REQUEST, &fault)
+        json(&fault)
+    }
+}
+
+impl IntoResponse for ApiFault {
+    fn into_response(self) -> Response {
+        response(StatusCode::BAD_REQUEST, self.body())
     }
 }
 
 /// A response with a JSON body.
 pub(super) fn json_response<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
+    response(status, json(body))
+}
+
+fn json<T: serde::Serialize>(body: &T) -> Vec<u8> {
     // Serializing our wire types to memory cannot fail: string keys, no foreign Serialize.
-    let text = serde_json::to_vec(body).unwrap_or_default();
-    let mut response = Response::new(Body::from(text));
+    serde_json::to_vec(body).unwrap_or_default()
+}
+
+fn response(status: StatusCode, json: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
     response
         .headers_mut()

@@ -1,5 +1,5 @@
 //! Clients that say HTTP/1.0 and mean to go on: Firecracker keeps their connections open, and some of its client libraries count
-//! on it. hyper would close them, so it is told that they said HTTP/1.1.
+//! on it. hyper would close them, so it is told that they said HTTP/1.1. And where hyper answers by itself, our answer is written.
 
 use std::io;
 use std::pin::Pin;
@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::malformed::Instead;
 
 /// What stands before the digit that is changed.
 const BEFORE: &[u8] = b" HTTP/1.";
@@ -19,6 +21,7 @@ pub(super) struct Kept<S> {
     /// What is read next is a new request.
     next: Arc<AtomicBool>,
     line: Option<Line>,
+    instead: Instead,
 }
 
 impl<S> Kept<S> {
@@ -29,6 +32,7 @@ impl<S> Kept<S> {
             stream,
             next,
             line: Some(Line::default()),
+            instead: Instead::default(),
         }
     }
 
@@ -99,7 +103,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Kept<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let Self {
+            stream, instead, ..
+        } = &mut *self;
+        let mut stream = Pin::new(stream);
+        instead
+            .poll_write(stream.as_mut(), context, bytes)
+            .unwrap_or_else(|| stream.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -107,7 +117,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Kept<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        let Self {
+            stream, instead, ..
+        } = &mut *self;
+        let mut stream = Pin::new(stream);
+        let first = parts.first().map_or(&[][..], |part| part);
+        instead
+            .poll_write(stream.as_mut(), context, first)
+            .unwrap_or_else(|| stream.poll_write_vectored(context, parts))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -30,6 +30,7 @@ mod console;
 mod fault;
 mod http10;
 mod limits;
+mod malformed;
 mod routes;
 mod server;
 #[cfg(test)]

@@ -318,6 +318,53 @@ fn a_body_that_is_too_long_is_refused_with_a_message_over_the_socket() {
 }
 
 #[test]
+fn a_head_that_cannot_be_read_is_answered_as_everything_else_is() {
+    let fixture = Fixture::new();
+    let _api = fixture.serve();
+    let long = "x".repeat(17 << 10);
+    let many = "X: y\r\n".repeat(101);
+    for head in [
+        format!("GET /version HTTP/1.1\r\nX: {long}\r\n\r\n"),
+        format!("GET /{long} HTTP/1.1\r\n\r\n"),
+        format!("GET /version HTTP/1.1\r\n{many}\r\n"),
+        "GET /version HTTP/3.7\r\n\r\n".to_owned(),
+        "GET /version\r\n\r\n".to_owned(),
+        "G@T /version HTTP/1.1\r\n\r\n".to_owned(),
+        "GET /version HTTP/1.1\r\nX: a\r\n folded\r\n\r\n".to_owned(),
+        "PUT /actions HTTP/1.1\r\nContent-Length: 1x\r\n\r\n{".to_owned(),
+        "PUT /actions HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{".to_owned(),
+        "PUT /actions HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n".to_owned(),
+        "PUT /actions HTTP/1.1\r\nTransfer-Encoding: x\r\n\r\n".to_owned(),
+    ] {
+        // The first request of a connection, and a later one.
+        for before in [
+            "",
+            "PATCH /vm HTTP/1.1\r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}",
+        ] {
+            let mut stream = fixture.connect();
+            let _ = stream.write_all(format!("{before}{head}").as_bytes());
+            let mut answer = Vec::new();
+            // The rest of a head that is too long is not read: a reset comes behind the answer.
+            let _ = stream.read_to_end(&mut answer);
+            let answer = String::from_utf8(answer).unwrap();
+            let last = answer.rsplit_once("HTTP/1.1 ").unwrap().1;
+            let shown = &head[..head.len().min(60)];
+            assert!(last.starts_with("400 Bad Request\r\n"), "{shown}: {answer}");
+            assert!(
+                last.contains("\r\nserver: vmgenie\r\n"),
+                "{shown}: {answer}"
+            );
+            let (_, body) = last.split_once("\r\n\r\n").unwrap();
+            let fault: crate::api::wire::Fault = serde_json::from_str(body).unwrap();
+            assert!(
+                fault.fault_message.contains("head of the request"),
+                "{shown}: {answer}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_is_no_http_is_cut_off_and_harms_nobody() {
     let fixture = Fixture::new();
     let _api = fixture.serve();
