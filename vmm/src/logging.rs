@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -18,6 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
+use crate::fatal;
 use crate::metrics::METRICS;
 use crate::own_files;
 
@@ -106,7 +108,8 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
         None => None,
     };
     let mut output = write_output();
-    output.file = file.or_else(|| output.file.take());
+    // The last words go to the new one before the old one is closed.
+    let replaced = file.and_then(|file| output.file.replace(file));
     output.show_level = change.show_level.unwrap_or(output.show_level);
     output.show_origin = change.show_origin.unwrap_or(output.show_origin);
     output.format = change.format.unwrap_or(output.format);
@@ -114,7 +117,14 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
     if change.module.is_some() {
         output.module.clone_from(&change.module);
     }
+    let file = output
+        .file
+        .as_ref()
+        .filter(|_| output.level != LevelFilter::OFF);
+    let last_words = file.map(|file| file.file.as_fd());
+    fatal::set_log(last_words, output.format == LogFormat::Json);
     let filter = targets(output.level, output.module.as_deref());
+    drop(replaced);
     // The filter's own lock is taken by whoever logs while ours is held for reading.
     drop(output);
     if let Some(handle) = FILTER.get() {

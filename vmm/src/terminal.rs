@@ -2,14 +2,13 @@
 //! way out.
 //!
 //! The settings found by [`RawMode::enter`] are kept in a static, so that [`restore`] works where
-//! no guard is dropped: in a panic hook, in a release build that aborts on panic, and in the
-//! handlers of fatal signals, which [`RawMode::enter`] installs. What ends the process in an
-//! orderly way (SIGTERM, SIGINT, SIGHUP) is left to the event loop.
+//! no guard is dropped: in the panic hook and in the handlers of fatal signals, which
+//! [`crate::fatal`] has. What ends the process in an orderly way (SIGTERM, SIGINT, SIGHUP) is left
+//! to the event loop.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Ctrl-A, which introduces a command to the monitor.
@@ -50,7 +49,7 @@ impl RawMode {
             settings,
         }));
         SAVED.store(saved, Ordering::SeqCst);
-        restore_on_fatal_exits();
+        crate::fatal::install();
         if set(fd.as_raw_fd(), &raw).is_err() {
             SAVED.store(ptr::null_mut(), Ordering::SeqCst);
             return None;
@@ -102,83 +101,6 @@ fn set(fd: RawFd, settings: &libc::termios) -> io::Result<()> {
     match unsafe { libc::tcsetattr(fd, libc::TCSANOW, settings) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The signals that end a process without running its destructors.
-const FATAL_SIGNALS: [libc::c_int; 6] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGABRT,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGQUIT,
-];
-
-fn restore_on_fatal_exits() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            restore();
-            previous(info);
-        }));
-        for signal in FATAL_SIGNALS {
-            install(signal);
-        }
-    });
-}
-
-/// What the signals did before, so that it is done afterwards: Rust's own handler reports a stack
-/// overflow, for example. Indexed by signal.
-static PREVIOUS: [AtomicPtr<libc::sigaction>; 32] = [const { AtomicPtr::new(ptr::null_mut()) }; 32];
-
-fn install(signal: libc::c_int) {
-    // SAFETY: an all-zero sigaction is a valid one. sigaction() writes `previous` and reads
-    // `action`, both of which live through the call. The handler is async-signal-safe; it runs on
-    // the alternate stack where there is one.
-    unsafe {
-        let mut previous: libc::sigaction = std::mem::zeroed();
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_fatal_signal as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_SIGINFO;
-        if libc::sigaction(signal, ptr::null(), &mut previous) != 0 {
-            return;
-        }
-        if let Some(slot) = usize::try_from(signal)
-            .ok()
-            .and_then(|index| PREVIOUS.get(index))
-        {
-            slot.store(Box::into_raw(Box::new(previous)), Ordering::SeqCst);
-            libc::sigaction(signal, &action, ptr::null_mut());
-        }
-    }
-}
-
-extern "C" fn on_fatal_signal(
-    signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    restore();
-    let slot = usize::try_from(signal)
-        .ok()
-        .and_then(|index| PREVIOUS.get(index));
-    let previous = slot.map_or(ptr::null_mut(), |slot| slot.load(Ordering::SeqCst));
-    // SAFETY: `previous` is null (then sigaction changes nothing) or points to a sigaction that
-    // `install` leaked; `info` is the kernel's, valid while the handler runs. sigaction, signal and
-    // raise are async-signal-safe.
-    unsafe {
-        if (*info).si_code > 0 {
-            // A faulting instruction is executed again when we return, and meets the previous
-            // action with the true fault address.
-            libc::sigaction(signal, previous, ptr::null_mut());
-        } else {
-            // Somebody sent the signal. Rust's own handler would let the process go on, because it
-            // waits for the instruction that does not come.
-            libc::signal(signal, libc::SIG_DFL);
-            libc::raise(signal);
-        }
     }
 }
 

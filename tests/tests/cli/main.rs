@@ -19,6 +19,7 @@ mod machines;
 mod restores;
 mod templates;
 mod terminal;
+mod truncated;
 mod trust;
 
 use std::ffi::OsStr;

@@ -115,7 +115,13 @@ impl EventLoop {
             None => {}
             Some(MachineEvent::PowerOff) => self.end(Ok(Outcome::PoweredOff)),
             Some(MachineEvent::Reset) => self.reset(),
-            Some(failure) => self.end(Err(RunError::Guest(failure))),
+            Some(failure) => {
+                let loss = self.controller.machine().and_then(Machine::memory_loss);
+                self.end(Err(match loss {
+                    Some(loss) => RunError::Memory(failure, Box::new(loss)),
+                    None => RunError::Guest(failure),
+                }));
+            }
         }
     }
 

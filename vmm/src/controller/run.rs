@@ -17,6 +17,7 @@ use super::signals::{EndSignals, ignore_file_size_signal};
 use super::{Controller, StartError};
 use crate::api::{self, ApiError, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
+use crate::fatal::MemoryLoss;
 use crate::machine::HostError;
 use crate::machine::events::{EventSender, MachineEvent};
 use crate::machine::virtio::VirtioEvents;
@@ -86,6 +87,9 @@ pub enum RunError {
     /// The guest or KVM failed.
     #[error("the microVM has crashed: {0}")]
     Guest(MachineEvent),
+    /// The guest failed, and its memory has gone.
+    #[error("the microVM cannot go on ({0})")]
+    Memory(MachineEvent, #[source] Box<MemoryLoss>),
 }
 
 impl RunError {

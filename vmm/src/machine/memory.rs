@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -14,6 +15,7 @@ use vm_memory::{
 };
 
 use crate::config::HugePages;
+use crate::fatal::{self, MemoryLoss};
 
 use super::layout::{RamRange, ram_ranges};
 
@@ -107,10 +109,22 @@ impl Memory {
     /// replace files by renaming, never in place).
     pub fn from_file(bytes: u64, file: File) -> Result<Self, MemoryError> {
         let file = Arc::new(file);
+        let map = map(&ram_ranges(bytes), &Backing::File(&file))?;
+        let ranges = map
+            .iter()
+            .map(|region| (region.as_ptr().addr(), region.size()));
+        fatal::watch_memory(ranges, file.as_fd(), bytes);
         Ok(Self {
-            map: map(&ram_ranges(bytes), &Backing::File(&file))?,
+            map,
             backing: Some(file),
         })
+    }
+
+    /// What has become of the file that the machine was restored from, if it was shortened since: pages of it are gone.
+    pub fn loss(&self) -> Option<MemoryLoss> {
+        let len = self.map.iter().map(GuestMemoryRegion::len).sum();
+        let loss = MemoryLoss::of(self.backing.as_ref()?.as_fd(), len);
+        loss.is_truncated().then_some(loss)
     }
 
     /// The mapped memory.
@@ -146,6 +160,14 @@ impl Memory {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.backing.is_some() {
+            fatal::forget_memory();
+        }
     }
 }
 

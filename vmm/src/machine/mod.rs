@@ -37,6 +37,7 @@ use vmgenie_devices::sgen::{DriverReport, SysGenError};
 use crate::boot::{self, BootError};
 use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
 use crate::controller::command::Generation;
+use crate::fatal::MemoryLoss;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
 use boot_state::BootStateError;
@@ -229,6 +230,11 @@ impl Machine {
     /// Do the vCPUs run?
     pub fn is_running(&self) -> bool {
         self.vcpus.is_running()
+    }
+
+    /// What has become of the memory file that the machine was restored from, if that may be why its guest has failed.
+    pub fn memory_loss(&self) -> Option<MemoryLoss> {
+        self.memory.loss()
     }
 
     /// vCPUs and memory.
