@@ -144,7 +144,22 @@ pub(crate) fn set_log(file: Option<BorrowedFd<'_>>, json: bool) {
     LOG_IS_JSON.store(json, Ordering::SeqCst);
 }
 
+/// Tells the log why the process ends, whatever modules are logged, if it has a file: standard error has been told.
+pub fn last_words(text: &str) {
+    let one_line = text.replace('\n', " ");
+    let json = LOG_IS_JSON.load(Ordering::SeqCst);
+    let quotable = |c: char| !(c.is_control() || json && matches!(c, '"' | '\\'));
+    let plain = |c| if quotable(c) { c } else { '?' };
+    write_log(&one_line.chars().map(plain).collect::<String>());
+}
+
+/// Async-signal-safe.
 fn log<const N: usize>(line: &mut Text<N>) {
+    line.make_plain();
+    write_log(line.text());
+}
+
+fn write_log(text: &str) {
     let file = LOG.load(Ordering::SeqCst);
     if file < 0 {
         return;
@@ -154,7 +169,6 @@ fn log<const N: usize>(line: &mut Text<N>) {
     let mut before = Text::<96>::new();
     let after = match LOG_IS_JSON.load(Ordering::SeqCst) {
         true => {
-            line.make_plain();
             let _ = write!(
                 before,
                 r#"{{"timestamp":"{now}","level":"ERROR","message":""#
@@ -166,7 +180,7 @@ fn log<const N: usize>(line: &mut Text<N>) {
             "\n"
         }
     };
-    write_to(file, before.text(), line.text(), after);
+    write_to(file, before.text(), text, after);
 }
 
 fn write_to(file: RawFd, before: &str, text: &str, after: &str) {

@@ -183,6 +183,8 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 }
 
 fn run(options: Options) -> Result<(), Failure> {
+    // First of all: whatever is wrong belongs into the log.
+    start_log(&options)?;
     for (name, there) in [
         ("--seccomp-filter", options.seccomp_filter.is_some()),
         ("--metadata", options.metadata.is_some()),
@@ -192,7 +194,6 @@ fn run(options: Options) -> Result<(), Failure> {
             return Err(failure(BAD_ARGUMENTS)(OptionsError::Absent(name)));
         }
     }
-    start_log(&options)?;
     report_start_time(&options);
     let (mut first, machine) = match &options.config_file {
         Some(path) => {

@@ -67,7 +67,9 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", report(failure.error.as_ref()));
+            let text = report(failure.error.as_ref());
+            eprintln!("error: {text}");
+            crate::fatal::last_words(&text);
             ExitCode::from(failure.status)
         }
     }

@@ -98,9 +98,13 @@ pub(super) fn become_vmm(options: RunOptions) -> Result<(), RunError> {
     let outcome = controller::run(options);
     // Whatever the VMM has done to the terminal, what is printed from here on is for people.
     terminal::restore();
-    match outcome? {
-        Outcome::PoweredOff | Outcome::Rebooted | Outcome::Quit => Ok(()),
-    }
+    let why = match outcome? {
+        Outcome::PoweredOff => "the guest powered off",
+        Outcome::Rebooted => "the guest rebooted",
+        Outcome::Quit => "the user ended it",
+    };
+    tracing::info!("ending: {why}");
+    Ok(())
 }
 
 /// What a VMM that ended badly tells whoever started it.
