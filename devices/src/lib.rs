@@ -15,6 +15,7 @@ pub mod boot_timer;
 pub mod fw_cfg;
 pub mod metrics;
 pub mod pm;
+pub mod random;
 pub mod serial;
 pub mod sgen;
 pub mod virtio;

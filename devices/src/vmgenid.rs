@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmgenie_acpi::GpeNotify;
 
+use crate::random::{self, RandomError};
 use crate::{DeviceState, Persist};
 
 /// Length of a generation ID in bytes.
@@ -56,7 +57,7 @@ pub enum VmGenIdError {
     },
     /// The OS gave no random bytes.
     #[error("Could not get {ID_LEN} random bytes for a generation ID: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] RandomError),
     /// The ID could not be written to guest memory.
     #[error("Could not write the generation ID to guest memory at gpa {gpa:#x}: {source}")]
     Memory {
@@ -87,9 +88,9 @@ impl GenerationId {
     ///
     /// # Errors
     /// When the OS has no random bytes to give.
-    pub fn random() -> Result<Self, getrandom::Error> {
+    pub fn random() -> Result<Self, RandomError> {
         let mut bytes = [0; ID_LEN];
-        getrandom::fill(&mut bytes)?;
+        random::fill(&mut bytes)?;
         Ok(Self(bytes))
     }
 

@@ -17,6 +17,7 @@ use super::{
     VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
 use crate::metrics::Counter;
+use crate::random::{self, RandomError};
 use crate::{DeviceState, metrics_group};
 
 /// The sizes of all queues: of the only one, for buffers to be filled.
@@ -27,7 +28,7 @@ const MAX_CHAIN_BYTES: usize = 4 << 10;
 const MAX_CHAINS: usize = 64;
 
 /// Fills bytes with random ones.
-pub type RandomSource = fn(&mut [u8]) -> Result<(), getrandom::Error>;
+pub type RandomSource = fn(&mut [u8]) -> Result<(), RandomError>;
 
 /// The device's state in a snapshot: it has none of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +74,7 @@ pub struct Entropy {
 impl Default for Entropy {
     /// Random bytes of the host's operating system.
     fn default() -> Self {
-        Self::with_source(getrandom::fill)
+        Self::with_source(random::fill)
     }
 }
 

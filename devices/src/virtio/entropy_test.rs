@@ -220,7 +220,7 @@ fn an_index_that_runs_away_breaks_the_device() {
 #[test]
 fn a_host_without_random_bytes_gives_none() {
     let mut device = Harness::active(
-        Entropy::with_source(|_| Err(getrandom::Error::UNSUPPORTED)),
+        Entropy::with_source(|_| Err(RandomError(rustix::io::Errno::NOSYS))),
         0,
     );
     let head = device.queues[0].send(&[writable(0x1000, 8)]);

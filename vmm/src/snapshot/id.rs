@@ -16,7 +16,7 @@ impl SnapshotId {
     /// Returns the operating system's error when it has no random bytes to give.
     pub fn generate() -> io::Result<Self> {
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        vmgenie_devices::random::fill(&mut bytes).map_err(|error| io::Error::from(error.0))?;
         Ok(Self(bytes))
     }
 

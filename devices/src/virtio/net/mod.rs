@@ -48,6 +48,7 @@ pub use metrics::NetMetrics;
 pub use state::{NetRestoreError, NetState};
 
 use super::{ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Turn, VirtioDevice};
+use crate::random::{self, RandomError};
 use ring::QueueError;
 use rx::{Buffers, Receive};
 use tx::Transmit;
@@ -82,9 +83,9 @@ pub struct NetSettings {
 ///
 /// # Errors
 /// The host has no random numbers.
-pub fn random_mac() -> Result<[u8; 6], getrandom::Error> {
+pub fn random_mac() -> Result<[u8; 6], RandomError> {
     let mut mac = [0; 6];
-    getrandom::fill(&mut mac)?;
+    random::fill(&mut mac)?;
     mac[0] = mac[0] & !0b01 | 0b10;
     Ok(mac)
 }

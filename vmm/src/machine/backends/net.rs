@@ -1,6 +1,7 @@
 //! From a network interface's configuration to the device, on its tap.
 
 use thiserror::Error;
+use vmgenie_devices::random::RandomError;
 use vmgenie_devices::virtio::net::{Net, NetRestoreError, NetSettings, NetState, random_mac};
 
 use super::tap::{Tap, TapError};
@@ -14,7 +15,7 @@ pub enum NetError {
     Tap(#[from] TapError),
     /// A MAC address is wanted, and the host has no random numbers.
     #[error("could not make up a MAC address")]
-    Mac(#[from] getrandom::Error),
+    Mac(#[from] RandomError),
     /// The saved state.
     #[error("the snapshot's state does not fit")]
     Restore(#[from] NetRestoreError),
