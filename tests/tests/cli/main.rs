@@ -15,6 +15,7 @@ mod directories;
 mod endings;
 mod firecracker;
 mod help;
+mod jail;
 mod last_words;
 mod machines;
 mod restores;

@@ -122,4 +122,22 @@ impl<'a> MemorySource<'a> {
         // readable and unwritten while the memory is being saved.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr().add(offset), length) }
     }
+
+    /// Copies what the range holds from `offset` on, whether the pages are there or in the base.
+    pub(super) fn read(&self, offset: usize, to: &mut [u8]) {
+        // Never fails: callers read the range in pieces.
+        assert!(
+            offset
+                .checked_add(to.len())
+                .is_some_and(|end| end <= self.length)
+        );
+        // SAFETY: within the range, as was just asserted, and mapped and readable, as the caller of `new` has said. Should somebody
+        // write to the base file meanwhile, which nobody may, the bytes are others; no reference to them is made.
+        unsafe {
+            self.address
+                .as_ptr()
+                .add(offset)
+                .copy_to_nonoverlapping(to.as_mut_ptr(), to.len())
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::fault;
@@ -47,7 +47,7 @@ impl StagedFile {
 
     /// A file without a name, or `None` where the kernel or the file system has none.
     fn open_unnamed(target: &Target) -> io::Result<Option<File>> {
-        if fault::pass(fault::UNNAMED_FILES).is_err() {
+        if fault::pass(fault::UNNAMED_FILES).is_err() || !can_be_named_later() {
             return Ok(None);
         }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -91,13 +91,7 @@ impl StagedFile {
         }
         let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let (directory, name) = (target.directory(), &self.name);
-        match rustix::fs::linkat(CWD, unnamed, directory, name, AtFlags::SYMLINK_FOLLOW) {
-            // Without /proc there is another way, which older kernels keep for the superuser.
-            Err(Errno::NOENT) => {
-                rustix::fs::linkat(&self.file, "", directory, name, AtFlags::EMPTY_PATH)?;
-            }
-            result => result?,
-        }
+        rustix::fs::linkat(CWD, unnamed, directory, name, AtFlags::SYMLINK_FOLLOW)?;
         self.linked = true;
         Ok(())
     }
@@ -114,6 +108,12 @@ impl StagedFile {
             let _ = rustix::fs::unlinkat(target.directory(), &self.name, AtFlags::empty());
         }
     }
+}
+
+/// Whether a file without a name can be given one: that goes by way of `/proc`, which a jail may lack. (The other way, by the descriptor alone, is the
+/// superuser's on older kernels.)
+fn can_be_named_later() -> bool {
+    rustix::fs::access("/proc/self/fd", Access::EXISTS).is_ok()
 }
 
 /// Marks the file as one that a living process writes.

@@ -179,7 +179,21 @@ pub(super) fn write_changed(
     out: &File,
     sources: &[MemorySource<'_>],
 ) -> Result<Written, WriteMemoryError> {
-    let mut pagemap = Pagemap::open()?;
+    match Pagemap::open() {
+        Ok(pagemap) => write_by_pagemap(out, sources, pagemap),
+        // A jail may lack /proc.
+        Err(error) => {
+            tracing::warn!(%error, "without /proc/self/pagemap all of the guest's memory is read, which takes longer");
+            write_by_content(out, sources)
+        }
+    }
+}
+
+fn write_by_pagemap(
+    out: &File,
+    sources: &[MemorySource<'_>],
+    mut pagemap: Pagemap,
+) -> Result<Written, WriteMemoryError> {
     let mut written = Written {
         memory_length: total_length(sources)?,
         ..Written::default()
@@ -187,20 +201,65 @@ pub(super) fn write_changed(
     for source in sources {
         pagemap.changed(source.address(), source.length(), |run| {
             written.touched += run.len() as u64;
-            written.written += write_run(out, source, run)?;
+            let bytes = source.bytes(run.start, run.len());
+            written.written += write_run(out, source, run.start, bytes)?;
             Ok::<_, WriteMemoryError>(())
         })?;
     }
     Ok(written)
 }
 
-/// Writes one run of existing pages without those that are zero; returns the bytes written.
+/// The same by looking at all of the memory, which may be in swap or in the base: what is zero or as in the base need not be written.
+fn write_by_content(out: &File, sources: &[MemorySource<'_>]) -> Result<Written, WriteMemoryError> {
+    let mut written = Written {
+        memory_length: total_length(sources)?,
+        ..Written::default()
+    };
+    let (mut now, mut then) = (vec![0; COPY_CHUNK], vec![0; COPY_CHUNK]);
+    for source in sources {
+        for start in (0..source.length()).step_by(COPY_CHUNK) {
+            let length = COPY_CHUNK.min(source.length() - start);
+            let (now, then) = (&mut now[..length], &mut then[..length]);
+            source.read(start, now);
+            if let Some((base, offset)) = source.base() {
+                let failed = |source| WriteMemoryError::CopyBase {
+                    length: length as u64,
+                    source,
+                };
+                base.read_exact_at(then, offset + start as u64)
+                    .map_err(failed)?;
+            }
+            for run in differences(now, then) {
+                written.touched += run.len() as u64;
+                written.written += write_run(out, source, start + run.start, &now[run])?;
+            }
+        }
+    }
+    Ok(written)
+}
+
+/// The runs of pages in which `now` is not as `then`.
+fn differences(now: &[u8], then: &[u8]) -> Vec<Range<usize>> {
+    let size = page_size();
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (page, (now, then)) in now.chunks(size).zip(then.chunks(size)).enumerate() {
+        let start = page * size;
+        match runs.last_mut() {
+            _ if now == then => {}
+            Some(run) if run.end == start => run.end += now.len(),
+            _ => runs.push(start..start + now.len()),
+        }
+    }
+    runs
+}
+
+/// Writes a run of pages, `bytes` from `at` of `source` on, without those that are zero; returns the bytes written.
 fn write_run(
     out: &File,
     source: &MemorySource<'_>,
-    run: Range<usize>,
+    at: usize,
+    bytes: &[u8],
 ) -> Result<u64, WriteMemoryError> {
-    let bytes = source.bytes(run.start, run.len());
     let mut written = 0;
     let mut pages = bytes.chunks(page_size()).map(is_zero).peekable();
     let mut start = 0;
@@ -209,7 +268,7 @@ fn write_run(
         while pages.next_if_eq(&zero).is_some() {
             length += page_size();
         }
-        let offset = source.file_offset() + (run.start + start) as u64;
+        let offset = source.file_offset() + (at + start) as u64;
         let stretch = &bytes[start..start + length];
         let result = match (zero, source.base()) {
             // A file that is new has a hole there already.

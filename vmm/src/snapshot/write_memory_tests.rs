@@ -101,6 +101,47 @@ fn a_clone_is_its_base_and_what_it_changed() {
     );
 }
 
+/// Writes `sources` as where there is no `/proc`.
+fn write_without_pagemap(sources: &[MemorySource<'_>]) -> (File, Written) {
+    let file = tempfile().unwrap();
+    file.set_len(total_length(sources).unwrap()).unwrap();
+    copy_bases(&file, sources).unwrap();
+    let written = write_by_content(&file, sources).unwrap();
+    (file, written)
+}
+
+#[test]
+fn without_proc_the_same_files_are_written() {
+    let length = COPY_CHUNK + 64 * PAGE;
+    let mut memory = Mapping::anonymous(length);
+    for page in [
+        0,
+        1,
+        7,
+        COPY_CHUNK / PAGE - 1,
+        COPY_CHUNK / PAGE,
+        length / PAGE - 1,
+    ] {
+        memory.page(page).fill(page as u8 | 1);
+    }
+    let (base, written) = write_without_pagemap(&[memory.source(0)]);
+    assert_eq!(written.written, 6 * PAGE as u64);
+    assert_eq!(contents(&base, length), memory.bytes());
+    let hole = base.metadata().unwrap().blocks() * 512;
+    assert!(hole <= 8 * PAGE as u64, "{hole} bytes on disk");
+
+    let mut clone = Mapping::of(&base, length);
+    clone.page(3).fill(0xaa);
+    clone.page(7).fill(0); // zeroed again
+    clone.page(COPY_CHUNK / PAGE).fill(0xbb);
+    let (file, written) = write_without_pagemap(&[clone.source(0).over(&base, 0).unwrap()]);
+    assert_eq!(
+        (written.touched, written.written),
+        (3 * PAGE as u64, 2 * PAGE as u64)
+    );
+    assert_eq!(contents(&file, length), clone.bytes());
+}
+
 #[test]
 fn regions_lie_one_after_the_other_each_with_its_own_base() {
     let mut low = Mapping::anonymous(8 * PAGE);
