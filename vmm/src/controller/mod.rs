@@ -256,6 +256,9 @@ impl Controller {
             DEVICES.forget_all();
         }
         if let Some((state, memory)) = self.restored_from.take() {
+            if let Some(machine) = &self.machine {
+                machine.keep_memory_out_of_core_dumps();
+            }
             snapshot::sweep(&state, &memory);
         }
     }

@@ -187,6 +187,9 @@ fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunErr
         controller
             .execute(Command::LoadSnapshot(request.clone()))
             .map_err(RunError::Command)?;
+        if let Some(machine) = controller.machine() {
+            machine.keep_memory_out_of_core_dumps();
+        }
     }
     Ok(())
 }

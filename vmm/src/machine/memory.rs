@@ -99,7 +99,23 @@ impl Memory {
                 }
             }
         }
-        Ok(Self { map, backing: None })
+        let memory = Self { map, backing: None };
+        memory.keep_out_of_core_dumps();
+        Ok(memory)
+    }
+
+    /// A core dump has none of it from now on. A restore does this when it has been answered: it takes a system call for each range.
+    pub fn keep_out_of_core_dumps(&self) {
+        for region in self.map.iter() {
+            // SAFETY: the range is mapped, and the advice changes nothing of what is in it.
+            let advised = unsafe {
+                libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP)
+            };
+            if advised != 0 {
+                let error = io::Error::last_os_error();
+                tracing::warn!(%error, "core dumps will have guest memory in them");
+            }
+        }
     }
 
     /// Memory of `bytes` bytes that starts with what `file` holds and is read from there when it is first touched. Writes
@@ -225,6 +241,27 @@ mod tests {
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
+
+    #[test]
+    fn guest_memory_is_in_no_core_dump() {
+        let dumped = |memory: &Memory| {
+            let start = memory.map().iter().next().unwrap().as_ptr().addr();
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut lines = maps.lines();
+            lines
+                .find(|line| line.starts_with(&format!("{start:x}-")))
+                .unwrap();
+            let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+            !flags.split(' ').any(|flag| flag == "dd")
+        };
+        assert!(!dumped(&Memory::anonymous(32 << 20).unwrap()));
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(32 << 20).unwrap();
+        let restored = Memory::from_file(32 << 20, file).unwrap();
+        assert!(dumped(&restored));
+        restored.keep_out_of_core_dumps();
+        assert!(!dumped(&restored));
+    }
 
     #[test]
     fn anonymous_memory_has_the_gap() {

@@ -232,6 +232,11 @@ impl Machine {
         self.vcpus.is_running()
     }
 
+    /// A core dump has none of the guest's memory from now on: see [`Memory::keep_out_of_core_dumps`].
+    pub fn keep_memory_out_of_core_dumps(&self) {
+        self.memory.keep_out_of_core_dumps();
+    }
+
     /// What has become of the memory file that the machine was restored from, if that may be why its guest has failed.
     pub fn memory_loss(&self) -> Option<MemoryLoss> {
         self.memory.loss()
