@@ -12,6 +12,7 @@ use std::{fmt::Debug, io, sync::Arc};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub mod boot_timer;
+pub mod bounded;
 pub mod fw_cfg;
 pub mod metrics;
 pub mod pm;

@@ -105,6 +105,7 @@ pub struct SerialPortState {
     /// Scratch register.
     pub scratch: u8,
     /// Input that the guest has not read yet, at most [`INPUT_CAPACITY`] bytes.
+    #[serde(deserialize_with = "crate::bounded::at_most::<_, _, INPUT_CAPACITY>")]
     pub input: Vec<u8>,
 }
 

@@ -12,6 +12,9 @@ use super::mmio::Registers;
 use super::{F_EVENT_IDX, F_VERSION_1, GuestMemory};
 use crate::DeviceState;
 
+/// More queues than a device has.
+const MAX_QUEUES: usize = 16;
+
 /// Why a saved transport was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -95,6 +98,7 @@ pub struct TransportState {
     /// `ConfigGeneration`.
     pub config_generation: u32,
     /// The queues, in their order.
+    #[serde(deserialize_with = "crate::bounded::at_most::<_, _, MAX_QUEUES>")]
     pub queues: Vec<QueueRegisters>,
 }
 

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vmgenie_devices::bounded;
 
 use super::names::{Cid, DeviceId, InterfaceName, MacAddress, Mtu};
 use super::{ConfigError, InstanceData};
@@ -111,10 +112,15 @@ pub struct VsockConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntropyConfig {}
 
+/// More devices than a machine has slots for: what a state file may list.
+const MAX_DEVICES: usize = 64;
+
 /// All virtio devices of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DevicesConfig {
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
     drives: Vec<DriveConfig>,
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
     nets: Vec<NetConfig>,
     vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,

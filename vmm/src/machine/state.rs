@@ -1,19 +1,25 @@
 //! What a snapshot holds of a machine besides its memory: plain data, no ioctl.
 
 use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_MAX_CPUID_ENTRIES, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
 };
 use serde::{Deserialize, Serialize};
-use vmgenie_devices::DeviceState;
 use vmgenie_devices::fw_cfg::FwCfgState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
 use vmgenie_devices::sgen::{SysGenState, SysGenStateV1};
 use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
+use vmgenie_devices::{DeviceState, bounded};
 
 use crate::snapshot::Part;
+
+/// More MSRs than any KVM lists: it knows some hundred.
+const MAX_MSRS: usize = 1024;
+/// More than any processor's XSAVE area has today, in bytes: with AMX about 11,000.
+const MAX_XSAVE_LEN: usize = 64 << 10;
 
 /// What the machine is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +41,10 @@ impl Part for MachineState {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VcpuState {
     /// The CPUID that the guest sees.
+    #[serde(deserialize_with = "bounded::at_most::<_, _, KVM_MAX_CPUID_ENTRIES>")]
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// All MSRs that the KVM lists and lets be read.
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_MSRS>")]
     pub msrs: Vec<kvm_msr_entry>,
     /// General-purpose registers.
     pub regs: kvm_regs,
@@ -45,6 +53,7 @@ pub struct VcpuState {
     /// The PDPTEs of a guest in PAE mode, where the KVM tells them (`KVM_GET_SREGS2`).
     pub pdptrs: Option<[u64; 4]>,
     /// FPU and vector registers, in the layout of `XSAVE`.
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_XSAVE_LEN>")]
     pub xsave: Vec<u8>,
     /// Extended control registers.
     pub xcrs: kvm_xcrs,
@@ -134,7 +143,7 @@ device_part!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{SnapshotId, StateReader, StateWriter};
+    use crate::snapshot::{SnapshotId, StateError, StateReader, StateWriter};
     use vmgenie_devices::fw_cfg::{FILE_LEN, FwCfg, InstanceData};
 
     /// The part as it was written before SGEN had more than four registers.
@@ -195,6 +204,34 @@ mod tests {
         StateReader::from_bytes(writer.finish().unwrap())
             .unwrap()
             .take()
+    }
+
+    /// Encodes as a vCPU's state up to a list that has so many entries, of one byte each, which take 40 bytes in memory.
+    #[derive(Serialize, Deserialize)]
+    struct Long(Vec<[u8; 1]>);
+
+    impl Part for Long {
+        const TAG: &'static str = VcpuState::TAG;
+        const VERSION: u16 = VcpuState::VERSION;
+    }
+
+    #[test]
+    fn a_list_that_no_processor_has_is_refused_while_it_is_decoded() {
+        let refused = |len| {
+            let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+            writer.part(&Long(vec![[0]; len])).unwrap();
+            let mut reader = StateReader::from_bytes(writer.finish().unwrap()).unwrap();
+            match reader.take::<VcpuState>().unwrap_err() {
+                StateError::Decode { source, .. } => source,
+                other => panic!("{other}"),
+            }
+        };
+        // This many are read, and then something is missing.
+        let ended = postcard::Error::DeserializeUnexpectedEnd;
+        assert_eq!(refused(KVM_MAX_CPUID_ENTRIES), ended);
+        for len in [KVM_MAX_CPUID_ENTRIES + 1, 10_000_000] {
+            assert_eq!(refused(len), postcard::Error::SerdeDeCustom, "{len}");
+        }
     }
 
     #[test]

@@ -27,9 +27,9 @@ pub const MAX_TAG_LENGTH: usize = 32;
 
 /// A plain serializable state that a state file carries.
 ///
-/// A state file is hostile input. Decoding takes memory in proportion to the file as long as no
-/// part contains a sequence of zero-sized items or contains itself; the one who decodes checks that
-/// the values make sense.
+/// A state file is hostile input. A list of items that are larger in memory than in the file has a
+/// limit ([`vmgenie_devices::bounded`]), and no part contains a sequence of zero-sized items or
+/// contains itself; the one who decodes checks that the values make sense.
 pub trait Part: Serialize + DeserializeOwned {
     /// Names the part in the file: 1 to [`MAX_TAG_LENGTH`] of `a-z`, `0-9`, `-`.
     const TAG: &'static str;

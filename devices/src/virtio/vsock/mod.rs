@@ -60,6 +60,9 @@ const MAX_PACKETS: usize = 256;
 const MAX_READ: usize = 64 << 10;
 const MAX_BUFFERS: usize = 32;
 
+/// More connections than a device has, of those that a state may list.
+const MAX_SAVED: usize = 4096;
+
 /// The device's state in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
@@ -69,6 +72,7 @@ pub struct VsockState {
     pub last_port: u32,
     /// The host's and the guest's ports of the guest's connections that it does not know to be granted, or that were refused and it has not
     /// been told. A guest that waits for an answer is not told by the event of a restore.
+    #[serde(deserialize_with = "crate::bounded::at_most::<_, _, MAX_SAVED>")]
     pub unanswered: Vec<(u32, u32)>,
 }
 
