@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
-use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use linux_loader::loader::{BzImage, Elf, Error as LoaderError, KernelLoader, KernelLoaderResult};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,6 +30,16 @@ use crate::snapshot::open_regular;
 
 /// The `e_machine` of x86_64.
 const EM_X86_64: u16 = 62;
+/// The `e_type` of a shared object, which a position-independent program is as well.
+const ET_DYN: u16 = 3;
+/// Where these are in an ELF file.
+const E_TYPE: usize = 16;
+const E_MACHINE: usize = 18;
+/// Where a bzImage's setup header begins, and the magic number in that.
+const SETUP_HEADER: usize = 0x1f1;
+const SETUP_MAGIC: usize = 0x202 - SETUP_HEADER;
+/// How much of a kernel file tells what it is.
+const HEADER_LEN: usize = 0x206;
 
 /// Why a guest could not be booted.
 #[derive(Debug, Error)]
@@ -58,6 +68,25 @@ pub enum BootError {
         path: PathBuf,
         /// What it is for.
         machine: u16,
+    },
+    /// An ELF file that is a program or a library.
+    #[error(
+        "{} is a position-independent program or a library (its e_type is ET_DYN), not a vmlinux, which is linked to fixed addresses",
+        .0.display()
+    )]
+    NotAVmlinux(PathBuf),
+    /// The end of a bzImage is missing.
+    #[error(
+        "the bzImage {} is truncated: it has {len} bytes of {needed}, by what its header says",
+        path.display()
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes it has.
+        len: u64,
+        /// How many its header tells of.
+        needed: u64,
     },
     /// The kernel cannot be entered in 64-bit mode.
     #[error(
@@ -270,19 +299,23 @@ fn load_kernel(
     path: &Path,
     mut file: File,
 ) -> Result<KernelLoaderResult, BootError> {
-    // Up to `e_machine`; a bzImage is longer as well.
-    let mut header = [0; 20];
-    file.read_exact(&mut header)
-        .and_then(|()| file.rewind())
-        .map_err(|source| BootError::File {
-            what: "kernel",
-            path: path.to_owned(),
-            source,
-        })?;
+    let at = |source| BootError::File {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    };
+    let header = read_header(&file).map_err(at)?;
+    file.rewind().map_err(at)?;
     let start = Some(layout::HIGH_RAM_START);
+    let mut elf_type = 0;
     let loaded = if header.starts_with(b"\x7fELF") {
+        let field = |at: usize| match header.get(at..at + 2) {
+            Some(&[low, high]) => Ok(u16::from_le_bytes([low, high])),
+            _ => Err(BootError::NotAKernel(path.to_owned())),
+        };
+        elf_type = field(E_TYPE)?;
         // An ELF file says in its sixth byte if it is big-endian, and is then not for x86_64 either.
-        let machine = u16::from_le_bytes([header[18], header[19]]);
+        let machine = field(E_MACHINE)?;
         if machine != EM_X86_64 {
             return Err(BootError::OtherMachine {
                 path: path.to_owned(),
@@ -291,12 +324,25 @@ fn load_kernel(
         }
         Elf::load(memory, None, &mut file, start)
     } else {
+        let Some(needed) = bzimage_len(&header) else {
+            return Err(BootError::NotAKernel(path.to_owned()));
+        };
+        let len = file.metadata().map_err(at)?.len();
+        if len < needed {
+            let path = path.to_owned();
+            return Err(BootError::Truncated { path, len, needed });
+        }
         BzImage::load(memory, None, &mut file, start)
     };
     let loaded = loaded.map_err(|source| match source {
-        linux_loader::loader::Error::Bzimage(
-            linux_loader::loader::bzimage::Error::InvalidBzImage,
-        ) => BootError::NotAKernel(path.to_owned()),
+        LoaderError::Bzimage(linux_loader::loader::bzimage::Error::InvalidBzImage) => {
+            BootError::NotAKernel(path.to_owned())
+        }
+        LoaderError::Elf(linux_loader::loader::elf::Error::InvalidEntryAddress)
+            if elf_type == ET_DYN =>
+        {
+            BootError::NotAVmlinux(path.to_owned())
+        }
         source => BootError::Kernel {
             path: path.to_owned(),
             memory_mib: memory_bytes >> 20,
@@ -310,6 +356,27 @@ fn load_kernel(
         }
         _ => Ok(loaded),
     }
+}
+
+/// The beginning of a kernel file: what tells its kind and, of a bzImage, its length. Less if the file has less.
+fn read_header(file: &File) -> io::Result<Vec<u8>> {
+    let mut header = Vec::with_capacity(HEADER_LEN);
+    file.take(HEADER_LEN as u64).read_to_end(&mut header)?;
+    Ok(header)
+}
+
+/// How long a bzImage is by what it says (Documentation/arch/x86/boot.rst): the setup's sectors and the boot sector, and the kernel behind them. None if it
+/// is no bzImage.
+fn bzimage_len(header: &[u8]) -> Option<u64> {
+    let (_, header) = header.split_at_checked(SETUP_HEADER)?;
+    let (&sectors, syssize) = (header.first()?, header.get(3..7)?);
+    if header.get(SETUP_MAGIC..SETUP_MAGIC + 4)? != b"HdrS" {
+        return None;
+    }
+    let syssize = u32::from_le_bytes(syssize.try_into().ok()?);
+    // For reasons of the past, 0 is 4.
+    let sectors = if sectors == 0 { 4 } else { u64::from(sectors) };
+    Some((sectors + 1) * 512 + u64::from(syssize) * 16)
 }
 
 /// Puts the initrd as high below the system area as the kernel allows.
@@ -375,120 +442,5 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-    use crate::config::Cmdline;
-    use crate::machine::memory::Memory;
-
-    fn source(kernel: &Path) -> BootSource {
-        BootSource {
-            kernel: kernel.to_owned(),
-            initrd: None,
-            cmdline: Cmdline::default(),
-        }
-    }
-
-    #[test]
-    fn a_missing_kernel_is_named() {
-        let error = check(&source(Path::new("/nowhere/vmlinux"))).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "could not read the kernel /nowhere/vmlinux"
-        );
-    }
-
-    #[test]
-    fn a_directory_is_no_kernel() {
-        assert!(check(&source(&std::env::temp_dir())).is_err());
-    }
-
-    #[test]
-    fn rubbish_is_no_kernel() {
-        let memory = Memory::anonymous(32 << 20).unwrap();
-        for content in [
-            &b""[..],
-            b"abc",
-            &[0x7f; 5000],
-            b"\x7fELF",
-            &[b"\x7fELF".as_slice(), &[0xff; 6000]].concat(),
-        ] {
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            file.write_all(content).unwrap();
-            let result = load(memory.map(), 32 << 20, &source(file.path()));
-            assert!(result.is_err(), "{} bytes", content.len());
-        }
-    }
-
-    #[test]
-    fn a_fifo_is_no_kernel_and_nobody_waits_for_its_writer() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR,
-            0,
-        )
-        .unwrap();
-        assert!(check(&source(&path)).is_err());
-    }
-
-    #[test]
-    fn an_elf_kernel_of_another_machine_is_refused_by_name() {
-        // AArch64.
-        let mut elf = [0u8; 64];
-        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        elf[16..20].copy_from_slice(&[2, 0, 183, 0]);
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&elf).unwrap();
-        let memory = Memory::anonymous(32 << 20).unwrap();
-        let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("not for x86_64 (its e_machine is 183"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_kernel_whose_bss_reaches_the_system_area_is_refused() {
-        // One loadable segment of no bytes in the file and 40 MiB in memory.
-        let mut elf = vec![0u8; 64 + 56 + 8];
-        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        elf[16..20].copy_from_slice(&[2, 0, 0x3e, 0]);
-        elf[24..32].copy_from_slice(&0x10_0000u64.to_le_bytes());
-        elf[32..40].copy_from_slice(&64u64.to_le_bytes());
-        elf[54..58].copy_from_slice(&[56, 0, 1, 0]);
-        elf[64..68].copy_from_slice(&1u32.to_le_bytes());
-        elf[72..80].copy_from_slice(&120u64.to_le_bytes());
-        elf[88..96].copy_from_slice(&0x10_0000u64.to_le_bytes());
-        elf[96..104].copy_from_slice(&8u64.to_le_bytes());
-        elf[104..112].copy_from_slice(&(40u64 << 20).to_le_bytes());
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&elf).unwrap();
-        let memory = Memory::anonymous(32 << 20).unwrap();
-        let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
-        assert!(
-            matches!(error, BootError::TooSmall { kernel_end, .. } if kernel_end == 41 << 20),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn an_initrd_that_does_not_fit_is_refused_with_its_size() {
-        let memory = Memory::anonymous(32 << 20).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(33 << 20).unwrap();
-        let kernel = KernelLoaderResult {
-            kernel_end: 2 << 20,
-            ..Default::default()
-        };
-        let content = file.reopen().unwrap();
-        let error = load_initrd(memory.map(), 32 << 20, file.path(), content, &kernel).unwrap_err();
-        assert!(matches!(error, BootError::TooSmall { initrd_len, .. } if initrd_len == 33 << 20));
-    }
-}
+#[path = "boot_test.rs"]
+mod tests;

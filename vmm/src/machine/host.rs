@@ -34,6 +34,9 @@ pub enum HostError {
         "could not open /dev/kvm: is KVM loaded (modprobe kvm_intel or kvm_amd) and may this user open it (group kvm)?"
     )]
     Open(#[source] kvm_ioctls::Error),
+    /// Some other device.
+    #[error("/dev/kvm is not KVM: it does not tell the version of KVM's API")]
+    NotKvm,
     /// Not the KVM that we know.
     #[error("the host's KVM has API version {0}; vmgenie needs version {KVM_API_VERSION}")]
     Version(i32),
@@ -76,6 +79,9 @@ impl Host {
         vcpu::install_kick_handler().map_err(HostError::Signal)?;
         let kvm = Kvm::new().map_err(HostError::Open)?;
         let version = kvm.get_api_version();
+        if version < 0 {
+            return Err(HostError::NotKvm);
+        }
         if version != KVM_API_VERSION {
             return Err(HostError::Version(version));
         }
