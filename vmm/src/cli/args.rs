@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
 use super::devices::{
@@ -195,14 +195,10 @@ pub enum Command {
 /// `vmgenie run`.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
+#[command(group(ArgGroup::new("booted").required(true).multiple(true).args(["kernel", "disk"])))]
 pub struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage. Without it, the kernel of the image that --disk names, with its initial RAM disk.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "VMGENIE_KERNEL",
-        required_unless_present = "disk"
-    )]
+    #[arg(long, value_name = "FILE", env = "VMGENIE_KERNEL")]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]
@@ -210,7 +206,7 @@ pub struct RunArgs {
     /// The kernel command line.
     #[arg(long, value_name = "TEXT", default_value = config::DEFAULT_CMDLINE)]
     pub cmdline: String,
-    /// The guest's memory: a number with K, M, G or T (powers of 1024); MiB without. By default 128M, and 512M for a machine that boots
+    /// The guest's memory: a number with K, M, G or T (powers of 1024), 1.5G for example; MiB without. By default 128M, and 512M for a machine that boots
     /// the kernel of its disk.
     #[arg(long, value_name = "SIZE", value_parser = parse_memory_mib)]
     pub memory: Option<u64>,

@@ -113,7 +113,10 @@ fn run_takes_human_units() {
 
 #[test]
 fn what_cannot_be_run_is_a_usage_error() {
-    assert_eq!(refused("vmgenie run"), ErrorKind::MissingRequiredArgument);
+    let nothing = parse("vmgenie run").unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::MissingRequiredArgument);
+    let told = nothing.to_string();
+    assert!(told.contains("--kernel <FILE>|--disk <DRIVE>"), "{told}");
     for bad in [
         "--memory 16M",
         "--memory 1X",
@@ -215,6 +218,9 @@ fn memory_sizes_are_powers_of_1024_and_mib_without_a_unit() {
         ("2Gi", 2048),
         ("65536K", 64),
         ("1T", 1 << 20),
+        ("1.5G", 1536),
+        ("0.25 GiB", 256),
+        ("64.0", 64),
     ] {
         assert_eq!(parse_memory_mib(text), Ok(mib), "{text}");
     }
@@ -226,7 +232,11 @@ fn memory_sizes_that_no_machine_has_are_refused_with_the_reason() {
         ("", "expected a size"),
         ("G", "expected a size"),
         ("-1G", "expected a size"),
-        ("1.5G", "unknown unit"),
+        ("1.5.5G", "expected a size"),
+        (".5G", "expected a size"),
+        ("1.G", "expected a size"),
+        ("1.3G", "whole number of MiB"),
+        ("1.00000000000000000001G", "expected a size"),
         ("1E", "unknown unit"),
         ("33000K", "whole number of MiB"),
         ("31M", "31 MiB"),
@@ -237,6 +247,16 @@ fn memory_sizes_that_no_machine_has_are_refused_with_the_reason() {
         let message = parse_memory_mib(text).unwrap_err();
         assert!(message.contains(reason), "{text}: {message}");
     }
+}
+
+#[test]
+fn a_time_has_a_unit_and_a_limit() {
+    assert_eq!(units::parse_wait("2m"), Ok(Duration::from_secs(120)));
+    for text in ["", "abc", "10", "-1s", "s"] {
+        let told = units::parse_wait(text).unwrap_err();
+        assert_eq!(told, "expected a time such as 500ms, 10s or 2m", "{text}");
+    }
+    assert_eq!(units::parse_wait("1h").unwrap_err(), "10m at most");
 }
 
 #[test]

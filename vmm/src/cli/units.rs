@@ -20,16 +20,25 @@ pub(super) fn parse_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads a size of memory: a whole number and, without a space or with one, K, M, G or T (also Ki,
+/// Reads a size of memory: a number (1, 1.5) and, without a space or with one, K, M, G or T (also Ki,
 /// KB, KiB, ..., in any case), all powers of 1024; MiB when there is no unit. The result is in MiB,
 /// in the range that a machine may have.
 pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let digits = text.len() - text.trim_start_matches(is_number).len();
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "expected a size such as 256M or 1G".to_owned())?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let parse = |digits: &str| digits.parse::<u64>().ok().filter(|_| digits.len() <= 20);
+    let (Some(whole), Some(part), Some(scale)) = (
+        parse(whole),
+        parse(fraction),
+        u32::try_from(fraction.len())
+            .ok()
+            .and_then(|places| 10_u64.checked_pow(places)),
+    ) else {
+        return Err("expected a size such as 256M, 1G or 1.5G".to_owned());
+    };
     let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
         "k" | "ki" | "kb" | "kib" => 10,
         "" | "m" | "mi" | "mb" | "mib" => 20,
@@ -37,8 +46,9 @@ pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
         "t" | "ti" | "tb" | "tib" => 40,
         _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
     };
-    let bytes = u128::from(number) << shift;
-    if bytes % (1 << 20) != 0 {
+    let of_part = u128::from(part) << shift;
+    let bytes = (u128::from(whole) << shift) + of_part / u128::from(scale);
+    if bytes % (1 << 20) != 0 || of_part % u128::from(scale) != 0 {
         return Err("not a whole number of MiB".to_owned());
     }
     let mib = u64::try_from(bytes >> 20).map_err(|_| "too large".to_owned())?;
@@ -48,7 +58,8 @@ pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
 
 /// Reads how long to wait: a number with a unit.
 pub(super) fn parse_wait(text: &str) -> Result<Duration, String> {
-    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let wait = humantime::parse_duration(text)
+        .map_err(|_| "expected a time such as 500ms, 10s or 2m".to_owned())?;
     let longest = Duration::from_millis(MAX_WAIT_MS);
     if wait > longest {
         return Err(format!("{} at most", humantime::format_duration(longest)));

@@ -103,7 +103,7 @@ pub enum ConfigError {
     )]
     CopyOfOverlay(DeviceId),
     /// Two overrides of one drive.
-    #[error("drive_overrides name the drive {0} twice")]
+    #[error("another file is named twice for the drive {0} (--drive; drive_overrides in the API)")]
     OverriddenTwice(DeviceId),
     /// An interface that is not there.
     #[error("there is no network interface {0}")]
