@@ -135,7 +135,7 @@ fn a_machine_is_found_by_its_name_and_one_that_is_not_there_is_told() {
     terminal.send(b"\x01d");
     assert_eq!(terminal.wait(LIMIT).code(), Some(0));
     fail(["console", "nobody"], 1, "there is no machine nobody");
-    fail(["console", "/nowhere/api.sock"], 1, "there is no machine");
+    fail(["console", "/nowhere/api.sock"], 1, "/nowhere/api.sock");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
         (&["explode"], "unrecognized subcommand"),
         (&["run"], "--kernel <FILE>"),
         (&["api"], "--api-sock <PATH>"),
-        (&["pause"], "SOCKET"),
+        (&["pause"], "MACHINE"),
         (
             &["info", "a.sock", "--api-sock", "b.sock"],
             "cannot be used with",

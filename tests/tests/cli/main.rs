@@ -18,6 +18,7 @@ mod help;
 mod jail;
 mod last_words;
 mod machines;
+mod names;
 mod restores;
 mod templates;
 mod terminal;

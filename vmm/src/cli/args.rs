@@ -33,7 +33,7 @@ Exit status:
 Examples:
   vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock vm.sock
-  vmgenie snapshot --api-sock vm.sock snapshot
+  vmgenie snapshot vm.sock snapshot
   vmgenie restore snapshot
   vmgenie clone snapshot -n 3
   vmgenie console clone-1
@@ -54,25 +54,27 @@ Examples:
 const API_HELP: &str = "\
 Example:
   vmgenie api --api-sock vm.sock &
-  vmgenie restore --api-sock vm.sock snapshot";
+  vmgenie restore --into vm.sock snapshot";
 
 const PAUSE_HELP: &str = "\
-Example:
+Examples:
+  vmgenie pause web-1
   vmgenie pause vm.sock";
 
 const RESUME_HELP: &str = "\
-Example:
+Examples:
+  vmgenie resume web-1
   vmgenie resume vm.sock";
 
 const INFO_HELP: &str = "\
 Examples:
-  vmgenie info vm.sock
+  vmgenie info web-1
   vmgenie info vm.sock --json";
 
 const GENERATION_HELP: &str = "\
 Examples:
   vmgenie generation vm.sock
-  vmgenie generation vm.sock --new --json
+  vmgenie generation web-1 --new --json
   vmgenie generation vm.sock --wait=500ms";
 
 const COMPLETIONS_HELP: &str = "\
@@ -89,7 +91,8 @@ Examples:
 const STOP_HELP: &str = "\
 Examples:
   vmgenie stop web-1
-  vmgenie stop 4711 --power-off=30s";
+  vmgenie stop 4711 --power-off=30s
+  vmgenie stop vm.sock";
 
 const CONSOLE_HELP: &str = "\
 Ctrl-A d detaches, Ctrl-A Ctrl-A sends one Ctrl-A. What the guest said last (32 KiB at most) is
@@ -105,20 +108,23 @@ const SNAPSHOT_HELP: &str = "\
 A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays
 paused.
 
-Example:
-  vmgenie snapshot --api-sock vm.sock snapshot
-  vmgenie snapshot --api-sock vm.sock snapshot --copy-drives";
+Examples:
+  vmgenie snapshot vm.sock snapshot
+  vmgenie snapshot web-1 snapshot --copy-drives";
 
 const RESTORE_HELP: &str = "\
+A restored machine does not boot again: a reboot in its guest ends the process, with status 0.
+
 Examples:
   vmgenie restore snapshot
   vmgenie restore snapshot --serve vm.sock --net net0=tap1 --drive disk0=clone.ext4,copy
-  vmgenie restore --api-sock vm.sock snapshot
-  vmgenie restore --api-sock vm.sock snapshot --generation keep --no-resume";
+  vmgenie restore --into vm.sock snapshot
+  vmgenie restore --into vm.sock snapshot --generation keep --no-resume";
 
 const CLONE_HELP: &str = "\
 Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-N.sock, its
-console and log are in DIR/clone-N.log. When one clone fails, all are ended.
+console and log are in DIR/clone-N.log. When one clone fails, all are ended. A clone whose guest
+reboots ends, with status 0 and a line in its log.
 
 In --net, --drive, --vsock, --cid and --data, {n} is the number of the clone: 1, 2, ...
 
@@ -279,29 +285,19 @@ pub struct LifelineArgs {
 /// The name of a machine that was given none; Firecracker's, too.
 pub const DEFAULT_ID: &str = "anonymous-instance";
 
-/// The VMM that a client command speaks to.
+/// The machine that a client command speaks to.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The VMM's socket.
+    /// The machine: its name, its process, or its socket.
     #[arg(
-        value_name = "SOCKET",
+        value_name = "MACHINE",
         required_unless_present = "api_sock",
         conflicts_with = "api_sock"
     )]
-    pub socket: Option<PathBuf>,
-    /// The VMM's socket, as an option.
-    #[arg(long, value_name = "SOCKET")]
+    pub machine: Option<String>,
+    /// The machine's socket, as an option: for scripts of before MACHINE could be a name.
+    #[arg(long, value_name = "SOCKET", hide = true)]
     pub api_sock: Option<PathBuf>,
-}
-
-impl Target {
-    /// The socket, whichever way it was given.
-    pub fn path(&self) -> PathBuf {
-        self.socket
-            .clone()
-            .or_else(|| self.api_sock.clone())
-            .unwrap_or_default()
-    }
 }
 
 /// `vmgenie generation`.
@@ -321,14 +317,14 @@ pub struct GenerationArgs {
 
 /// `vmgenie snapshot`.
 #[derive(Debug, Args)]
-#[command(after_help = SNAPSHOT_HELP)]
+#[command(after_help = SNAPSHOT_HELP, allow_missing_positional = true)]
 pub struct SnapshotArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub target: Target,
     /// The directory for the files `state` and `memory`; it is made when it is not there.
-    #[arg(value_name = "DIR")]
+    #[arg(value_name = "DIR", required = true)]
     pub dir: PathBuf,
-    /// The VMM's socket.
-    #[arg(long, value_name = "SOCKET")]
-    pub api_sock: PathBuf,
     /// Copy the drives that the guest may write to into DIR, too, while it stands still; blocks are shared where the file system can.
     /// Without that the snapshot is good for as long as the drives stay as they are.
     #[arg(long)]
@@ -342,10 +338,10 @@ pub struct RestoreArgs {
     /// The directory that `vmgenie snapshot` wrote.
     #[arg(value_name = "SNAPSHOT_DIR")]
     pub dir: PathBuf,
-    /// The socket of an empty VMM, started with `vmgenie api`; without it this process becomes the machine, with this terminal as
-    /// its console.
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["serve", "id"])]
-    pub api_sock: Option<PathBuf>,
+    /// An empty VMM that becomes the machine, started with `vmgenie api`: its name, its process, or its socket. Without it this process becomes the
+    /// machine, with this terminal as its console.
+    #[arg(long, value_name = "MACHINE", alias = "api-sock", conflicts_with_all = ["serve", "id"])]
+    pub into: Option<String>,
     /// Serve the API of the machine on this Unix socket.
     #[arg(long, value_name = "PATH")]
     pub serve: Option<PathBuf>,

@@ -9,10 +9,10 @@ use thiserror::Error;
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
 use super::devices::override_devices;
-use super::host_things;
 use super::output::{pairs, show};
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
+use super::{host_things, machines};
 use crate::api::wire::{
     DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWaited, Missing,
     SnapshotCreate, SnapshotLoad, SnapshotType, State,
@@ -35,13 +35,23 @@ enum PathError {
     Absolute(PathBuf, #[source] io::Error),
 }
 
+/// A client of the machine that is meant.
+fn client_of(target: &Target) -> Result<Client, Failure> {
+    let socket = match (&target.machine, &target.api_sock) {
+        (Some(machine), _) => machines::socket_of(machine)?,
+        // The parser has seen to it that there is one of the two.
+        (None, socket) => socket.clone().unwrap_or_default(),
+    };
+    Ok(Client::new(socket)?)
+}
+
 #[derive(Debug, Serialize)]
 struct StateShown {
     state: State,
 }
 
 pub(super) fn pause(target: &Target, json: bool) -> Result<(), Failure> {
-    Client::new(target.path())?.pause()?;
+    client_of(target)?.pause()?;
     show(
         json,
         &StateShown {
@@ -52,7 +62,7 @@ pub(super) fn pause(target: &Target, json: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn resume(target: &Target, json: bool) -> Result<(), Failure> {
-    Client::new(target.path())?.resume()?;
+    client_of(target)?.resume()?;
     show(
         json,
         &StateShown {
@@ -73,7 +83,7 @@ struct Info {
 }
 
 pub(super) fn info(target: &Target, json: bool) -> Result<(), Failure> {
-    let mut client = Client::new(target.path())?;
+    let mut client = client_of(target)?;
     let instance = client.info()?;
     let generation = match instance.state {
         State::NotStarted => None,
@@ -110,7 +120,7 @@ pub(super) fn info(target: &Target, json: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn generation(args: &GenerationArgs, json: bool) -> Result<(), Failure> {
-    let mut client = Client::new(args.target.path())?;
+    let mut client = client_of(&args.target)?;
     let generation = if args.new {
         client.new_generation()?
     } else {
@@ -220,7 +230,7 @@ struct SnapshotShown {
 }
 
 pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
-    let mut client = Client::new(&args.api_sock)?;
+    let mut client = client_of(&args.target)?;
     let state = client.info()?.state;
     let dir = SnapshotDir::make(&args.dir)?;
     let request = SnapshotCreate {
@@ -294,8 +304,8 @@ struct RestoreShown {
     generation: GenerationInfo,
 }
 
-pub(super) fn restore(socket: &Path, args: &RestoreArgs, json: bool) -> Result<(), Failure> {
-    let mut client = Client::new(socket)?;
+pub(super) fn restore(into: &str, args: &RestoreArgs, json: bool) -> Result<(), Failure> {
+    let mut client = Client::new(machines::socket_of(into)?)?;
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     override_devices(&mut request, &args.overrides, None)?;
     host_things::tell_if_allowed(&request);

@@ -29,10 +29,6 @@ const MAX_WAITING: usize = 64 << 10;
 /// Why the console cannot be shown.
 #[derive(Debug, Error)]
 enum ConsoleError {
-    #[error(
-        "the machine {0} serves no API, so its console cannot be attached to: start it with --api-sock"
-    )]
-    NoApi(String),
     #[error("the connection to the machine broke")]
     Broken(#[source] io::Error),
 }
@@ -53,15 +49,7 @@ enum Left {
 }
 
 pub(super) fn console(args: &ConsoleArgs) -> Result<(), Failure> {
-    let socket = match machines::find(&args.machine) {
-        Ok(entry) => {
-            let name = entry.id;
-            entry.api_socket.ok_or(ConsoleError::NoApi(name))?
-        }
-        // A machine of a process that could not list itself.
-        Err(_) if std::path::Path::new(&args.machine).exists() => args.machine.clone().into(),
-        Err(error) => return Err(error.into()),
-    };
+    let socket = machines::socket_of(&args.machine)?;
     let stream = attach(&socket)?;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // Without a handler the terminal would be left raw.

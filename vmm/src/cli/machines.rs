@@ -1,11 +1,13 @@
 //! `vmgenie ps` and `vmgenie stop`: the machines of this host.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use thiserror::Error;
@@ -13,8 +15,9 @@ use thiserror::Error;
 use super::Failure;
 use super::args::StopArgs;
 use super::output::{plain, show, table};
+use super::units::parse_id;
 use crate::api::wire::{Action, ActionType, State};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::registry::{self, Entry};
 
 /// How long a machine may take to tell its state.
@@ -33,6 +36,14 @@ pub(super) enum StopError {
         "the machine {0} serves no API, by which its power button could be pressed: stop it without --power-off, or power it off in its guest"
     )]
     NoApi(String),
+    #[error(
+        "the machine {0} serves no API: start it with --api-sock, or --serve when it is restored"
+    )]
+    Silent(String),
+    #[error(
+        "the process of the machine behind {0} cannot be seen from here: it is in another PID namespace"
+    )]
+    Elsewhere(PathBuf),
     #[error("the process {0} could not be ended")]
     Signal(i32, #[source] std::io::Error),
     #[error("the process {0} has not ended within {1:?}")]
@@ -45,7 +56,7 @@ struct Shown {
     id: String,
     /// None if it serves no API or does not answer.
     state: Option<State>,
-    api_socket: Option<std::path::PathBuf>,
+    api_socket: Option<PathBuf>,
 }
 
 pub(super) fn ps(json: bool) -> Result<(), Failure> {
@@ -94,8 +105,17 @@ struct Stopped {
 }
 
 pub(super) fn stop(args: &StopArgs, json: bool) -> Result<(), Failure> {
-    let entry = find(&args.machine)?;
-    let process = Process::of(&entry)?;
+    let (entry, process) = match find(&args.machine) {
+        Ok(entry) => {
+            let process = Process::of(&entry)?;
+            (entry, process)
+        }
+        Err(StopError::None(_)) if Path::new(&args.machine).exists() => {
+            let (entry, process) = behind(Path::new(&args.machine))?;
+            (entry, Some(process))
+        }
+        Err(error) => return Err(error.into()),
+    };
     let powered_off = match (args.power_off, &process, &entry.api_socket) {
         (Some(_), Some(_), None) => return Err(StopError::NoApi(entry.id.clone()).into()),
         (Some(patience), Some(process), Some(socket)) => {
@@ -182,8 +202,49 @@ impl Process {
     }
 }
 
+/// The machine that serves its API at `socket`, and that no registry knows: its process could not list itself.
+fn behind(socket: &Path) -> Result<(Entry, Process), Failure> {
+    let asked = UnixStream::connect(socket).and_then(|stream| Ok(socket_peercred(&stream)?));
+    let peer = asked.map_err(|error| ClientError::Connect(socket.to_owned(), error))?;
+    let pid = peer.pid.as_raw_nonzero().get();
+    let fd = match pidfd_open(peer.pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::SRCH | Errno::INVAL) => {
+            return Err(StopError::Elsewhere(socket.to_owned()).into());
+        }
+        Err(error) => return Err(StopError::Signal(pid, error.into()).into()),
+    };
+    // That it answers now shows that the process that listens has not ended before there was the descriptor, and what it is.
+    let mut client = Client::new(socket)?;
+    client.set_timeout(Some(ASK));
+    let entry = Entry {
+        pid,
+        start_ticks: 0,
+        pid_namespace: 0,
+        id: client.info()?.id,
+        api_socket: Some(socket.to_owned()),
+    };
+    Ok((entry, Process { pid, fd }))
+}
+
+/// Where the machine of this name, process number or socket serves its API.
+pub(super) fn socket_of(wanted: &str) -> Result<PathBuf, StopError> {
+    match find(wanted) {
+        Ok(Entry {
+            api_socket: Some(socket),
+            ..
+        }) => Ok(socket),
+        Ok(entry) => Err(StopError::Silent(entry.id)),
+        // No name: a socket, perhaps of a machine whose process could not list itself. The client says if it is none.
+        Err(StopError::None(_)) if parse_id(wanted).is_err() || Path::new(wanted).exists() => {
+            Ok(wanted.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The machine of this name, process number or socket.
-pub(super) fn find(wanted: &str) -> Result<Entry, StopError> {
+fn find(wanted: &str) -> Result<Entry, StopError> {
     let socket = std::path::absolute(wanted).ok();
     let is_meant = |entry: &Entry| {
         entry.id == wanted
@@ -228,5 +289,17 @@ mod tests {
         assert!(process.ended(Duration::ZERO).unwrap());
         assert!(!child.wait().unwrap().success());
         process.terminate().unwrap();
+    }
+
+    #[test]
+    fn what_can_be_no_name_is_a_socket() {
+        for socket in ["vm.sock", "/run/vm", "./vm"] {
+            assert_eq!(socket_of(socket).unwrap(), PathBuf::from(socket));
+        }
+        let none = socket_of("no-such-machine-0").unwrap_err();
+        assert!(
+            none.to_string()
+                .starts_with("there is no machine no-such-machine-0")
+        );
     }
 }

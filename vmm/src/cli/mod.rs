@@ -85,8 +85,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Info(args) => client_commands::info(&args, json),
         Command::Generation(args) => client_commands::generation(&args, json),
         Command::Snapshot(args) => client_commands::snapshot(&args, json),
-        Command::Restore(args) => match &args.api_sock {
-            Some(socket) => client_commands::restore(socket, &args, json),
+        Command::Restore(args) => match &args.into {
+            Some(into) => client_commands::restore(into, &args, json),
             None => vmm::restore(args),
         },
         Command::Ps => machines::ps(json),

@@ -145,12 +145,30 @@ fn an_empty_vmm_ends_when_its_guest_reboots() {
 
 #[test]
 fn a_socket_is_given_as_an_argument_or_as_an_option_and_not_as_both() {
-    for line in ["vmgenie pause s", "vmgenie pause --api-sock s"] {
+    for (line, machine, socket) in [
+        ("vmgenie pause s", Some("s"), None),
+        ("vmgenie pause --api-sock s", None, Some("s")),
+    ] {
         let Command::Pause(target) = parse(line).unwrap().command else {
             panic!()
         };
-        assert_eq!(target.path(), PathBuf::from("s"));
+        assert_eq!(target.machine.as_deref(), machine);
+        assert_eq!(target.api_sock, socket.map(PathBuf::from));
     }
+    for (line, machine) in [
+        ("vmgenie snapshot web-1 d", Some("web-1")),
+        ("vmgenie snapshot --api-sock s d", None),
+    ] {
+        let Command::Snapshot(args) = parse(line).unwrap().command else {
+            panic!()
+        };
+        assert_eq!(args.target.machine.as_deref(), machine);
+        assert_eq!(args.dir, PathBuf::from("d"));
+    }
+    assert_eq!(
+        refused("vmgenie snapshot d"),
+        ErrorKind::MissingRequiredArgument
+    );
     assert_eq!(refused("vmgenie pause"), ErrorKind::MissingRequiredArgument);
     assert_eq!(
         refused("vmgenie pause s --api-sock s"),
@@ -165,7 +183,7 @@ fn restore_makes_a_new_generation_unless_told_otherwise() {
         other => panic!("{other:?}"),
     };
     assert_eq!(
-        restore("vmgenie restore --api-sock s d"),
+        restore("vmgenie restore --into s d"),
         (Generation::New, false)
     );
     let keep = "vmgenie restore d --api-sock s --generation keep --no-resume";

@@ -130,11 +130,16 @@ impl EventLoop {
     }
 
     fn reset(&mut self) {
+        if self.controller.cannot_boot_again() {
+            tracing::warn!(
+                "the guest has rebooted; a machine that came from a snapshot does not boot again: it ends here, with status 0"
+            );
+            return self.end(Ok(Outcome::Rebooted));
+        }
         if self.on_reboot == OnReboot::Exit {
             return self.end(Ok(Outcome::Rebooted));
         }
         let Some(last) = self.controller.stop_for_restart() else {
-            tracing::info!("a machine that came from a snapshot cannot boot again: ending");
             return self.end(Ok(Outcome::Rebooted));
         };
         // Whatever the machine that is gone has still said.

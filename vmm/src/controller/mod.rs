@@ -359,6 +359,11 @@ impl Controller {
         self.boot(None)
     }
 
+    /// Whether the machine came from a snapshot: what it had been booted from is not known.
+    pub(crate) fn cannot_boot_again(&self) -> bool {
+        self.boot_source.is_none()
+    }
+
     /// Takes down a machine that will boot once more; returns its generation, which it keeps as it keeps its devices, and whether it ran.
     /// None if it cannot boot again: it came from a snapshot, and what it had been booted from is not
     /// known.
