@@ -146,6 +146,8 @@ impl SysGen {
             reseeded: true,
             later: LaterRegisters {
                 chain: true,
+                // So that a driver knows that there was no fork before it came.
+                chain_counter: counter,
                 ..LaterRegisters::default()
             },
         })?;

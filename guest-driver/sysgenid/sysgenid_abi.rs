@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Force,
     /// Have others wait for this file, or not.
     SetTracking,
+    /// Say that an agent has finished.
+    Ready,
 }
 
 impl Abi {
@@ -45,10 +47,12 @@ impl Abi {
         const TWO: u32 = _IO(MAGIC, 2);
         const THREE: u32 = _IO(MAGIC, 3);
         const FOUR: u32 = _IO(MAGIC, 4);
+        const TEN: u32 = _IO(MAGIC, 10);
         match (self, number) {
             (Self::Seed, ONE) | (Self::Deployed, TWO) => Some(Command::WaitWatchers),
             (Self::Seed, TWO | THREE) | (Self::Deployed, THREE) => Some(Command::Force),
             (Self::Seed, FOUR) | (Self::Deployed, ONE) => Some(Command::SetTracking),
+            (_, TEN) => Some(Command::Ready),
             _ => None,
         }
     }

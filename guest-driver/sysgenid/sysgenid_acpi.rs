@@ -138,6 +138,12 @@ unsafe fn package_address(object: *const bindings::acpi_object) -> Option<u64> {
     }
 }
 
+/// Waits until what ACPI has heard of has been handled.
+pub(crate) fn wait_for_events() {
+    // SAFETY: The caller may sleep, and handles no notification.
+    unsafe { bindings::acpi_os_wait_events_complete() };
+}
+
 /// A handler of a device's notifications, until it is dropped.
 pub(crate) struct NotifyHandler {
     device: AcpiDevice,
@@ -198,9 +204,11 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `length` bytes from guest physical address `start` on.
     pub(crate) fn new(start: u64, length: usize) -> Result<Self> {
-        const MEMREMAP_WB: usize = 1;
+        const MEMREMAP_WB: usize = 1 << 0;
+        // The hypervisor sees it as it is, also where a guest's memory is encrypted.
+        const MEMREMAP_DEC: usize = 1 << 4;
         // SAFETY: What the address is of is the hypervisor's word; nothing is accessed here.
-        NonNull::new(unsafe { bindings::memremap(start, length, MEMREMAP_WB) })
+        NonNull::new(unsafe { bindings::memremap(start, length, MEMREMAP_WB | MEMREMAP_DEC) })
             .map(Self)
             .ok_or(ENXIO)
     }

@@ -17,8 +17,34 @@ pub(crate) struct Backend {
     pub(crate) pfn: usize,
     /// Looks for a new generation and deals with it. Process context, may sleep.
     pub(crate) settle: unsafe extern "C" fn(*mut c_void),
-    /// A generation has begun (`began`), or the number of outdated watchers is another. Called
-    /// with a mutex held; must not call back.
-    pub(crate) report:
-        unsafe extern "C" fn(*mut c_void, counter: u32, outdated: u32, began: bool),
+    /// Waits until what follows `settle` has been done. Process context, may sleep.
+    pub(crate) finish: unsafe extern "C" fn(*mut c_void),
+    /// Something is to be told to the hypervisor. Called with a mutex held; must not call back.
+    pub(crate) report: unsafe extern "C" fn(*mut c_void, report: *const Report),
+}
+
+/// What the hypervisor is to be told: `struct sysgenid_report`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Report {
+    /// The counter as the watchers were told.
+    pub(crate) counter: u32,
+    /// Tracked watchers that are outdated.
+    pub(crate) outdated: u32,
+    /// Privileged ones of them, and those that went while they were.
+    pub(crate) required: u32,
+    /// Agents that have finished in this generation.
+    pub(crate) ready: u32,
+    /// One of the constants below.
+    pub(crate) event: u32,
+}
+
+impl Report {
+    /// The numbers are others.
+    #[allow(dead_code)] // A backend needs no name for it.
+    pub(crate) const NUMBERS: u32 = 0;
+    /// A generation has begun.
+    pub(crate) const BEGAN: u32 = 1;
+    /// The backend has been registered.
+    pub(crate) const REGISTERED: u32 = 2;
 }

@@ -71,7 +71,41 @@ pub(crate) enum Waiting {
 pub(crate) struct Watcher {
     epoch: u64,
     acknowledged: u32,
-    tracked: bool,
+    tracking: Tracking,
+    /// The generation in which it said that it was ready.
+    ready: Option<u64>,
+}
+
+/// Who waits for a watcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracking {
+    /// Nobody.
+    Untracked,
+    /// Other watchers.
+    Tracked,
+    /// They and the host: it is privileged.
+    Required,
+}
+
+impl Tracking {
+    fn is_tracked(self) -> bool {
+        self != Self::Untracked
+    }
+
+    fn is_required(self) -> bool {
+        self == Self::Required
+    }
+}
+
+/// What the host is told of the watchers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    /// Tracked watchers that are outdated.
+    pub(crate) outdated: u32,
+    /// Those of them that are required, and required ones that have gone while they were.
+    pub(crate) required: u32,
+    /// Agents that have finished in this generation.
+    pub(crate) ready: u32,
 }
 
 impl Watcher {
@@ -82,7 +116,12 @@ impl Watcher {
 
     /// Whether others wait for it.
     pub(crate) fn is_tracked(&self) -> bool {
-        self.tracked
+        self.tracking.is_tracked()
+    }
+
+    /// Whether the host waits for it.
+    pub(crate) fn is_required(&self) -> bool {
+        self.tracking.is_required()
     }
 }
 
@@ -97,6 +136,15 @@ pub(crate) struct Generations {
     watchers: u32,
     tracked: u32,
     outdated: u32,
+    /// Of those, the required ones.
+    required: u32,
+    required_outdated: u32,
+    /// Required ones that went in this generation without having acknowledged it: whatever they
+    /// had to do is not known to have been done. An agent that is ready answers for them.
+    lost: u32,
+    /// Agents that have finished in this generation and are there, and those that have gone since.
+    ready: u32,
+    ready_gone: u32,
 }
 
 impl Generations {
@@ -108,6 +156,11 @@ impl Generations {
             watchers: 0,
             tracked: 0,
             outdated: 0,
+            required: 0,
+            required_outdated: 0,
+            lost: 0,
+            ready: 0,
+            ready_gone: 0,
         }
     }
 
@@ -126,20 +179,40 @@ impl Generations {
         self.outdated
     }
 
+    /// What the host is told.
+    pub(crate) fn numbers(&self) -> Numbers {
+        Numbers {
+            outdated: self.outdated,
+            required: self.required_outdated.saturating_add(self.lost),
+            ready: self.ready.saturating_add(self.ready_gone),
+        }
+    }
+
     /// A watcher that is up to date. None if there are too many.
-    pub(crate) fn open(&mut self, tracked: bool) -> Option<Watcher> {
+    pub(crate) fn open(&mut self, tracking: Tracking) -> Option<Watcher> {
         self.watchers = self.watchers.checked_add(1)?;
-        self.tracked += u32::from(tracked);
+        self.tracked += u32::from(tracking.is_tracked());
+        self.required += u32::from(tracking.is_required());
         Some(Watcher {
             epoch: self.epoch,
             acknowledged: self.told,
-            tracked,
+            tracking,
+            ready: None,
         })
     }
 
     /// A watcher goes, for good.
+    ///
+    /// One that the host waits for has not adapted by that: it may have been killed.
     pub(crate) fn close(&mut self, watcher: &mut Watcher) -> Wake {
-        let wake = self.track(watcher, false);
+        if watcher.is_required() && self.is_outdated(watcher) {
+            self.lost = self.lost.saturating_add(1);
+        }
+        if watcher.ready.take() == Some(self.epoch) {
+            self.ready -= 1;
+            self.ready_gone = self.ready_gone.saturating_add(1);
+        }
+        let wake = self.track(watcher, Tracking::Untracked);
         self.watchers -= 1;
         wake
     }
@@ -150,19 +223,46 @@ impl Generations {
     }
 
     /// From now on others wait for the watcher, or don't.
-    pub(crate) fn track(&mut self, watcher: &mut Watcher, tracked: bool) -> Wake {
-        if watcher.tracked == tracked {
-            return Wake::NOBODY;
-        }
-        watcher.tracked = tracked;
+    pub(crate) fn track(&mut self, watcher: &mut Watcher, tracking: Tracking) -> Wake {
         let outdated = self.is_outdated(watcher);
-        if tracked {
-            self.tracked += 1;
-            self.outdated += u32::from(outdated);
-            return Wake::NOBODY;
+        let before = core::mem::replace(&mut watcher.tracking, tracking);
+        if before.is_required() {
+            self.required -= 1;
+            self.required_outdated -= u32::from(outdated);
         }
-        self.tracked -= 1;
-        self.leave(outdated)
+        if tracking.is_required() {
+            self.required += 1;
+            self.required_outdated += u32::from(outdated);
+        }
+        match (before.is_tracked(), tracking.is_tracked()) {
+            (false, true) => {
+                self.tracked += 1;
+                self.outdated += u32::from(outdated);
+                Wake::NOBODY
+            }
+            (true, false) => {
+                self.tracked -= 1;
+                self.leave(outdated)
+            }
+            _ => Wake::NOBODY,
+        }
+    }
+
+    /// An agent says that all is done that the generation `counter` asks for. Once in a generation
+    /// counts. One that comes after another has gone takes its place.
+    pub(crate) fn ready(
+        &mut self,
+        word: &impl Word,
+        watcher: &mut Watcher,
+        counter: u32,
+    ) -> Result<(), Refusal> {
+        self.check(word, counter)?;
+        self.lost = 0;
+        if watcher.ready.replace(self.epoch) != Some(self.epoch) {
+            self.ready_gone = self.ready_gone.saturating_sub(1);
+            self.ready += 1;
+        }
+        Ok(())
     }
 
     /// A watcher says that it has adapted to the generation that `counter` names.
@@ -172,16 +272,24 @@ impl Generations {
         watcher: &mut Watcher,
         counter: u32,
     ) -> Result<Wake, Refusal> {
+        self.check(word, counter)?;
+        let outdated = self.is_outdated(watcher);
+        self.required_outdated -= u32::from(watcher.is_required() && outdated);
+        let counted = watcher.is_tracked() && outdated;
+        watcher.epoch = self.epoch;
+        watcher.acknowledged = counter;
+        Ok(self.leave(counted))
+    }
+
+    /// Whether `counter` is that of the present generation.
+    fn check(&self, word: &impl Word, counter: u32) -> Result<(), Refusal> {
         if word.load() != self.told {
             return Err(Refusal::Moved);
         }
         if counter != self.told {
             return Err(Refusal::Stale);
         }
-        let counted = watcher.tracked && self.is_outdated(watcher);
-        watcher.epoch = self.epoch;
-        watcher.acknowledged = counter;
-        Ok(self.leave(counted))
+        Ok(())
     }
 
     /// What a watcher has to do that waits for the others.
@@ -198,9 +306,13 @@ impl Generations {
     /// Begins the generation that the hypervisor has told of. `seen` is the counter from before
     /// the look at its ID: where the word has moved since, so may have the ID.
     ///
-    /// The counter wraps: to be noticed outweighs to be ordered.
+    /// The counter wraps: to be noticed outweighs to be ordered. A word that is behind what was
+    /// told is another machine's, into which this one was brought with its memory and without the
+    /// page, as by hibernation: the counter does not go back to what a mapping has shown already.
     pub(crate) fn begin(&mut self, word: &impl Word, seen: u32) -> Result<Wake, Refusal> {
-        self.advance(word, seen, seen.wrapping_add(1))
+        let behind = seen.wrapping_sub(self.told) > u32::MAX / 2;
+        let from = if behind { self.told } else { seen };
+        self.advance(word, seen, from.wrapping_add(1))
     }
 
     /// Begins a generation because a program asks for it: the counter is `min` or, where that
@@ -214,18 +326,18 @@ impl Generations {
         }
     }
 
-    /// Goes on with the counter in another word, which must not be behind the present one.
-    pub(crate) fn adopt(&mut self, word: &impl Word) -> Wake {
-        loop {
-            let present = word.load();
-            let next = present.max(self.told);
-            if word.compare_exchange(present, next) {
-                if next == self.told {
-                    return Wake::NOBODY;
-                }
-                return self.tell(next);
-            }
+    /// Goes on with the counter in another word, which becomes the present one if it is behind it.
+    /// `seen` is its value from before the kernel's random number generator was reseeded: where it
+    /// has moved since, nobody must be told yet.
+    pub(crate) fn adopt(&mut self, word: &impl Word, seen: u32) -> Result<Wake, Refusal> {
+        let next = seen.max(self.told);
+        if !word.compare_exchange(seen, next) {
+            return Err(Refusal::Moved);
         }
+        if next == self.told {
+            return Ok(Wake::NOBODY);
+        }
+        Ok(self.tell(next))
     }
 
     fn advance(&mut self, word: &impl Word, from: u32, to: u32) -> Result<Wake, Refusal> {
@@ -239,6 +351,8 @@ impl Generations {
         self.told = counter;
         self.epoch += 1;
         self.outdated = self.tracked;
+        self.required_outdated = self.required;
+        (self.lost, self.ready, self.ready_gone) = (0, 0, 0);
         Wake::EVERYBODY
     }
 

@@ -4,12 +4,13 @@
 //! leaves to a kernel.
 
 use crate::{
-    sysgenid_backend::Backend,
-    sysgenid_core::{Generations, Refusal, Wake, Waiting, Watcher, Word},
+    sysgenid_backend::{Backend, Report},
+    sysgenid_core::{Generations, Numbers, Refusal, Tracking, Wake, Waiting, Watcher, Word},
 };
 use core::ptr;
 use kernel::{
     bindings,
+    ffi::c_void,
     new_mutex, new_poll_condvar,
     prelude::*,
     str::CString,
@@ -28,7 +29,7 @@ use kernel::{
 /// A page of our own for the counter, where no hypervisor has one.
 #[repr(C, align(4096))]
 struct OwnPage {
-    counter: u32,
+    counter: Atomic<u32>,
     rest: [u8; bindings::PAGE_SIZE - 4],
 }
 
@@ -60,8 +61,8 @@ pub(crate) struct State {
     generations: Generations,
     counter: Counter,
     backend: *const Backend,
-    /// The number of outdated watchers that the backend was told.
-    reported: u32,
+    /// The numbers that the backend was told.
+    reported: Numbers,
 }
 
 // SAFETY: The pointers are to memory that outlives their being here, and that any thread may
@@ -101,20 +102,20 @@ impl Device {
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         let own_page = VBox::new(
             OwnPage {
-                counter: 0,
+                counter: Atomic::new(0),
                 rest: [0; bindings::PAGE_SIZE - 4],
             },
             GFP_KERNEL | __GFP_ZERO,
         );
         pin_init::pin_init_scope(move || {
             let own_page = own_page?;
-            let counter = Counter((&raw const own_page.counter).cast_mut());
+            let counter = Counter(own_page.counter.as_ptr());
             Ok(try_pin_init!(Self {
                 state <- new_mutex!(State {
                     generations: Generations::new(0),
                     counter,
                     backend: ptr::null(),
-                    reported: 0,
+                    reported: Numbers::default(),
                 }),
                 readers <- new_poll_condvar!(),
                 waiters <- new_poll_condvar!(),
@@ -140,19 +141,27 @@ impl Device {
 
     /// Has the backend look for a new generation. Returns whether there is one that can.
     fn settle(&self) -> bool {
+        self.with_backend(|backend| backend.settle)
+    }
+
+    /// Calls a function of the backend's that may sleep. Returns whether there is one.
+    fn with_backend(
+        &self,
+        function: impl FnOnce(&Backend) -> unsafe extern "C" fn(*mut c_void),
+    ) -> bool {
         let backend = self.state.lock().hold_backend();
         let Some(backend) = backend else {
             return false;
         };
         // SAFETY: The backend is held: it stays as long as we call it.
-        unsafe { ((*backend).settle)((*backend).context) };
+        unsafe { function(&*backend)((*backend).context) };
         release_backend(backend);
         true
     }
 
     /// A new watcher.
-    pub(crate) fn open(&self, tracked: bool) -> Result<Watcher> {
-        self.lock().generations.open(tracked).ok_or(EMFILE)
+    pub(crate) fn open(&self, tracking: Tracking) -> Result<Watcher> {
+        self.lock().generations.open(tracking).ok_or(EMFILE)
     }
 
     /// A watcher goes.
@@ -160,7 +169,7 @@ impl Device {
         let mut state = self.state.lock();
         // Nobody else has it any more; its lock is taken inside the other one here as everywhere.
         let wake = state.generations.close(&mut watcher.lock());
-        self.finish(state, wake, false);
+        self.finish(state, wake, Report::NUMBERS);
     }
 
     /// A watcher acknowledges, or is refused.
@@ -173,7 +182,28 @@ impl Device {
                 .acknowledge(&word, &mut watcher.lock(), counter);
             match result {
                 Ok(wake) => {
-                    self.finish(state, wake, false);
+                    self.finish(state, wake, Report::NUMBERS);
+                    return Ok(());
+                }
+                Err(Refusal::Moved) => {}
+                Err(_) => return Err(EINVAL),
+            }
+        }
+    }
+
+    /// An agent has finished, or is refused.
+    pub(crate) fn ready(&self, watcher: &Mutex<Watcher>, counter: u32) -> Result {
+        loop {
+            // What the backend has to do for a generation it knows of before anybody else does.
+            self.with_backend(|backend| backend.finish);
+            let mut state = self.lock();
+            let word = state.counter;
+            let result = state
+                .generations
+                .ready(&word, &mut watcher.lock(), counter);
+            match result {
+                Ok(()) => {
+                    self.finish(state, Wake::default(), Report::NUMBERS);
                     return Ok(());
                 }
                 Err(Refusal::Moved) => {}
@@ -183,10 +213,10 @@ impl Device {
     }
 
     /// Others wait for a watcher, or don't.
-    pub(crate) fn track(&self, watcher: &Mutex<Watcher>, tracked: bool) {
+    pub(crate) fn track(&self, watcher: &Mutex<Watcher>, tracking: Tracking) {
         let mut state = self.lock();
-        let wake = state.generations.track(&mut watcher.lock(), tracked);
-        self.finish(state, wake, false);
+        let wake = state.generations.track(&mut watcher.lock(), tracking);
+        self.finish(state, wake, Report::NUMBERS);
     }
 
     /// Whether a watcher is outdated, and the counter.
@@ -212,6 +242,9 @@ impl Device {
     }
 
     /// Sleeps until no watcher is outdated, for `limit` or, without one, as long as it takes.
+    ///
+    /// A call that was interrupted begins anew where that is the same call. With a limit it is
+    /// not: what was waited already would be waited again.
     pub(crate) fn wait(&self, watcher: &Mutex<Watcher>, limit: Option<Jiffies>) -> Result {
         let mut left = limit.unwrap_or(Jiffies::MAX);
         let mut state = self.lock();
@@ -224,7 +257,8 @@ impl Device {
             }
             let result = self.waiters.wait_interruptible_timeout(&mut state, left);
             left = match result {
-                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+                CondVarTimeoutResult::Signal { .. } if limit.is_some() => return Err(EINTR),
+                CondVarTimeoutResult::Signal { .. } => return Err(ERESTARTSYS),
                 CondVarTimeoutResult::Woken { jiffies } if limit.is_some() => jiffies,
                 CondVarTimeoutResult::Woken { .. } => left,
                 CondVarTimeoutResult::Timeout if limit.is_some() => 0,
@@ -247,7 +281,7 @@ impl Device {
             let word = state.counter;
             match state.generations.force(&word, min) {
                 Ok(wake) => {
-                    self.finish(state, wake, false);
+                    self.finish(state, wake, Report::BEGAN);
                     return Ok(());
                 }
                 Err(Refusal::Moved) => {}
@@ -269,8 +303,7 @@ impl Device {
         let word = state.counter;
         match state.generations.begin(&word, seen) {
             Ok(wake) => {
-                pr_info!("generation {}\n", state.generations.told());
-                self.finish(state, wake, true);
+                self.finish(state, wake, Report::BEGAN);
                 true
             }
             Err(_) => false,
@@ -288,8 +321,9 @@ impl Device {
         show(self.lock().generations())
     }
 
-    /// Takes a backend, and its counter if it has one.
-    pub(crate) fn register(&self, backend: *const Backend) -> Result {
+    /// Takes a backend, and its counter if it has one. `seen` is that from before the kernel's
+    /// random number generator was reseeded; EAGAIN if it has moved since.
+    pub(crate) fn register(&self, backend: *const Backend, seen: u32) -> Result {
         let mut state = self.state.lock();
         if !state.backend.is_null() {
             return Err(EBUSY);
@@ -299,13 +333,14 @@ impl Device {
         let mut wake = Wake::default();
         if !word.is_null() {
             let counter = Counter(word);
-            wake = state.generations.adopt(&counter);
+            wake = state
+                .generations
+                .adopt(&counter, seen)
+                .map_err(|_| EAGAIN)?;
             state.counter = counter;
         }
         state.backend = backend;
-        // Whatever an earlier one was told, this one is told the number.
-        state.reported = u32::MAX;
-        self.finish(state, wake, false);
+        self.finish(state, wake, Report::REGISTERED);
         Ok(())
     }
 
@@ -338,14 +373,14 @@ impl Device {
     }
 
     fn own_counter(&self) -> Counter {
-        Counter((&raw const self.own_page.counter).cast_mut())
+        Counter(self.own_page.counter.as_ptr())
     }
 
     /// What has to follow each change: the own page, the host, those who sleep, user space.
-    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake, began: bool) {
+    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake, event: u32) {
         let told = state.generations.told();
-        self.own_counter().atomic().store(told, Relaxed);
-        state.report(began);
+        self.own_page.counter.store(told, Relaxed);
+        state.report(event);
         drop(state);
         if wake.readers {
             self.readers.notify_all();
@@ -355,6 +390,7 @@ impl Device {
         }
         if wake.readers {
             self.send_uevent(told);
+            pr_debug!("generation {told}\n");
         }
     }
 
@@ -396,17 +432,21 @@ impl State {
     }
 
     /// Tells the backend what it does not know yet.
-    fn report(&mut self, began: bool) {
-        let outdated = self.generations.outdated();
-        if self.backend.is_null() || !began && outdated == self.reported {
+    fn report(&mut self, event: u32) {
+        let numbers = self.generations.numbers();
+        if self.backend.is_null() || event == Report::NUMBERS && numbers == self.reported {
             return;
         }
-        self.reported = outdated;
-        let told = self.generations.told();
+        self.reported = numbers;
+        let report = Report {
+            counter: self.generations.told(),
+            outdated: numbers.outdated,
+            required: numbers.required,
+            ready: numbers.ready,
+            event,
+        };
         // SAFETY: A backend that is registered is alive.
-        unsafe {
-            ((*self.backend).report)((*self.backend).context, told, outdated, began);
-        }
+        unsafe { ((*self.backend).report)((*self.backend).context, &report) };
     }
 }
 

@@ -8,6 +8,7 @@
 #include <linux/sysgenid.h>
 
 EXPORT_SYMBOL_GPL(sysgenid_bump_generation);
+EXPORT_SYMBOL_GPL(sysgenid_bump_generation_to);
 EXPORT_SYMBOL_GPL(sysgenid_register_backend);
 EXPORT_SYMBOL_GPL(sysgenid_unregister_backend);
 EXPORT_SYMBOL_GPL(sysgenid_counter);

@@ -5,11 +5,12 @@
 use crate::{
     sysgenid_abi::{Abi, Command},
     sysgenid_backend::Backend,
-    sysgenid_core::{ticks, Watcher},
+    sysgenid_core::{ticks, Tracking, Watcher},
     sysgenid_device::{release_backend, Device},
 };
 use kernel::{
     bindings,
+    ffi::c_int,
     fs::{file::flags::O_NONBLOCK, File, Kiocb},
     iov::{IovIterDest, IovIterSource},
     miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
@@ -30,6 +31,7 @@ const COUNTER_LEN: usize = 4;
 pub(crate) struct WatcherFile {
     device: &'static Device,
     abi: Abi,
+    maps_own_page: bool,
     #[pin]
     watcher: Mutex<Watcher>,
     /// The backend whose page a program has mapped. It is held until the file goes, and so the
@@ -67,10 +69,11 @@ impl MiscDevice for WatcherFile {
         let (device, abi) = (registration.device, registration.abi);
         // The memory comes first: once the watcher counts, nothing may fail.
         let memory = KBox::<Self>::new_uninit(GFP_KERNEL)?;
-        let watcher = device.open(abi.tracks_at_open(is_writable(file)))?;
+        let watcher = device.open(tracking(abi.tracks_at_open(is_writable(file))))?;
         memory.write_pin_init(try_pin_init!(Self {
             device,
             abi,
+            maps_own_page: registration.maps_own_page,
             watcher <- new_mutex!(watcher),
             mapped: SetOnce::new(),
         }))
@@ -84,17 +87,25 @@ impl MiscDevice for WatcherFile {
             return Err(EINVAL);
         }
         let me = kiocb.file();
-        let counter = if is_nonblocking(&kiocb) {
-            match me.device.look(&me.watcher) {
-                (true, counter) => counter,
-                (false, _) => return Err(EAGAIN),
+        loop {
+            let counter = if is_nonblocking(&kiocb) {
+                match me.device.look(&me.watcher) {
+                    (true, counter) => counter,
+                    (false, _) => return Err(EAGAIN),
+                }
+            } else {
+                me.device.read(&me.watcher)?
+            };
+            let copied = iov.copy_to_iter(&counter.to_ne_bytes());
+            if copied != COUNTER_LEN {
+                return Err(EFAULT);
             }
-        } else {
-            me.device.read(&me.watcher)?
-        };
-        match iov.copy_to_iter(&counter.to_ne_bytes()) {
-            COUNTER_LEN => Ok(COUNTER_LEN),
-            _ => Err(EFAULT),
+            // The copying may have slept, and the machine been restored meanwhile.
+            if me.device.look(&me.watcher).1 == counter {
+                return Ok(COUNTER_LEN);
+            }
+            // SAFETY: So many bytes were copied just now.
+            unsafe { iov.revert(copied) };
         }
     }
 
@@ -119,7 +130,7 @@ impl MiscDevice for WatcherFile {
                 me.device.wait(&me.watcher, limit)?;
             }
             Command::Force => {
-                if !may_force() {
+                if !is_privileged(bindings::ns_capable) {
                     return Err(EACCES);
                 }
                 me.device.force(arg.try_into().map_err(|_| EINVAL)?)?;
@@ -129,7 +140,14 @@ impl MiscDevice for WatcherFile {
                 if tracked && !me.abi.can_track(is_writable(file)) {
                     return Err(EBADF);
                 }
-                me.device.track(&me.watcher, tracked);
+                me.device.track(&me.watcher, tracking(tracked));
+            }
+            Command::Ready => {
+                if !is_privileged(bindings::ns_capable) {
+                    return Err(EACCES);
+                }
+                let counter = arg.try_into().map_err(|_| EINVAL)?;
+                me.device.ready(&me.watcher, counter)?;
             }
         }
         Ok(0)
@@ -146,6 +164,9 @@ impl MiscDevice for WatcherFile {
         }
         vma.try_clear_maywrite()?;
         let (frame, backend) = me.device.page();
+        if backend.is_none() && !me.maps_own_page {
+            return Err(ENODEV);
+        }
         if let Some(backend) = backend {
             // Once is enough: the first one is held as long as the file lives. A second one is
             // released at once, by the value's drop.
@@ -176,6 +197,10 @@ impl MiscDevice for WatcherFile {
             seq_print!(m, "outdated:\t{}\n", u8::from(outdated));
             seq_print!(m, "watchers:\t{}\n", all.watchers());
             seq_print!(m, "outdated_watchers:\t{}\n", all.outdated());
+            let numbers = all.numbers();
+            seq_print!(m, "required:\t{}\n", u8::from(watcher.is_required()));
+            seq_print!(m, "required_watchers:\t{}\n", numbers.required);
+            seq_print!(m, "ready_agents:\t{}\n", numbers.ready);
         });
     }
 }
@@ -214,14 +239,26 @@ fn is_nonblocking(kiocb: &Kiocb<'_, Pin<KBox<WatcherFile>>>) -> bool {
     file.flags() & O_NONBLOCK != 0
 }
 
-/// Whether the caller may begin a generation: it may in the initial user namespace, because its
-/// consequences are not those of a container alone.
-fn may_force() -> bool {
+/// Who waits for a file of the caller's that is `tracked`. Anybody may open the device and never
+/// acknowledge, so the host waits only for those who could bring the machine down anyway.
+fn tracking(tracked: bool) -> Tracking {
+    match tracked {
+        false => Tracking::Untracked,
+        true if is_privileged(bindings::ns_capable_noaudit) => Tracking::Required,
+        true => Tracking::Tracked,
+    }
+}
+
+/// Whether the caller may begin a generation and speak for the machine: it may in the initial user
+/// namespace, because the consequences are not those of a container alone.
+fn is_privileged(
+    capable: unsafe extern "C" fn(*mut bindings::user_namespace, c_int) -> bool,
+) -> bool {
     let initial = &raw mut bindings::init_user_ns;
     // SAFETY: The initial user namespace lives for ever.
     [bindings::CAP_CHECKPOINT_RESTORE, bindings::CAP_SYS_ADMIN]
         .iter()
-        .any(|capability| unsafe { bindings::ns_capable(initial, *capability as i32) })
+        .any(|capability| unsafe { capable(initial, *capability as c_int) })
 }
 
 /// The registered misc device, with what a `MiscDeviceRegistration` has not: `poll` and a mode.
@@ -235,6 +272,7 @@ pub(crate) struct Registration {
     fops: bindings::file_operations,
     device: &'static Device,
     abi: Abi,
+    maps_own_page: bool,
 }
 
 // SAFETY: A misc device may be deregistered by any thread.
@@ -243,8 +281,13 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// Makes the device known as `/dev/sysgenid`, which everybody may open.
-    pub(crate) fn new(device: &'static Device, abi: Abi) -> impl PinInit<Self, Error> {
+    /// Makes the device known as `/dev/sysgenid`, which everybody may open. The driver's own page,
+    /// which follows a new generation late, may be mapped or not.
+    pub(crate) fn new(
+        device: &'static Device,
+        abi: Abi,
+        maps_own_page: bool,
+    ) -> impl PinInit<Self, Error> {
         let raw = MiscDeviceOptions { name: c"sysgenid" }.into_raw::<WatcherFile>();
         // SAFETY: The operations are a constant.
         let mut fops = unsafe { *raw.fops };
@@ -253,6 +296,7 @@ impl Registration {
             fops,
             device,
             abi,
+            maps_own_page,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 // SAFETY: The slot may be written. The operations are beside it, and pinned as it
                 // is; no open file outlives them, because it holds the module.

@@ -39,6 +39,10 @@ module! {
             default: 5,
             description: "Numbering of the interface: 5 (default), or 8 as in deployed programs",
         },
+        mmap: bool {
+            default: true,
+            description: "Let programs map the counter where no hypervisor keeps it, too: late",
+        },
     },
 }
 
@@ -56,6 +60,7 @@ struct SysGenId {
 impl kernel::Module for SysGenId {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let abi = Abi::from_parameter(module_parameters::abi.value())?;
+        let mmap = module_parameters::mmap.value();
         let owned = OwnedDevice::new()?;
         let device = owned.0;
         let directory = debugfs::Dir::new(c"sysgenid");
@@ -70,8 +75,10 @@ impl kernel::Module for SysGenId {
             file(c"watchers", |all| all.watchers())?,
             file(c"outdated_watchers", |all| all.outdated())?,
         ];
+        let registration = KBox::pin_init(Registration::new(device, abi, mmap), GFP_KERNEL)?;
+        owned.publish();
         Ok(Self {
-            _registration: KBox::pin_init(Registration::new(device, abi), GFP_KERNEL)?,
+            _registration: registration,
             _files: files,
             _directory: directory,
             _device: owned,
@@ -88,9 +95,13 @@ impl OwnedDevice {
         let device = KBox::pin_init(Device::new(), GFP_KERNEL)?;
         // SAFETY: The device stays pinned: it is only dropped where it is.
         let device = KBox::into_raw(unsafe { Pin::into_inner_unchecked(device) });
-        DEVICE.store(device, Release);
         // SAFETY: It is freed by our drop alone.
         Ok(Self(unsafe { &*device }))
+    }
+
+    /// Lets the exported functions find it, once the initialisation cannot fail any more.
+    fn publish(&self) {
+        DEVICE.store(ptr::from_ref(self.0).cast_mut(), Release);
     }
 }
 
@@ -116,18 +127,28 @@ impl debugfs::Writer for Shown {
     }
 }
 
-/// The device of a caller that holds the module.
-fn device() -> &'static Device {
+/// The device, if the module has been initialised: what is built into the kernel may call before,
+/// or where that failed.
+fn device() -> Option<&'static Device> {
     let device = DEVICE.load(Acquire);
-    // SAFETY: The callers are modules that need ours by its symbols, so that it has been
-    // initialised and stays.
-    unsafe { &*device }
+    // SAFETY: The pointer is null, or to the device of a module whose initialisation has succeeded.
+    // A caller that is a module holds ours by its symbols, so that it stays; one that is built into
+    // the kernel calls one that is built in, which never goes.
+    unsafe { device.as_ref() }
 }
 
 /// Begins a generation: `include/linux/sysgenid.h`.
 #[no_mangle]
-pub(crate) extern "C" fn sysgenid_bump_generation(min_gen: u32) {
-    device().bump(min_gen);
+pub(crate) extern "C" fn sysgenid_bump_generation() {
+    sysgenid_bump_generation_to(0);
+}
+
+/// Begins a generation with a counter of at least so much: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_bump_generation_to(min_gen: u32) {
+    if let Some(device) = device() {
+        device.bump(min_gen);
+    }
 }
 
 /// Makes a backend known: `include/linux/sysgenid.h`.
@@ -136,8 +157,11 @@ pub(crate) extern "C" fn sysgenid_bump_generation(min_gen: u32) {
 ///
 /// The backend is valid, and stays until it has been unregistered.
 #[no_mangle]
-pub(crate) unsafe extern "C" fn sysgenid_register_backend(backend: *const Backend) -> c_int {
-    match device().register(backend) {
+pub(crate) unsafe extern "C" fn sysgenid_register_backend(
+    backend: *const Backend,
+    seen: u32,
+) -> c_int {
+    match device().ok_or(ENODEV).and_then(|device| device.register(backend, seen)) {
         Ok(()) => 0,
         Err(error) => error.to_errno(),
     }
@@ -146,23 +170,25 @@ pub(crate) unsafe extern "C" fn sysgenid_register_backend(backend: *const Backen
 /// Lets a backend go: `include/linux/sysgenid.h`.
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_unregister_backend(backend: *const Backend) {
-    device().unregister(backend);
+    if let Some(device) = device() {
+        device.unregister(backend);
+    }
 }
 
 /// The counter as it is now: `include/linux/sysgenid.h`.
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_counter() -> u32 {
-    device().counters().0
+    device().map_or(0, |device| device.counters().0)
 }
 
 /// The counter as the watchers were told: `include/linux/sysgenid.h`.
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_told() -> u32 {
-    device().counters().1
+    device().map_or(0, |device| device.counters().1)
 }
 
 /// Begins a generation if the counter still is `seen`: `include/linux/sysgenid.h`.
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_begin_generation(seen: u32) -> bool {
-    device().begin(seen)
+    device().is_some_and(|device| device.begin(seen))
 }

@@ -3,9 +3,19 @@
 //! SGEN, the device of vmgenie's that keeps the counter: a page that the hypervisor adds one to
 //! while no vCPU runs, and ports by which it is told how far the guest has come.
 
-use crate::sysgenid_acpi::{AcpiDevice, Mapping};
+use crate::{
+    sysgenid_acpi::{AcpiDevice, Mapping},
+    sysgenid_backend::Report,
+};
 use core::arch::asm;
-use kernel::{page, prelude::*};
+use kernel::{
+    page,
+    prelude::*,
+    sync::atomic::{
+        ordering::Relaxed,
+        Atomic,
+    },
+};
 
 /// Its `_HID`.
 const SGEN: &[&CStr] = &[c"VMGE0001"];
@@ -21,11 +31,16 @@ const PORTS: u64 = 0x10;
 const FEATURES: u16 = 0x10;
 const REALTIME_LOW: u16 = 0x28;
 const REALTIME_HIGH: u16 = 0x2c;
+const READY: u16 = 0x30;
+const CHAIN: u16 = 0x34;
+const REQUIRED: u16 = 0x3c;
 
 /// The version of the device's interface. It never changes: what is new has a bit in FEATURES.
 const INTERFACE: u32 = 1;
 /// The hypervisor offers its time.
 const HAS_REALTIME: u32 = 1 << 2;
+/// READY, CHAIN and REQUIRED.
+const HAS_READY: u32 = 1 << 3;
 
 /// The device, which is told that there is a driver until this is dropped.
 pub(crate) struct CounterPage {
@@ -34,6 +49,12 @@ pub(crate) struct CounterPage {
     ports: u16,
     /// Whether there is a register FEATURES.
     newer: bool,
+    /// Whether there are READY, CHAIN and REQUIRED.
+    has_ready: bool,
+    /// What was told of watchers and agents; only accessed by `report()`, whose callers take turns.
+    outdated: Atomic<u32>,
+    required: Atomic<u32>,
+    ready: Atomic<u32>,
     _device: AcpiDevice,
 }
 
@@ -54,15 +75,23 @@ impl CounterPage {
         if start % page::PAGE_SIZE as u64 != 0 || length < page::PAGE_SIZE as u64 || count < PORTS {
             return Err(EINVAL);
         }
-        let this = Self {
+        let mut this = Self {
             start,
             mapping: Mapping::new(start, page::PAGE_SIZE)?,
             ports: ports.try_into().map_err(|_| EINVAL)?,
             newer: count > u64::from(FEATURES),
+            has_ready: false,
+            outdated: Atomic::new(0),
+            required: Atomic::new(0),
+            ready: Atomic::new(0),
             _device: device,
         };
         match this.read(VERSION) {
-            INTERFACE => Ok(this),
+            INTERFACE => {
+                // A machine that uses these is not restored by a hypervisor that lacks them.
+                this.has_ready = this.has(HAS_READY);
+                Ok(this)
+            }
             other => {
                 pr_warn!("interface version {other} of the counter page is not known\n");
                 Err(EPROTO)
@@ -80,28 +109,86 @@ impl CounterPage {
         (self.start >> page::PAGE_SHIFT) as usize
     }
 
-    /// Tells the hypervisor that there is a driver, and that the kernel's random number generator
-    /// was reseeded for `counter`.
-    pub(crate) fn hello(&self, counter: u32) {
-        self.write(RESEEDED, counter);
-        self.write(REACHED, counter);
+    /// Tells the hypervisor that there is a driver, and what it uses. Then the hypervisor expects
+    /// nothing of before: a driver that has just come owes it no step beyond its counter.
+    pub(crate) fn hello(&self) {
+        self.write(VERSION, 0);
+        if self.has_ready {
+            self.write(FEATURES, HAS_READY);
+        }
         self.write(VERSION, INTERFACE);
     }
 
-    /// Tells the hypervisor of a generation that has begun, or of the number of outdated watchers
-    /// alone.
-    pub(crate) fn report(&self, counter: u32, outdated: u32, began: bool) {
-        if began {
-            self.write(RESEEDED, counter);
+    /// Tells the hypervisor that there is no driver any more.
+    pub(crate) fn goodbye(&self) {
+        self.write(VERSION, 0);
+    }
+
+    /// Tells the hypervisor what is new. Callers take turns.
+    ///
+    /// `reseeded`: the kernel's random number generator has been reseeded in this generation of the
+    /// hypervisor's; `chained`: the kernel's own have heard of it.
+    pub(crate) fn report(&self, report: &Report, reseeded: bool, chained: bool) {
+        let counter = report.counter;
+        if report.event == Report::REGISTERED {
+            self.hello();
         }
-        self.write(OUTDATED, outdated);
+        let began = matches!(report.event, Report::BEGAN | Report::REGISTERED);
+        if began {
+            self.ready.store(0, Relaxed);
+            if reseeded {
+                self.reseeded(counter);
+            }
+            if chained {
+                self.chain(counter);
+            }
+        }
+        self.report_watchers(report, began);
         if began {
             self.write(REACHED, counter);
         }
+        if self.has_ready {
+            // Each write is one more agent.
+            for _ in self.ready.load(Relaxed)..report.ready {
+                self.write(READY, counter);
+            }
+            self.ready.store(report.ready, Relaxed);
+        }
     }
 
-    /// Whether the device has what the bits of FEATURES stand for. That may change when the machine is
-    /// restored, so that it is looked at before each use.
+    /// Each write is an exit from the machine: only what is new, unless it is `all`.
+    fn report_watchers(&self, report: &Report, all: bool) {
+        let Report { outdated, required, .. } = *report;
+        if all || outdated != self.outdated.load(Relaxed) {
+            self.outdated.store(outdated, Relaxed);
+            self.write(OUTDATED, outdated);
+        }
+        if self.has_ready && (all || required != self.required.load(Relaxed)) {
+            self.required.store(required, Relaxed);
+            self.write(REQUIRED, required);
+        }
+    }
+
+    /// Tells that the kernel's random number generator has been reseeded for `counter`.
+    pub(crate) fn reseeded(&self, counter: u32) {
+        self.write(RESEEDED, counter);
+    }
+
+    /// Tells that those of the kernel who want to hear of a fork have heard of that which `counter`
+    /// stands for.
+    pub(crate) fn chain(&self, counter: u32) {
+        if self.has_ready {
+            self.write(CHAIN, counter);
+        }
+    }
+
+    /// Whether that has been told already, by whatever driver was there before.
+    pub(crate) fn knows_chain(&self, counter: u32) -> bool {
+        !self.has_ready || self.read(CHAIN) == counter
+    }
+
+    /// Whether the device has what the bits of FEATURES stand for. That may change when the machine
+    /// is restored, so that it is looked at before each use.
     fn has(&self, features: u32) -> bool {
         if !self.newer {
             return false;
@@ -154,6 +241,6 @@ impl CounterPage {
 
 impl Drop for CounterPage {
     fn drop(&mut self) {
-        self.write(VERSION, 0);
+        self.goodbye();
     }
 }

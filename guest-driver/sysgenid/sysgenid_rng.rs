@@ -3,25 +3,39 @@
 //! Reseeding the kernel's random number generator.
 //!
 //! The kernel has one function for the purpose, `add_vmfork_randomness()`, which modules have only
-//! where the kernel's vmgenid driver is a module too. Elsewhere the ID is mixed in as a device's,
-//! and the reseeding asked for by `ioctl()` on a file of the kernel's own generator.
+//! where the kernel's vmgenid driver is a module too, and which tells its notifier chain, so that
+//! it must not be called with a lock held. So the ID is mixed in as a device's, and the reseeding
+//! asked for by `ioctl()` on a file of the kernel's own generator.
 
-use crate::sysgenid_settle::Id;
+use crate::{
+    sysgenid_settle::Id,
+    sysgenid_work::Work,
+};
 use core::ptr;
-use kernel::{bindings, c_str, ffi::c_int, prelude::*, static_lock_class, types::Opaque};
+use kernel::{
+    bindings, c_str,
+    ffi::{c_int, c_void},
+    prelude::*,
+    static_lock_class,
+    sync::atomic::{
+        ordering::{Acquire, Release},
+        Atomic,
+    },
+};
 
 /// `_IO('R', 0x07)`.
 const RNDRESEEDCRNG: u32 = 0x5207;
 /// `MKDEV(1, 9)`.
 const URANDOM: u32 = 1 << 20 | 9;
 
-/// The open file of the kernel's generator, and work for callers that must not reseed it
-/// themselves.
+/// The open file of the kernel's generator, and work for callers who are programs.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Urandom {
     file: *mut bindings::file,
+    /// What the work was answered.
+    answer: Atomic<c_int>,
     #[pin]
-    work: Opaque<bindings::work_struct>,
+    work: Work,
 }
 
 // SAFETY: The file and the work may be used by any thread.
@@ -33,22 +47,19 @@ impl Urandom {
     /// Opens the file.
     pub(crate) fn new() -> Result<Pin<KBox<Self>>> {
         let file = open()?;
-        let key = static_lock_class!();
         let made = KBox::pin_init(
-            pin_init!(Self {
+            pin_init!(&this in Self {
                 file,
-                work <- Opaque::ffi_init(move |slot| {
-                    // SAFETY: The slot may be written, and stays where it is.
-                    unsafe {
-                        bindings::init_work_with_key(
-                            slot,
-                            Some(work),
-                            false,
-                            c_str!("sysgenid reseed").as_char_ptr(),
-                            key.as_ptr(),
-                        )
-                    }
-                }),
+                answer: Atomic::new(0),
+                // SAFETY: The work is a field of what it is called with, and goes with it.
+                work <- unsafe {
+                    Work::new(
+                        c"sysgenid reseed",
+                        static_lock_class!(),
+                        work,
+                        this.as_ptr().cast_const().cast(),
+                    )
+                },
             }),
             GFP_KERNEL,
         );
@@ -59,28 +70,28 @@ impl Urandom {
         made.map_err(Error::from)
     }
 
-    /// Mixes the ID in and has the generator reseeded before it returns. Callers take turns.
-    pub(crate) fn reseed(&self, id: &Id) {
+    /// Mixes the ID in and has the generator reseeded before it returns; whether it was. Callers
+    /// take turns.
+    pub(crate) fn reseed(&self, id: &Id) -> bool {
         // SAFETY: The ID has as many bytes as are said.
         unsafe { bindings::add_device_randomness(id.as_ptr().cast(), id.len()) };
-        if self.ask() != EPERM.to_errno() {
-            return;
-        }
-        // The calling program must not; the kernel may.
-        let work = self.work.get();
-        // SAFETY: The work has been initialised, and is cancelled before it goes.
-        unsafe {
-            bindings::queue_work_on(
-                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                bindings::system_dfl_wq,
-                work,
-            );
-            bindings::flush_work(work);
-        }
+        self.again()
     }
 
-    /// Asks with the caller's capabilities. Before the generator is ready it refuses, and needs
-    /// none.
+    /// Has the generator reseeded once more.
+    ///
+    /// It asks who asks for a capability. A program has it or not, and to ask is an event for the
+    /// audit log; a thread of the kernel has it.
+    pub(crate) fn again(&self) -> bool {
+        if is_kernel_thread() {
+            return self.ask() == 0;
+        }
+        self.work.queue();
+        self.work.flush();
+        self.answer.load(Acquire) == 0
+    }
+
+    /// Asks with the caller's capabilities. Before the generator is ready it refuses.
     fn ask(&self) -> c_int {
         // SAFETY: The file is open, and has been found to be the generator's, which has the
         // function.
@@ -96,23 +107,25 @@ impl Urandom {
 #[pinned_drop]
 impl PinnedDrop for Urandom {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Nobody queues the work any more, and the file is ours.
-        unsafe {
-            bindings::cancel_work_sync(self.work.get());
-            bindings::filp_close(self.file, ptr::null_mut());
-        }
+        // The work is not under way: whoever queues it waits for it.
+        // SAFETY: The file is ours.
+        unsafe { bindings::filp_close(self.file, ptr::null_mut()) };
     }
 }
 
 /// # Safety
 ///
-/// The work is that of a [`Urandom`].
-unsafe extern "C" fn work(work: *mut bindings::work_struct) {
-    // SAFETY: The work is a field of that, which waits for it before it goes.
-    unsafe {
-        let urandom = kernel::container_of!(Opaque::cast_from(work), Urandom, work);
-        (*urandom).ask();
-    }
+/// The context is a [`Urandom`].
+unsafe fn work(context: *const c_void) {
+    // SAFETY: See above.
+    let urandom = unsafe { &*context.cast::<Urandom>() };
+    urandom.answer.store(urandom.ask(), Release);
+}
+
+/// Whether the caller is a thread of the kernel's.
+fn is_kernel_thread() -> bool {
+    // SAFETY: The present task is there; that flag of it does not change.
+    unsafe { (*bindings::get_current()).flags & bindings::PF_KTHREAD != 0 }
 }
 
 /// The kernel's generator, and not what somebody has put in its place.

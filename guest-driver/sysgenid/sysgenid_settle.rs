@@ -20,8 +20,16 @@ pub(crate) trait Machine {
     /// The counter that the watchers were told.
     fn told(&self) -> u32;
 
-    /// Mixes an ID into the kernel's random number generator and has it reseeded.
-    fn reseed(&self, id: &Id);
+    /// Mixes an ID into the kernel's random number generator and has it reseeded. Returns whether
+    /// it was: before the generator is ready it is not.
+    fn reseed(&self, id: &Id) -> bool;
+
+    /// Tells the hypervisor that the generator has been reseeded after all, for `counter`.
+    fn reseeded(&self, counter: u32);
+
+    /// Puts right what else the kernel has of an older generation: after the reseeding and before
+    /// anybody is told of the new one. Process context, may sleep; it may come more than once.
+    fn adjust(&self) {}
 
     /// Has the counter moved from `seen` by one and the watchers told. Returns whether it was
     /// `seen`.
@@ -32,31 +40,33 @@ pub(crate) trait Machine {
 #[derive(Debug)]
 pub(crate) struct Settled {
     id: Id,
+    /// Whether the generator has been reseeded in it.
+    reseeded: bool,
 }
 
 impl Settled {
     /// Takes the machine as it is now, with no older generation to tell of: the kernel's random
-    /// number generator is reseeded, and the counter stays. `greet` tells the hypervisor for which
-    /// counter that was done.
+    /// number generator is reseeded, and the counter stays. `adopt` shows the machine's counter to
+    /// programs, if it still is what it was before the reseeding, and says whether.
     ///
-    /// A notification that comes before is heard by nobody. So what happened meanwhile is dealt
-    /// with.
-    pub(crate) fn start(machine: &impl Machine, greet: impl FnOnce(u32)) -> Self {
-        let (mut settled, counter) = Self::new(machine);
-        greet(counter);
-        settled.settle(machine);
-        settled
-    }
-
-    fn new(machine: &impl Machine) -> (Self, u32) {
+    /// A notification that comes before is heard by nobody. So the caller settles afterwards.
+    pub(crate) fn start<E>(
+        machine: &impl Machine,
+        mut adopt: impl FnMut(u32) -> Result<bool, E>,
+    ) -> Result<Self, E> {
         loop {
             let counter = machine.counter();
             let id = machine.id();
-            machine.reseed(&id);
-            if machine.counter() == counter {
-                return (Self { id }, counter);
+            let reseeded = machine.reseed(&id);
+            if adopt(counter)? {
+                return Ok(Self { id, reseeded });
             }
         }
+    }
+
+    /// The ID of the generation, if it is the machine's as well.
+    pub(crate) fn present(&self, machine: &impl Machine) -> Option<Id> {
+        (machine.id() == self.id && machine.counter() == machine.told()).then_some(self.id)
     }
 
     /// Deals with what happened since: reseeds the kernel's random number generator, and moves the
@@ -69,10 +79,18 @@ impl Settled {
         loop {
             let counter = machine.counter();
             let id = machine.id();
-            if id == self.id && counter == machine.told() {
+            let settled = id == self.id && counter == machine.told();
+            if settled && self.reseeded {
                 return anything;
             }
-            machine.reseed(&id);
+            self.reseeded = machine.reseed(&id);
+            if settled {
+                if self.reseeded {
+                    machine.reseeded(counter);
+                }
+                return anything;
+            }
+            machine.adjust();
             if machine.begin(counter) {
                 self.id = id;
                 anything = true;

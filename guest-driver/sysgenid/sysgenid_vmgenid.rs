@@ -10,35 +10,25 @@
 //! answer is of an older generation while the notification is on its way. The first to see a
 //! change deals with it.
 
-use core::ptr;
 use kernel::{
     bindings,
-    ffi::{c_int, c_ulong, c_void},
-    new_mutex,
+    ffi::{c_int, c_void},
     prelude::*,
-    sync::{
-        atomic::{
-            ordering::Acquire,
-            Atomic,
-        },
-        Mutex,
-    },
-    types::Opaque,
 };
 
 use crate::{
-    sysgenid_acpi::{AcpiDevice, Mapping, NotifyHandler},
-    sysgenid_backend::Backend,
-    sysgenid_page::CounterPage,
-    sysgenid_rng::Urandom,
-    sysgenid_settle::{Id, Machine, Settled},
+    sysgenid_acpi::{AcpiDevice, NotifyHandler},
+    sysgenid_hypervisor::{Hypervisor, Registered, Teller},
+    sysgenid_work::{Chain, Notifier},
 };
 
 mod sysgenid_acpi;
 mod sysgenid_backend;
+mod sysgenid_hypervisor;
 mod sysgenid_page;
 mod sysgenid_rng;
 mod sysgenid_settle;
+mod sysgenid_work;
 
 module! {
     type: VmGenId,
@@ -51,16 +41,6 @@ module! {
 
 /// IDs of the VMGENID device, as the kernel's driver knows them.
 const VMGENID: &[&CStr] = &[c"VMGENCTR", c"VM_GEN_COUNTER"];
-
-// Only pointers to the kernel's own types are in the backend, and the lint looks behind them.
-#[allow(improper_ctypes)]
-extern "C" {
-    fn sysgenid_register_backend(backend: *const Backend) -> c_int;
-    fn sysgenid_unregister_backend(backend: *const Backend);
-    fn sysgenid_counter() -> u32;
-    fn sysgenid_told() -> u32;
-    fn sysgenid_begin_generation(seen: u32) -> bool;
-}
 
 /// The module. What is named first is dropped first.
 struct VmGenId {
@@ -82,6 +62,7 @@ impl kernel::Module for VmGenId {
 /// The running driver. What is named first is dropped first.
 struct Driver {
     _source: Source,
+    _life: Life,
     _registered: Registered,
     _hypervisor: Pin<KBox<Hypervisor>>,
 }
@@ -89,14 +70,15 @@ struct Driver {
 impl Driver {
     fn new(device: AcpiDevice) -> Result<Self> {
         let kernels = is_the_kernels(&device);
-        let hypervisor = Hypervisor::new(&device, kernels)?;
+        let hypervisor = Hypervisor::new(&device, teller(kernels))?;
         // Until the hypervisor is started neither of the two does anything. Nothing may fail once
-        // programs can call into the module by the second.
+        // programs can call into the module by the third.
         let source = Source::new(device, &hypervisor, kernels)?;
-        let registered = Registered::new(&hypervisor)?;
-        hypervisor.start();
+        let life = Life::new(&hypervisor)?;
+        let registered = hypervisor.start()?;
         Ok(Self {
             _source: source,
+            _life: life,
             _registered: registered,
             _hypervisor: hypervisor,
         })
@@ -108,23 +90,46 @@ fn is_the_kernels(device: &AcpiDevice) -> bool {
     cfg!(CONFIG_VMGENID = "y") || device.is_bound()
 }
 
+/// Who tells those of the kernel who want to hear of a fork.
+fn teller(kernels: bool) -> Teller {
+    match kernels {
+        true => Teller::Kernel,
+        #[cfg(CONFIG_VMGENID = "m")]
+        false => Teller::Us,
+        #[cfg(not(CONFIG_VMGENID = "m"))]
+        false => Teller::Nobody,
+    }
+}
+
 /// How a change is heard of.
 enum Source {
     /// The device is ours.
     Own { _handler: NotifyHandler },
     /// The kernel's driver has it.
     #[cfg(CONFIG_VMGENID)]
-    Along { _notifier: Pin<KBox<Notifier>> },
+    Along {
+        _last: Pin<KBox<Notifier>>,
+        _first: Pin<KBox<Notifier>>,
+    },
 }
 
 impl Source {
     fn new(device: AcpiDevice, hypervisor: &Pin<KBox<Hypervisor>>, kernels: bool) -> Result<Self> {
-        let hypervisor: *const Hypervisor = &raw const **hypervisor;
+        let context: *const Hypervisor = &raw const **hypervisor;
         #[cfg(CONFIG_VMGENID)]
         if kernels {
             pr_info!("riding along with the kernel's vmgenid driver\n");
-            return Ok(Self::Along {
-                _notifier: Notifier::new(hypervisor)?,
+            let chain = (
+                bindings::register_random_vmfork_notifier as Chain,
+                bindings::unregister_random_vmfork_notifier as Chain,
+            );
+            // Where ours is the last one called, all others have been.
+            // SAFETY: The driver drops its source before the hypervisor.
+            return Ok(unsafe {
+                Self::Along {
+                    _last: Notifier::new(chain, c_int::MIN, forked, context.cast())?,
+                    _first: Notifier::new(chain, c_int::MAX, forking, context.cast())?,
+                }
             });
         }
         if kernels {
@@ -134,7 +139,7 @@ impl Source {
         pr_info!("driving the VMGENID device\n");
         // SAFETY: The driver drops its source before the hypervisor.
         let handler =
-            unsafe { NotifyHandler::install(device, notified, hypervisor.cast_mut().cast()) }?;
+            unsafe { NotifyHandler::install(device, notified, context.cast_mut().cast()) }?;
         Ok(Self::Own { _handler: handler })
     }
 }
@@ -147,248 +152,78 @@ unsafe extern "C" fn notified(_: bindings::acpi_handle, _: u32, context: *mut c_
     unsafe { &*context.cast::<Hypervisor>() }.settle();
 }
 
-/// A link of the kernel's chain of those who hear of a fork, until it is dropped.
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
 #[cfg(CONFIG_VMGENID)]
-#[pin_data(PinnedDrop)]
-struct Notifier {
-    #[pin]
-    block: Opaque<bindings::notifier_block>,
-    hypervisor: *const Hypervisor,
-}
-
-// SAFETY: A notifier may be unregistered by any thread.
-#[cfg(CONFIG_VMGENID)]
-unsafe impl Send for Notifier {}
-// SAFETY: Nothing is done with a shared one but by the kernel.
-#[cfg(CONFIG_VMGENID)]
-unsafe impl Sync for Notifier {}
-
-#[cfg(CONFIG_VMGENID)]
-impl Notifier {
-    /// The hypervisor has to outlive it.
-    fn new(hypervisor: *const Hypervisor) -> Result<Pin<KBox<Self>>> {
-        KBox::try_pin_init(
-            try_pin_init!(Self {
-                block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
-                    // SAFETY: The slot may be written, and stays where it is until it has been
-                    // unregistered.
-                    kernel::error::to_result(unsafe {
-                        slot.write(bindings::notifier_block {
-                            notifier_call: Some(forked),
-                            ..Default::default()
-                        });
-                        bindings::register_random_vmfork_notifier(slot)
-                    })
-                }),
-                hypervisor,
-            }),
-            GFP_KERNEL,
-        )
-    }
-}
-
-#[cfg(CONFIG_VMGENID)]
-#[pinned_drop]
-impl PinnedDrop for Notifier {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: It was registered. When the call is back, it is not called any more.
-        unsafe { bindings::unregister_random_vmfork_notifier(self.block.get()) };
-    }
+unsafe fn forking(context: *const c_void, _: usize) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.forking();
 }
 
 /// # Safety
 ///
-/// The block is that of a [`Notifier`].
+/// The context is a [`Hypervisor`].
 #[cfg(CONFIG_VMGENID)]
-unsafe extern "C" fn forked(
-    block: *mut bindings::notifier_block,
-    _action: c_ulong,
-    _data: *mut c_void,
-) -> c_int {
-    // SAFETY: See above; the hypervisor outlives its notifier.
-    unsafe {
-        let notifier = kernel::container_of!(Opaque::cast_from(block), Notifier, block);
-        (*(*notifier).hypervisor).settle();
-    }
-    // NOTIFY_DONE
-    0
+unsafe fn forked(context: *const c_void, _: usize) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.forked();
 }
 
-/// The backend is known to sysgenid, until this is dropped.
-struct Registered(*const Backend);
+extern "C" {
+    fn register_reboot_notifier(block: *mut bindings::notifier_block) -> c_int;
+    fn unregister_reboot_notifier(block: *mut bindings::notifier_block) -> c_int;
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn register_pm_notifier(block: *mut bindings::notifier_block) -> c_int;
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn unregister_pm_notifier(block: *mut bindings::notifier_block) -> c_int;
+}
 
-// SAFETY: A backend may be unregistered by any thread.
-unsafe impl Send for Registered {}
-// SAFETY: Nothing is done with a shared one.
-unsafe impl Sync for Registered {}
+/// What else befalls a machine.
+struct Life {
+    _reboot: Pin<KBox<Notifier>>,
+    #[cfg(CONFIG_PM_SLEEP)]
+    _sleep: Pin<KBox<Notifier>>,
+}
 
-impl Registered {
+impl Life {
     fn new(hypervisor: &Pin<KBox<Hypervisor>>) -> Result<Self> {
-        let backend = &raw const hypervisor.backend;
-        // SAFETY: The driver drops the registration before the hypervisor.
-        kernel::error::to_result(unsafe { sysgenid_register_backend(backend) })?;
-        Ok(Self(backend))
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        // SAFETY: The backend was registered.
-        unsafe { sysgenid_unregister_backend(self.0) };
-    }
-}
-
-/// Who reseeds the kernel's random number generator.
-enum Rng {
-    /// The kernel's function for the purpose, which tells its own notifier chain too.
-    #[cfg(CONFIG_VMGENID = "m")]
-    Fork,
-    /// The next best that there is.
-    Urandom(Pin<KBox<Urandom>>),
-}
-
-impl Rng {
-    fn new(kernels: bool) -> Result<Self> {
-        #[cfg(CONFIG_VMGENID = "m")]
-        if !kernels {
-            return Ok(Self::Fork);
-        }
-        // On the kernel's chain, its function would call us again.
-        let _ = kernels;
-        Ok(Self::Urandom(Urandom::new()?))
-    }
-}
-
-/// What is known of the hypervisor.
-#[pin_data]
-struct Hypervisor {
-    backend: Backend,
-    id: Mapping,
-    page: Option<CounterPage>,
-    rng: Rng,
-    /// None until it is started.
-    #[pin]
-    settled: Mutex<Option<Settled>>,
-}
-
-// SAFETY: The pointers are to the module and to the value itself.
-unsafe impl Send for Hypervisor {}
-// SAFETY: As above; what is shared is behind the lock, or atomic.
-unsafe impl Sync for Hypervisor {}
-
-impl Hypervisor {
-    fn new(device: &AcpiDevice, kernels: bool) -> Result<Pin<KBox<Self>>> {
-        let address = device.address()?;
-        if address % 8 != 0 {
-            pr_err!("the ID's address {address:#x} is not aligned\n");
-            return Err(EINVAL);
-        }
-        let id = Mapping::new(address, size_of::<Id>())?;
-        let page = CounterPage::find();
-        let rng = Rng::new(kernels)?;
-        let (word, pfn) = match &page {
-            Some(page) => (page.word(), page.frame()),
-            None => (ptr::null_mut(), 0),
-        };
-        KBox::pin_init(
-            pin_init!(&this in Self {
-                backend: Backend {
-                    owner: kernel::module::this_module::<LocalModule>().as_ptr(),
-                    context: this.as_ptr().cast(),
-                    word,
-                    pfn,
-                    settle,
-                    report,
-                },
-                id,
-                page,
-                rng,
-                settled <- new_mutex!(None),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Takes the machine as it is now for settled, and deals with changes from now on.
-    fn start(&self) {
-        let mut settled = self.settled.lock();
-        *settled = Some(Settled::start(self, |counter| {
-            if let Some(page) = &self.page {
-                page.hello(counter);
-            }
-        }));
-    }
-
-    /// Deals with what has changed.
-    fn settle(&self) {
-        if let Some(settled) = &mut *self.settled.lock() {
-            settled.settle(self);
+        let context: *const Hypervisor = &raw const **hypervisor;
+        let context = context.cast();
+        let reboot = (register_reboot_notifier as Chain, unregister_reboot_notifier as Chain);
+        #[cfg(CONFIG_PM_SLEEP)]
+        let sleep = (register_pm_notifier as Chain, unregister_pm_notifier as Chain);
+        // SAFETY: The driver drops this before the hypervisor.
+        unsafe {
+            Ok(Self {
+                _reboot: Notifier::new(reboot, 0, rebooting, context)?,
+                #[cfg(CONFIG_PM_SLEEP)]
+                _sleep: Notifier::new(sleep, 0, slept, context)?,
+            })
         }
     }
 }
 
-impl Machine for Hypervisor {
-    fn id(&self) -> Id {
-        let halves: *mut u64 = self.id.as_ptr().cast();
-        // SAFETY: The mapping is of the ID, and aligned.
-        let (low, high) =
-            unsafe { (Atomic::<u64>::from_ptr(halves), Atomic::<u64>::from_ptr(halves.add(1))) };
-        let read = || [low.load(Acquire), high.load(Acquire)];
-        let mut before = read();
-        // The ID may change between the halves, but does not all the time.
-        loop {
-            let now = read();
-            if now == before {
-                let [low, high] = now.map(u64::to_ne_bytes);
-                let mut id = Id::default();
-                id[..8].copy_from_slice(&low);
-                id[8..].copy_from_slice(&high);
-                return id;
-            }
-            before = now;
-        }
-    }
-
-    fn counter(&self) -> u32 {
-        // SAFETY: The module is loaded as long as ours is.
-        unsafe { sysgenid_counter() }
-    }
-
-    fn told(&self) -> u32 {
-        // SAFETY: As above.
-        unsafe { sysgenid_told() }
-    }
-
-    fn reseed(&self, id: &Id) {
-        match &self.rng {
-            #[cfg(CONFIG_VMGENID = "m")]
-            // SAFETY: The ID has as many bytes as are said.
-            Rng::Fork => unsafe { bindings::add_vmfork_randomness(id.as_ptr().cast(), id.len()) },
-            Rng::Urandom(urandom) => urandom.reseed(id),
-        }
-    }
-
-    fn begin(&self, seen: u32) -> bool {
-        // SAFETY: As for the counter.
-        unsafe { sysgenid_begin_generation(seen) }
-    }
-}
-
+/// The next kernel may have no such driver, where it is started by this one.
+///
 /// # Safety
 ///
 /// The context is a [`Hypervisor`].
-unsafe extern "C" fn settle(context: *mut c_void) {
+unsafe fn rebooting(context: *const c_void, _: usize) {
     // SAFETY: See above.
-    unsafe { &*context.cast::<Hypervisor>() }.settle();
+    unsafe { &*context.cast::<Hypervisor>() }.goodbye();
 }
 
+/// Memory may have been brought into another machine, which has an ID of its own and knows of no
+/// driver.
+///
 /// # Safety
 ///
 /// The context is a [`Hypervisor`].
-unsafe extern "C" fn report(context: *mut c_void, counter: u32, outdated: u32, began: bool) {
-    // SAFETY: See above.
-    let hypervisor = unsafe { &*context.cast::<Hypervisor>() };
-    if let Some(page) = &hypervisor.page {
-        page.report(counter, outdated, began);
+#[cfg(CONFIG_PM_SLEEP)]
+unsafe fn slept(context: *const c_void, event: usize) {
+    if event == bindings::PM_POST_HIBERNATION as usize {
+        // SAFETY: See above.
+        unsafe { &*context.cast::<Hypervisor>() }.woke();
     }
 }

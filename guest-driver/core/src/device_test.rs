@@ -189,3 +189,104 @@ fn no_call_acts_on_the_generation_before_a_restore() {
     check(|| no_stale_answer(Hypervisor::with_counter(0)));
     check(|| no_stale_answer(Hypervisor::with_id_only(0)));
 }
+
+/// A reader that was there before the backend: it is told of a counter that is new to it when the
+/// generator has been reseeded in that counter's generation, however late the restore comes.
+#[test]
+fn whoever_was_there_before_the_backend_is_told_after_the_reseeding() {
+    check(|| {
+        let device = Device::new(Hypervisor::with_counter(0));
+        let watcher = device.open(true);
+        let reader = spawn_with(&device, &watcher, |device, me| {
+            device.read(me);
+            device.rng_restores()
+        });
+        let starter = spawn(&device, |device| device.start());
+        restore_and_notify(&device);
+        starter.join().unwrap();
+        device.settle();
+        assert_eq!(reader.join().unwrap(), 1);
+    });
+}
+
+/// An agent adapts and says so; its word is taken when the second reseeding is done.
+fn an_agent(device: &Device, watcher: &Shared) -> u32 {
+    loop {
+        let counter = adapt(device, watcher);
+        match device.ready(watcher, counter) {
+            Ok(()) => return counter,
+            Err(failure) => assert_eq!(failure, Failure::Stale),
+        }
+    }
+}
+
+fn an_agent_is_ready(hypervisor: Hypervisor) {
+    let device = Device::started(hypervisor);
+    let agent = device.open(true);
+    device.hypervisor.restore();
+    let kernel = spawn(&device, |device| {
+        for _ in 0..4 {
+            device.settle();
+            device.follow();
+        }
+    });
+    let agent = spawn_with(&device, &agent, an_agent);
+    let restorer = spawn(&device, restore_and_notify);
+    restorer.join().unwrap();
+    kernel.join().unwrap();
+    device.follow();
+    agent.join().unwrap();
+    // Of two restores the agent has answered the first or the last one.
+    let numbers = device.numbers();
+    assert!(numbers.ready <= 1 && numbers.required <= 1);
+    assert_eq!(numbers.ready + numbers.required, 1);
+}
+
+#[test]
+fn an_agents_word_is_taken_after_the_second_reseeding_of_its_generation() {
+    check(|| an_agent_is_ready(Hypervisor::with_counter(0)));
+    check(|| an_agent_is_ready(Hypervisor::with_id_only(0)));
+}
+
+#[test]
+fn an_agent_that_dies_has_not_adapted_until_another_one_has() {
+    check(|| {
+        let device = Device::started(Hypervisor::with_counter(0));
+        let killed = device.open(true);
+        device.follow();
+        device.force(0).unwrap();
+        let dying = spawn_with(&device, &killed, Device::close);
+        let looking = spawn(&device, |device| assert_eq!(device.numbers().required, 1));
+        dying.join().unwrap();
+        looking.join().unwrap();
+        let next = device.open(true);
+        assert_eq!(device.numbers().required, 1);
+        device
+            .ready(&next, device.look(&next).1)
+            .unwrap_or_else(|_| panic!("refused"));
+        let numbers = device.numbers();
+        assert_eq!((numbers.required, numbers.ready), (0, 1));
+        // Its successor is the same agent once more.
+        device.close(&next);
+        let again = device.open(true);
+        device
+            .ready(&again, device.look(&again).1)
+            .unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(device.numbers().ready, 1);
+    });
+}
+
+#[test]
+fn a_member_of_the_chain_may_begin_a_generation() {
+    check(|| {
+        let device = Device::with_chain(Hypervisor::with_counter(0), true);
+        device.start();
+        let watcher = device.open(true);
+        let kernel = spawn(&device, Device::follow);
+        restore_and_notify(&device);
+        kernel.join().unwrap();
+        device.follow();
+        assert!(device.look(&watcher).0);
+        assert_eq!(device.told_chained(), 1);
+    });
+}

@@ -7,7 +7,7 @@ use std::{vec, vec::Vec};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
-use crate::sysgenid_core::{Generations, Refusal, Waiting, Wake, Watcher, Word};
+use crate::sysgenid_core::{Generations, Numbers, Refusal, Tracking, Waiting, Wake, Watcher, Word};
 
 /// "Outdated being those that have lived through a change but not yet confirmed the new counter":
 /// changes are numbered, and a file remembers the latest that it has confirmed.
@@ -15,7 +15,19 @@ use crate::sysgenid_core::{Generations, Refusal, Waiting, Wake, Watcher, Word};
 struct File {
     confirmed: usize,
     counter: u32,
-    tracked: bool,
+    tracking: Tracking,
+    /// It has said in this generation that it was ready.
+    ready: bool,
+}
+
+impl File {
+    fn is_tracked(&self) -> bool {
+        self.tracking != Tracking::Untracked
+    }
+
+    fn is_required(&self) -> bool {
+        self.tracking == Tracking::Required
+    }
 }
 
 /// The documentation in the plainest terms: nothing is kept that can be counted.
@@ -25,6 +37,10 @@ struct Model {
     counter: u32,
     changes: usize,
     files: Vec<File>,
+    /// Required files that have gone in this generation, outdated.
+    lost: usize,
+    /// Files that have gone in this generation, ready, and have no successor.
+    ready_gone: usize,
 }
 
 impl Model {
@@ -34,6 +50,19 @@ impl Model {
             counter,
             changes: 0,
             files: vec![],
+            lost: 0,
+            ready_gone: 0,
+        }
+    }
+
+    fn numbers(&self) -> Numbers {
+        let count = |which: &dyn Fn(&&File) -> bool| self.files.iter().filter(which).count();
+        let required = count(&|file| file.is_required() && self.is_outdated(file)) + self.lost;
+        let ready = count(&|file| file.ready) + self.ready_gone;
+        Numbers {
+            outdated: self.outdated() as u32,
+            required: required as u32,
+            ready: ready as u32,
         }
     }
 
@@ -42,7 +71,7 @@ impl Model {
     }
 
     fn outdated(&self) -> usize {
-        let outdated = |file: &&File| file.tracked && self.is_outdated(file);
+        let outdated = |file: &&File| file.is_tracked() && self.is_outdated(file);
         self.files.iter().filter(outdated).count()
     }
 
@@ -60,13 +89,38 @@ impl Model {
         self.word = counter;
         self.counter = counter;
         self.changes += 1;
+        (self.lost, self.ready_gone) = (0, 0);
+        for file in &mut self.files {
+            file.ready = false;
+        }
     }
 
-    fn open(&mut self, tracked: bool) {
+    fn close(&mut self, file: usize) {
+        let file = self.files.remove(file);
+        self.lost += usize::from(file.is_required() && self.is_outdated(&file));
+        self.ready_gone += usize::from(file.ready);
+    }
+
+    fn ready(&mut self, file: usize, counter: u32) -> Result<(), Refusal> {
+        if self.word != self.counter {
+            return Err(Refusal::Moved);
+        }
+        if counter != self.counter {
+            return Err(Refusal::Stale);
+        }
+        self.lost = 0;
+        if !std::mem::replace(&mut self.files[file].ready, true) {
+            self.ready_gone = self.ready_gone.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, tracking: Tracking) {
         self.files.push(File {
             confirmed: self.changes,
             counter: self.counter,
-            tracked,
+            tracking,
+            ready: false,
         });
     }
 
@@ -86,7 +140,10 @@ impl Model {
         if self.word != seen {
             return Err(Refusal::Moved);
         }
-        self.change(if seen == u32::MAX { 0 } else { seen + 1 });
+        // Behind what was told lies half of the circle.
+        let behind = seen.wrapping_sub(self.counter) >= 1 << 31;
+        let last = if behind { self.counter } else { seen };
+        self.change(if last == u32::MAX { 0 } else { last + 1 });
         Ok(())
     }
 
@@ -101,11 +158,15 @@ impl Model {
         Ok(())
     }
 
-    fn adopt(&mut self, present: u32) {
-        if present > self.counter {
-            self.change(present);
+    fn adopt(&mut self, seen: u32) -> Result<(), Refusal> {
+        if self.word != seen {
+            return Err(Refusal::Moved);
+        }
+        if seen > self.counter {
+            self.change(seen);
         }
         self.word = self.counter;
+        Ok(())
     }
 }
 
@@ -176,9 +237,10 @@ impl Value {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Open(bool),
+    Open(Tracking),
     Close(Index),
-    Track(Index, bool),
+    Track(Index, Tracking),
+    Ready(Index, Value),
     Acknowledge(Index, Value),
     Begin(Value),
     Force(Value),
@@ -200,12 +262,21 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
+fn tracking() -> impl Strategy<Value = Tracking> {
+    prop_oneof![
+        1 => Just(Tracking::Untracked),
+        1 => Just(Tracking::Tracked),
+        2 => Just(Tracking::Required),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let index = any::<Index>;
     prop_oneof![
-        4 => any::<bool>().prop_map(Op::Open),
+        4 => tracking().prop_map(Op::Open),
         2 => index().prop_map(Op::Close),
-        3 => (index(), any::<bool>()).prop_map(|(file, tracked)| Op::Track(file, tracked)),
+        3 => (index(), tracking()).prop_map(|(file, tracking)| Op::Track(file, tracking)),
+        3 => (index(), value()).prop_map(|(file, value)| Op::Ready(file, value)),
         8 => (index(), value()).prop_map(|(file, value)| Op::Acknowledge(file, value)),
         3 => value().prop_map(Op::Begin),
         3 => value().prop_map(Op::Force),
@@ -243,13 +314,20 @@ impl Pair {
     fn real(&mut self, op: &Op) -> Outcome<Wake> {
         let all = &mut self.generations;
         match *op {
-            Op::Open(tracked) => self.watchers.extend(all.open(tracked)),
+            Op::Open(tracking) => self.watchers.extend(all.open(tracking)),
             Op::Close(file) => {
                 let mut watcher = self.watchers.remove(file.index(self.watchers.len()));
                 return Ok(all.close(&mut watcher));
             }
-            Op::Track(file, tracked) => {
-                return Ok(all.track(file.get_mut(&mut self.watchers), tracked));
+            Op::Track(file, tracking) => {
+                return Ok(all.track(file.get_mut(&mut self.watchers), tracking));
+            }
+            Op::Ready(file, value) => {
+                let value = value.of(&self.model);
+                let watcher = file.get_mut(&mut self.watchers);
+                return all
+                    .ready(&self.word, watcher, value)
+                    .map(|()| Wake::default());
             }
             Op::Acknowledge(file, value) => {
                 let value = value.of(&self.model);
@@ -257,9 +335,10 @@ impl Pair {
             }
             Op::Begin(seen) => return all.begin(&self.word, seen.of(&self.model)),
             Op::Force(min) => return all.force(&self.word, min.of(&self.model)),
-            Op::Adopt(present) => {
-                self.word.value.set(present.of(&self.model));
-                return Ok(all.adopt(&self.word));
+            Op::Adopt(seen) => {
+                let seen = seen.of(&self.model);
+                self.word.value.set(seen);
+                return all.adopt(&self.word, seen);
             }
             Op::HypervisorAdds => self.word.add(),
         }
@@ -272,19 +351,23 @@ impl Pair {
         let len = model.files.len();
         // Named before the hypervisor came, as the real one's were.
         let value = match op {
-            Op::Acknowledge(_, value) | Op::Begin(value) => value.of(model),
+            Op::Acknowledge(_, value) | Op::Ready(_, value) | Op::Begin(value) => value.of(model),
             Op::Force(value) | Op::Adopt(value) => value.of(model),
             _ => 0,
         };
+        if matches!(op, Op::Adopt(_)) {
+            model.word = value;
+        }
         model.word = model.word.wrapping_add(added);
         match op {
-            Op::Open(tracked) => model.open(*tracked),
-            Op::Close(file) => drop(model.files.remove(file.index(len))),
-            Op::Track(file, tracked) => model.files[file.index(len)].tracked = *tracked,
+            Op::Open(tracking) => model.open(*tracking),
+            Op::Close(file) => model.close(file.index(len)),
+            Op::Track(file, tracking) => model.files[file.index(len)].tracking = *tracking,
+            Op::Ready(file, _) => return model.ready(file.index(len), value),
             Op::Acknowledge(file, _) => return model.acknowledge(file.index(len), value),
             Op::Begin(_) => return model.begin(value),
             Op::Force(_) => return model.force(value),
-            Op::Adopt(_) => model.adopt(value.wrapping_add(added)),
+            Op::Adopt(_) => return model.adopt(value),
             Op::HypervisorAdds => model.word = model.word.wrapping_add(1),
         }
         Ok(())
@@ -302,7 +385,8 @@ impl Pair {
 
     /// Does `op`, in which the hypervisor adds to the word before access number `race`.
     fn step(&mut self, op: &Op, race: Option<u32>) -> Result<(), TestCaseError> {
-        if let Op::Close(file) | Op::Track(file, _) | Op::Acknowledge(file, _) = op
+        if let Op::Close(file) | Op::Track(file, _) | Op::Ready(file, _) | Op::Acknowledge(file, _) =
+            op
             && self.file(file).is_none()
         {
             return Ok(());
@@ -335,10 +419,12 @@ impl Pair {
         prop_assert_eq!(real.told(), model.counter, "told");
         prop_assert_eq!(real.watchers() as usize, model.files.len(), "watchers");
         prop_assert_eq!(real.outdated() as usize, model.outdated(), "outdated");
+        prop_assert_eq!(real.numbers(), model.numbers());
         for (watcher, file) in self.watchers.iter().zip(&model.files) {
             prop_assert_eq!(real.is_outdated(watcher), model.is_outdated(file));
             prop_assert_eq!(watcher.acknowledged(), file.counter);
-            prop_assert_eq!(watcher.is_tracked(), file.tracked);
+            prop_assert_eq!(watcher.is_tracked(), file.is_tracked());
+            prop_assert_eq!(watcher.is_required(), file.is_required());
             prop_assert_eq!(real.wait(watcher), model.waiting(file));
         }
         Ok(())

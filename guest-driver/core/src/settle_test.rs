@@ -49,7 +49,7 @@ fn a_counter_that_wraps_is_settled_as_any() {
 }
 
 #[test]
-fn the_hypervisor_is_greeted_with_the_counter_of_the_generation_that_was_reseeded_in() {
+fn programs_are_shown_the_counter_of_the_generation_that_was_reseeded_in() {
     check(|| {
         let device = Device::new(Hypervisor::with_counter(0));
         let restorer = {
@@ -58,7 +58,7 @@ fn the_hypervisor_is_greeted_with_the_counter_of_the_generation_that_was_reseede
         };
         // Only restores move the counter here: it is their number.
         let (counter, reseeded_in) = device.start();
-        assert_eq!(counter, reseeded_in);
+        assert_eq!(counter, reseeded_in, "shown, reseeded in");
         restorer.join().unwrap();
         device.settle();
         assert_eq!(device.rng_restores(), device.hypervisor.restores());
@@ -78,7 +78,10 @@ fn a_restore_whose_notification_comes_before_the_start_is_told_by_it() {
         };
         device.start();
         restored.join().unwrap();
-        // Whoever sleeps until he is told does not look at the hypervisor.
-        assert_eq!((device.told(), device.rng_restores()), (2, 1));
+        // Whoever sleeps until he is told does not look at the hypervisor. The driver's step is added
+        // unless the counter was shown first when the restore had moved it.
+        let told = device.told();
+        assert!((1..=2).contains(&told) && told == device.counter());
+        assert_eq!(device.rng_restores(), 1);
     });
 }

@@ -2,8 +2,8 @@
 
 //! The modules' protocol around their plain logic, over the model checker's locks and atomics.
 //!
-//! What `sysgenid_device.rs` and `sysgenid_vmgenid.rs` do is done here in the same order, without what
-//! has no part in it: the own page, uevents, signals, time limits, and a backend's coming and going.
+//! What `sysgenid_device.rs` and `sysgenid_hypervisor.rs` do is done here in the same order, without what
+//! has no part in it: uevents, signals, time limits, and a backend's going.
 //! The checker switches threads at each access, but makes them all sequentially consistent: a missing
 //! barrier is not found.
 
@@ -16,7 +16,7 @@ use std::{
 use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, atomic::AtomicU64};
 
 use crate::{
-    sysgenid_core::{Generations, Refusal, Waiting, Wake, Watcher, Word},
+    sysgenid_core::{Generations, Numbers, Refusal, Tracking, Waiting, Wake, Watcher, Word},
     sysgenid_settle::{Id, Machine, Settled},
 };
 
@@ -115,6 +115,8 @@ struct Rng {
     /// The number of restores that the ID stands for.
     id: AtomicU32,
     times: AtomicUsize,
+    /// The number of restores when the second reseeding of a generation began.
+    again_in: AtomicU32,
 }
 
 /// A watcher, as its file shares it.
@@ -131,14 +133,45 @@ pub(crate) enum Failure {
     Outdated,
 }
 
+/// What the lock is around.
+struct State {
+    generations: Generations,
+    /// The hypervisor's word is in use; before that the counter is in the device's own.
+    registered: bool,
+    /// What the host was told last.
+    numbers: Numbers,
+}
+
+impl std::ops::Deref for State {
+    type Target = Generations;
+
+    fn deref(&self) -> &Generations {
+        &self.generations
+    }
+}
+
+impl std::ops::DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Generations {
+        &mut self.generations
+    }
+}
+
 /// The device and its backend.
 pub(crate) struct Device {
     pub(crate) hypervisor: Hypervisor,
-    state: Mutex<Generations>,
+    state: Mutex<State>,
     readers: Condvar,
     waiters: Condvar,
     settled: Mutex<Option<Settled>>,
+    /// How often the work that follows a generation was queued, and how often it has been done.
+    following: Mutex<(usize, usize)>,
+    followed: Condvar,
     rng: Rng,
+    /// The number of restores that the chain was last called for, and that the host was told of it.
+    chained: AtomicU32,
+    told_chained: AtomicU32,
+    /// Whether the chain has a member that begins a generation itself.
+    chain_bumps: bool,
     /// The number of restores when a generation of the hypervisor's was last begun.
     began_in: AtomicU32,
     /// All that were opened, to count again. The checker does not switch threads at this lock.
@@ -148,10 +181,24 @@ pub(crate) struct Device {
 impl Device {
     /// The device, not started yet.
     pub(crate) fn new(hypervisor: Hypervisor) -> Arc<Self> {
+        Self::with_chain(hypervisor, false)
+    }
+
+    /// The same, with a member of the kernel's chain that begins a generation when it is called.
+    pub(crate) fn with_chain(hypervisor: Hypervisor, chain_bumps: bool) -> Arc<Self> {
         let counter = hypervisor.load();
         Arc::new(Self {
             hypervisor,
-            state: Mutex::new(Generations::new(counter)),
+            state: Mutex::new(State {
+                generations: Generations::new(counter),
+                registered: false,
+                numbers: Numbers::default(),
+            }),
+            following: Mutex::new((0, 0)),
+            followed: Condvar::new(),
+            chained: AtomicU32::new(0),
+            told_chained: AtomicU32::new(0),
+            chain_bumps,
             readers: Condvar::new(),
             waiters: Condvar::new(),
             settled: Mutex::new(None),
@@ -167,14 +214,110 @@ impl Device {
         device
     }
 
-    /// Returns the counter that the hypervisor is greeted with, and the restores at the reseeding before.
+    /// Returns the counter that programs are shown first, and the restores at the reseeding before.
     pub(crate) fn start(&self) -> (u32, u32) {
         let mut settled = self.settled.lock().unwrap();
-        let mut greeted = None;
-        *settled = Some(Settled::start(self, |counter| {
-            greeted = Some((counter, self.rng_restores()));
-        }));
-        greeted.unwrap()
+        let mut adopted = None;
+        let started = Settled::start(self, |seen| {
+            let reseeded_in = self.rng_restores();
+            let moved_in = self.adopt(seen);
+            if let Some(moved_in) = moved_in {
+                adopted = Some((seen, reseeded_in));
+                if self.hypervisor.keeps_counter {
+                    assert_eq!(reseeded_in, moved_in, "shown before the reseeding");
+                }
+            }
+            Ok::<bool, ()>(moved_in.is_some())
+        });
+        *settled = Some(started.unwrap());
+        drop(settled);
+        self.settle();
+        adopted.unwrap()
+    }
+
+    /// Registers the backend; the restores when the word was found to be `seen`.
+    fn adopt(&self, seen: u32) -> Option<u32> {
+        let mut state = self.state.lock().unwrap();
+        let wake = state.adopt(&self.hypervisor, seen).ok()?;
+        state.registered = true;
+        let moved_in = self.hypervisor.moved_in.load(Relaxed);
+        self.finish(state, wake);
+        Some(moved_in)
+    }
+
+    /// What a thread of the kernel's does after a new generation, as often as it was queued.
+    pub(crate) fn follow(&self) {
+        let queued = self.following.lock().unwrap().0;
+        let id = self.settled_id();
+        let mut restores = [0; 4];
+        if let Some(id) = id {
+            restores.copy_from_slice(&id[..4]);
+            // No lock is held.
+            self.chained.store(u32::from_ne_bytes(restores), Relaxed);
+            if self.chain_bumps {
+                self.force(0).unwrap();
+            }
+            if self.settled_id() == Some(id) {
+                self.told_chained
+                    .store(u32::from_ne_bytes(restores), Relaxed);
+            }
+        }
+        let settled = self.settled.lock().unwrap();
+        self.rng.again_in.store(self.hypervisor.restores(), Relaxed);
+        drop(settled);
+        self.following.lock().unwrap().1 = queued;
+        self.followed.notify_all();
+    }
+
+    fn settled_id(&self) -> Option<Id> {
+        let settled = self.settled.lock().unwrap();
+        settled.as_ref().and_then(|settled| settled.present(self))
+    }
+
+    /// Waits until that has been done.
+    fn wait_for_following(&self) {
+        let mut following = self.following.lock().unwrap();
+        let queued = following.0;
+        while following.1 < queued {
+            following = self.followed.wait(following).unwrap();
+        }
+    }
+
+    /// An agent has finished.
+    pub(crate) fn ready(&self, watcher: &Shared, counter: u32) -> Result<(), Failure> {
+        loop {
+            self.wait_for_following();
+            let mut state = self.lock();
+            let mut watcher = watcher.lock().unwrap();
+            let result = state
+                .generations
+                .ready(&self.hypervisor, &mut watcher, counter);
+            drop(watcher);
+            match result {
+                Ok(()) => {
+                    let (again, began) = (&self.rng.again_in, &self.began_in);
+                    let (again, began) = (again.load(Relaxed), began.load(Relaxed));
+                    assert!(
+                        again >= began,
+                        "ready in {began}, reseeded again in {again}"
+                    );
+                    self.finish(state, Wake::default());
+                    return Ok(());
+                }
+                Err(Refusal::Moved) => {}
+                Err(_) => return Err(Failure::Stale),
+            }
+        }
+    }
+
+    /// The number of restores of whose chain the host knows.
+    pub(crate) fn told_chained(&self) -> u32 {
+        self.told_chained.load(Relaxed)
+    }
+
+    /// What the host was told of the watchers.
+    pub(crate) fn numbers(&self) -> Numbers {
+        self.state.lock().unwrap().numbers
     }
 
     /// The notification of a change, and what comes before each call.
@@ -183,18 +326,26 @@ impl Device {
         settled.as_mut().is_some_and(|settled| settled.settle(self))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Generations> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         loop {
-            self.settle();
+            let registered = self.state.lock().unwrap().registered;
+            if registered {
+                // The first one is made to wait until the start is over.
+                self.settle();
+            }
             let state = self.state.lock().unwrap();
-            if self.hypervisor.load() == state.told() {
+            if !registered || self.hypervisor.load() == state.told() {
                 return state;
             }
         }
     }
 
     pub(crate) fn open(&self, tracked: bool) -> Shared {
-        let watcher = self.lock().open(tracked).unwrap();
+        let tracking = match tracked {
+            false => Tracking::Untracked,
+            true => Tracking::Required,
+        };
+        let watcher = self.lock().open(tracking).unwrap();
         let watcher = Arc::new(Mutex::new(watcher));
         self.opened.lock().unwrap().push(watcher.clone());
         watcher
@@ -211,7 +362,9 @@ impl Device {
         loop {
             let mut state = self.lock();
             let mut watcher = watcher.lock().unwrap();
-            let result = state.acknowledge(&self.hypervisor, &mut watcher, counter);
+            let result = state
+                .generations
+                .acknowledge(&self.hypervisor, &mut watcher, counter);
             drop(watcher);
             match result {
                 Ok(wake) => {
@@ -226,7 +379,11 @@ impl Device {
 
     pub(crate) fn track(&self, watcher: &Shared, tracked: bool) {
         let mut state = self.lock();
-        let wake = state.track(&mut watcher.lock().unwrap(), tracked);
+        let tracking = match tracked {
+            false => Tracking::Untracked,
+            true => Tracking::Tracked,
+        };
+        let wake = state.track(&mut watcher.lock().unwrap(), tracking);
         self.finish(state, wake);
     }
 
@@ -278,7 +435,8 @@ impl Device {
         }
     }
 
-    fn finish(&self, state: MutexGuard<'_, Generations>, wake: Wake) {
+    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake) {
+        state.numbers = state.generations.numbers();
         drop(state);
         if wake.readers {
             self.readers.notify_all();
@@ -303,13 +461,19 @@ impl Machine for Device {
         self.state.lock().unwrap().told()
     }
 
-    fn reseed(&self, id: &Id) {
+    fn reseed(&self, id: &Id) -> bool {
         let [a, b, c, d, ..] = *id;
         let rng = &self.rng;
         rng.id.store(u32::from_ne_bytes([a, b, c, d]), Relaxed);
         // The earliest that the generator may have taken anything from.
         rng.restores.store(self.hypervisor.restores(), Relaxed);
         rng.times.fetch_add(1, Relaxed);
+        self.following.lock().unwrap().0 += 1;
+        true
+    }
+
+    fn reseeded(&self, _counter: u32) {
+        unreachable!("it always is at once");
     }
 
     fn begin(&self, seen: u32) -> bool {

@@ -14,6 +14,34 @@
 struct module;
 
 /**
+ * enum sysgenid_event - why a backend's report() is called
+ * @SYSGENID_NUMBERS: one of the numbers is another
+ * @SYSGENID_BEGAN: a generation has begun
+ * @SYSGENID_REGISTERED: the backend has been registered
+ */
+enum sysgenid_event {
+	SYSGENID_NUMBERS,
+	SYSGENID_BEGAN,
+	SYSGENID_REGISTERED,
+};
+
+/**
+ * struct sysgenid_report - what a hypervisor may want to know
+ * @counter: as the watchers were told
+ * @outdated: tracked watchers that are outdated
+ * @required: privileged ones of them, and those that went while they were
+ * @ready: agents that have finished in this generation
+ * @event: an enum sysgenid_event
+ */
+struct sysgenid_report {
+	u32 counter;
+	u32 outdated;
+	u32 required;
+	u32 ready;
+	u32 event;
+};
+
+/**
  * struct sysgenid_backend - what knows of the hypervisor's generations
  * @owner: the module; held while one of the functions runs that may sleep,
  *	and while a program has @word's page mapped
@@ -22,8 +50,10 @@ struct module;
  * @pfn: the frame of that page
  * @settle: look for a new generation and deal with it, before a call to
  *	/dev/sysgenid is answered; process context, may sleep
- * @report: a generation has begun (@began), or the number of outdated
- *	watchers is another; called with a mutex held, must not call back
+ * @finish: wait until what follows @settle has been done, before an agent's
+ *	word that it is ready is taken; process context, may sleep
+ * @report: something is to be told to the hypervisor; called with a mutex
+ *	held, must not call back
  */
 struct sysgenid_backend {
 	struct module *owner;
@@ -31,18 +61,30 @@ struct sysgenid_backend {
 	u32 *word;
 	unsigned long pfn;
 	void (*settle)(void *context);
-	void (*report)(void *context, u32 counter, u32 outdated, bool began);
+	void (*finish)(void *context);
+	void (*report)(void *context, const struct sysgenid_report *report);
 };
 
 /*
- * Begins a generation: the counter is set to @min_gen or, where that would
- * not move it forwards, to the present one plus one, which wraps. Watchers
- * are told. The caller has had the kernel's random number generator reseeded.
+ * Begins a generation: adds one to the counter, which wraps, and tells the
+ * watchers. The caller has had the kernel's random number generator reseeded.
  * Process context, may sleep.
  */
-void sysgenid_bump_generation(u32 min_gen);
+void sysgenid_bump_generation(void);
 
-int sysgenid_register_backend(const struct sysgenid_backend *backend);
+/*
+ * The same, with the counter set to @min_gen or, where that would not move it
+ * forwards, to the present one plus one.
+ */
+void sysgenid_bump_generation_to(u32 min_gen);
+
+/*
+ * A backend has had the kernel's random number generator reseeded before it
+ * registers. @seen is its counter from before that: where it has moved since,
+ * the answer is -EAGAIN, and the backend reseeds again. -EBUSY: there is one
+ * already. -ENODEV: sysgenid has not been initialised.
+ */
+int sysgenid_register_backend(const struct sysgenid_backend *backend, u32 seen);
 void sysgenid_unregister_backend(const struct sysgenid_backend *backend);
 
 /* The counter as it is now, and as the watchers were told. */

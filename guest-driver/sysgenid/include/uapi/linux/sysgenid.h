@@ -18,7 +18,9 @@
  *
  * SYSGENID_WAIT_WATCHERS: blocks until no watcher is outdated, for at most
  * this many milliseconds; 0 waits without limit. ETIME: the time is over.
- * EINTR: the caller is outdated itself, or a signal came.
+ * EINTR: the caller is outdated itself, or a signal came. A wait without limit
+ * that a signal only stops and continues goes on; one with a limit ends with
+ * EINTR, and is made again with what is left.
  */
 #define SYSGENID_WAIT_WATCHERS		_IO(SYSGENID_IOCTL, 1)
 
@@ -40,6 +42,15 @@
  * made to be (EBADF): its reads and polls tell it of a new generation alone.
  */
 #define SYSGENID_SET_WATCHER_TRACKING	_IO(SYSGENID_IOCTL, 4)
+
+/*
+ * SYSGENID_READY: an agent says that all has been done that the generation
+ * with this counter asks for. Once for each open file and generation counts;
+ * a hypervisor that expects agents is told. EINVAL: it is not the present
+ * generation, so adapt again. EACCES: as for SYSGENID_FORCE_GEN_UPDATE. Both
+ * numberings have it.
+ */
+#define SYSGENID_READY			_IO(SYSGENID_IOCTL, 10)
 
 /*
  * The numbering of versions 6 to 8 of the original patches, which deployed

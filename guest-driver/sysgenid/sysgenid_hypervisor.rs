@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypervisor: what it says, what it is told, and what is done about a new generation of it.
+
+use core::ptr;
+use kernel::{
+    bindings,
+    ffi::{c_int, c_void},
+    new_mutex, pr_warn_once,
+    prelude::*,
+    static_lock_class,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Relaxed},
+            Atomic, AtomicFlag,
+        },
+        Mutex,
+    },
+};
+
+use crate::{
+    sysgenid_acpi::{wait_for_events, AcpiDevice, Mapping},
+    sysgenid_backend::{Backend, Report},
+    sysgenid_page::CounterPage,
+    sysgenid_rng::Urandom,
+    sysgenid_settle::{Id, Machine, Settled},
+    sysgenid_work::Work,
+    LocalModule,
+};
+
+// Only pointers to the kernel's own types are in the backend, and the lint looks behind them.
+#[allow(improper_ctypes)]
+extern "C" {
+    fn sysgenid_register_backend(backend: *const Backend, seen: u32) -> c_int;
+    fn sysgenid_unregister_backend(backend: *const Backend);
+    fn sysgenid_counter() -> u32;
+    fn sysgenid_told() -> u32;
+    fn sysgenid_begin_generation(seen: u32) -> bool;
+}
+
+/// The backend is known to sysgenid, until this is dropped.
+pub(crate) struct Registered(*const Backend);
+
+// SAFETY: A backend may be unregistered by any thread.
+unsafe impl Send for Registered {}
+// SAFETY: Nothing is done with a shared one.
+unsafe impl Sync for Registered {}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // SAFETY: The backend was registered.
+        unsafe { sysgenid_unregister_backend(self.0) };
+    }
+}
+
+/// Who tells those of the kernel who want to hear of a fork: the vmfork notifier chain, by which
+/// WireGuard drops its session keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code)] // Which of them there are depends on the kernel's configuration.
+pub(crate) enum Teller {
+    /// The kernel's vmgenid driver.
+    Kernel,
+    /// We do.
+    Us,
+    /// There is no chain.
+    Nobody,
+}
+
+/// Calls of the chain that are under way, and the ID when the latest began.
+struct Chains {
+    running: u32,
+    id: Id,
+}
+
+/// What is known of the hypervisor. What is named first is dropped first.
+#[pin_data]
+pub(crate) struct Hypervisor {
+    /// What follows a new generation; see [`Hypervisor::follow`].
+    #[pin]
+    following: Work,
+    backend: Backend,
+    id: Mapping,
+    rng: Pin<KBox<Urandom>>,
+    page: Option<CounterPage>,
+    teller: Teller,
+    /// The chain is to be called.
+    owed: AtomicFlag,
+    /// The kernel's generator has been reseeded in the present generation, and its chain called.
+    reseeded: AtomicFlag,
+    chained: AtomicFlag,
+    #[pin]
+    chains: Mutex<Chains>,
+    /// None until it is started.
+    #[pin]
+    settled: Mutex<Option<Settled>>,
+}
+
+// SAFETY: The pointers are to the module and to the value itself.
+unsafe impl Send for Hypervisor {}
+// SAFETY: As above; what is shared is behind a lock, or atomic.
+unsafe impl Sync for Hypervisor {}
+
+impl Hypervisor {
+    /// The one that `device` is of; nothing happens until it is started.
+    pub(crate) fn new(device: &AcpiDevice, teller: Teller) -> Result<Pin<KBox<Self>>> {
+        let address = device.address()?;
+        if address % 8 != 0 {
+            pr_err!("the ID's address {address:#x} is not aligned\n");
+            return Err(EINVAL);
+        }
+        let id = Mapping::new(address, size_of::<Id>())?;
+        let page = CounterPage::find();
+        let rng = Urandom::new()?;
+        let (word, pfn) = match &page {
+            Some(page) => (page.word(), page.frame()),
+            None => (ptr::null_mut(), 0),
+        };
+        KBox::pin_init(
+            pin_init!(&this in Self {
+                // SAFETY: The work is a field of what it is called with, and goes first.
+                following <- unsafe {
+                    Work::new(
+                        c"sysgenid follow",
+                        static_lock_class!(),
+                        follow,
+                        this.as_ptr().cast_const().cast(),
+                    )
+                },
+                backend: Backend {
+                    owner: kernel::module::this_module::<LocalModule>().as_ptr(),
+                    context: this.as_ptr().cast(),
+                    word,
+                    pfn,
+                    settle,
+                    finish,
+                    report,
+                },
+                id,
+                rng,
+                page,
+                teller,
+                owed: AtomicFlag::new(false),
+                reseeded: AtomicFlag::new(false),
+                chained: AtomicFlag::new(*teller == Teller::Nobody),
+                chains <- new_mutex!(Chains { running: 0, id: Id::default() }),
+                settled <- new_mutex!(None),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Takes the machine as it is now for settled, makes it known to programs, and deals with
+    /// changes from now on. The kernel's generator is reseeded before any program is told of a
+    /// counter that is new to it.
+    pub(crate) fn start(&self) -> Result<Registered> {
+        let backend = &raw const self.backend;
+        let mut settled = self.settled.lock();
+        *settled = Some(Settled::start(self, |seen| {
+            // SAFETY: The caller drops what we return before this.
+            let registered = unsafe { sysgenid_register_backend(backend, seen) };
+            match kernel::error::to_result(registered) {
+                Ok(()) => Ok(true),
+                Err(error) if error == EAGAIN => Ok(false),
+                Err(error) => Err(error),
+            }
+        })?);
+        drop(settled);
+        let registered = Registered(backend);
+        self.settle();
+        self.catch_up();
+        Ok(registered)
+    }
+
+    /// Deals with what has changed.
+    pub(crate) fn settle(&self) {
+        if let Some(settled) = &mut *self.settled.lock() {
+            settled.settle(self);
+        }
+    }
+
+    /// A fork from before the start may not have been told to the chain. Where nobody knows, none
+    /// is made up.
+    fn catch_up(&self) {
+        let Some(page) = &self.page else {
+            return;
+        };
+        let Some(id) = self.settled_id() else {
+            return;
+        };
+        if page.knows_chain(self.told()) {
+            return;
+        }
+        match self.teller {
+            // Its driver was there before us, and has been notified.
+            Teller::Kernel => {
+                wait_for_events();
+                self.chained_for(&id);
+            }
+            Teller::Us => {
+                self.owed.store(true, Relaxed);
+                self.following.queue();
+            }
+            Teller::Nobody => {}
+        }
+    }
+
+    /// The ID of the present generation, unless another one has not been dealt with.
+    fn settled_id(&self) -> Option<Id> {
+        self.settled.lock().as_ref()?.present(self)
+    }
+
+    /// The kernel's chain is being called; we are the first in it.
+    pub(crate) fn forking(&self) {
+        let mut chains = self.chains.lock();
+        chains.running += 1;
+        chains.id = self.id();
+    }
+
+    /// The kernel's chain has been called; we are the last in it. The one that was begun last was
+    /// begun with that ID, and no other is under way.
+    pub(crate) fn forked(&self) {
+        self.settle();
+        let mut chains = self.chains.lock();
+        // We may have been linked in at the end while the call was under way.
+        chains.running = chains.running.saturating_sub(1);
+        if chains.running == 0 {
+            let id = chains.id;
+            drop(chains);
+            self.chained_for(&id);
+        }
+    }
+
+    /// Tells the hypervisor that the chain has been called for `id`, if that is the present one.
+    fn chained_for(&self, id: &Id) {
+        let settled = self.settled.lock();
+        if settled.as_ref().and_then(|settled| settled.present(self)) == Some(*id) {
+            self.chained.store(true, Relaxed);
+            if let Some(page) = &self.page {
+                page.chain(self.told());
+            }
+        }
+    }
+
+    /// What follows a new generation, when the watchers know of it.
+    ///
+    /// The kernel extracts a new key for its generator before it takes the lock to install it. A
+    /// task that was preempted between the two when the machine was snapshotted installs a key that
+    /// all clones have, over that of the reseeding. When each task that was preempted has gone on
+    /// to where it sleeps, none of them is there any more, and another reseeding stays.
+    fn follow(&self) {
+        // Whoever settles has queued us, and holds the lock until it is done.
+        let settled = self.settled_id();
+        #[cfg(CONFIG_VMGENID = "m")]
+        if self.owed.xchg(false, Relaxed) {
+            if let Some(id) = settled {
+                // Without a lock: who is told may take any, and call us.
+                // SAFETY: The ID has as many bytes as are said.
+                unsafe { bindings::add_vmfork_randomness(id.as_ptr().cast(), id.len()) };
+                self.chained_for(&id);
+            }
+        }
+        let _ = settled;
+        // SAFETY: A work item may sleep.
+        #[cfg(CONFIG_TASKS_RCU)]
+        unsafe {
+            bindings::synchronize_rcu_tasks()
+        };
+        let _settled = self.settled.lock();
+        if !self.rng.again() {
+            pr_warn_once!("the kernel's random number generator was not reseeded again\n");
+        }
+    }
+
+    /// Tells the hypervisor that this kernel goes.
+    pub(crate) fn goodbye(&self) {
+        if let Some(page) = &self.page {
+            page.goodbye();
+        }
+    }
+
+    /// The machine was switched off, and its memory brought back.
+    #[cfg(CONFIG_PM_SLEEP)]
+    pub(crate) fn woke(&self) {
+        if let Some(page) = &self.page {
+            page.hello();
+        }
+        self.settle();
+    }
+}
+
+impl Machine for Hypervisor {
+    fn id(&self) -> Id {
+        let halves: *mut u64 = self.id.as_ptr().cast();
+        // SAFETY: The mapping is of the ID, and aligned.
+        let (low, high) =
+            unsafe { (Atomic::<u64>::from_ptr(halves), Atomic::<u64>::from_ptr(halves.add(1))) };
+        let read = || [low.load(Acquire), high.load(Acquire)];
+        let mut before = read();
+        // The ID may change between the halves, but does not all the time.
+        loop {
+            let now = read();
+            if now == before {
+                let [low, high] = now.map(u64::to_ne_bytes);
+                let mut id = Id::default();
+                id[..8].copy_from_slice(&low);
+                id[8..].copy_from_slice(&high);
+                return id;
+            }
+            before = now;
+        }
+    }
+
+    fn counter(&self) -> u32 {
+        match &self.page {
+            // SAFETY: The page is mapped, and the word only accessed atomically.
+            Some(page) => unsafe { Atomic::from_ptr(page.word()) }.load(Acquire),
+            // SAFETY: The module is loaded as long as ours is.
+            None => unsafe { sysgenid_counter() },
+        }
+    }
+
+    fn told(&self) -> u32 {
+        // SAFETY: As above.
+        unsafe { sysgenid_told() }
+    }
+
+    fn reseed(&self, id: &Id) -> bool {
+        let reseeded = self.rng.reseed(id);
+        self.reseeded.store(reseeded, Relaxed);
+        // Before anybody can know of the generation, so that whoever does finds it queued.
+        self.following.queue();
+        reseeded
+    }
+
+    fn reseeded(&self, counter: u32) {
+        if let Some(page) = &self.page {
+            page.reseeded(counter);
+        }
+    }
+
+    fn adjust(&self) {
+        self.chained.store(self.teller == Teller::Nobody, Relaxed);
+        self.owed.store(self.teller == Teller::Us, Relaxed);
+    }
+
+    fn begin(&self, seen: u32) -> bool {
+        // SAFETY: As for the counter.
+        unsafe { sysgenid_begin_generation(seen) }
+    }
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe fn follow(context: *const c_void) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.follow();
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe extern "C" fn settle(context: *mut c_void) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.settle();
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe extern "C" fn finish(context: *mut c_void) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.following.flush();
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe extern "C" fn report(context: *mut c_void, report: *const Report) {
+    // SAFETY: See above; the report lives for the call.
+    let (hypervisor, report) = unsafe { (&*context.cast::<Hypervisor>(), &*report) };
+    if let Some(page) = &hypervisor.page {
+        let (reseeded, chained) = (
+            hypervisor.reseeded.load(Relaxed),
+            hypervisor.chained.load(Relaxed),
+        );
+        page.report(report, reseeded, chained);
+    }
+}
