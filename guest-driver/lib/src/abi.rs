@@ -32,6 +32,8 @@ pub(crate) enum Call {
     Trigger,
     /// 1 or 0.
     SetTracking,
+    /// The counter.
+    Ready,
 }
 
 impl Abi {
@@ -51,6 +53,7 @@ impl Abi {
             (Self::Seed, Call::Trigger) | (Self::Deployed, Call::WaitWatchers) => 2,
             (Self::Deployed, Call::Trigger) => 3,
             (Self::Seed, Call::SetTracking) => 4,
+            (_, Call::Ready) => 10,
         };
         opcode::none(MAGIC, number)
     }
@@ -111,10 +114,16 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_header() {
         let of = |abi: Abi| {
-            [Call::WaitWatchers, Call::Trigger, Call::SetTracking].map(|call| abi.opcode(call))
+            [
+                Call::WaitWatchers,
+                Call::Trigger,
+                Call::SetTracking,
+                Call::Ready,
+            ]
+            .map(|call| abi.opcode(call))
         };
-        assert_eq!(of(Abi::Seed), [0xe401, 0xe402, 0xe404]);
-        assert_eq!(of(Abi::Deployed), [0xe402, 0xe403, 0xe401]);
+        assert_eq!(of(Abi::Seed), [0xe401, 0xe402, 0xe404, 0xe40a]);
+        assert_eq!(of(Abi::Deployed), [0xe402, 0xe403, 0xe401, 0xe40a]);
     }
 
     #[test]

@@ -85,6 +85,33 @@ pub enum AcknowledgeError {
     },
 }
 
+/// Why an agent's word that it has finished was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadyError {
+    /// It is not the current generation. Most likely another one began meanwhile: adapt again.
+    #[error("generation {0} is not the current one")]
+    Stale(u32),
+    /// The process has neither `CAP_CHECKPOINT_RESTORE` nor `CAP_SYS_ADMIN` in the initial user
+    /// namespace.
+    #[error(
+        "only who has CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace speaks \
+         for the machine"
+    )]
+    NotPermitted,
+    /// The driver is an older one, to which agents are watchers like others.
+    #[error("this driver does not know agents")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not tell that this agent is ready for generation {generation}")]
+    Os {
+        /// The generation.
+        generation: u32,
+        /// What the OS said.
+        source: io::Error,
+    },
+}
+
 /// Why waiting for the other watchers ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -95,7 +122,7 @@ pub enum WatchersError {
     /// The time is over and some watcher is still outdated.
     #[error("some watcher was still outdated after {0:?}")]
     TimedOut(Duration),
-    /// A signal handler ran.
+    /// A signal handler ran. Without a limit only one that was not installed with `SA_RESTART`.
     #[error("a signal interrupted the wait for the watchers")]
     Interrupted,
     /// Anything else.

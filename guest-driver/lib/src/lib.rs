@@ -54,7 +54,7 @@ mod watcher;
 pub use abi::Abi;
 pub use counter::Counter;
 pub use error::{
-    AcknowledgeError, OpenError, TrackingError, TriggerError, WaitError, WatchersError,
+    AcknowledgeError, OpenError, ReadyError, TrackingError, TriggerError, WaitError, WatchersError,
 };
 pub use watcher::{Options, Watcher};
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::abi::{Call, Request, io};
 use crate::error::{
-    AcknowledgeError, OpenError, TrackingError, TriggerError, WaitError, WatchersError,
+    AcknowledgeError, OpenError, ReadyError, TrackingError, TriggerError, WaitError, WatchersError,
 };
 use crate::{Abi, Counter, DEVICE};
 
@@ -248,6 +248,35 @@ impl Watcher {
         }
     }
 
+    /// Says, as the machine's agent, that all has been done that `generation` asks for.
+    ///
+    /// [`acknowledge`](Self::acknowledge) speaks for this program alone, and so does its end: others
+    /// need not wait for a program that is gone. An agent renews what is the machine's (keys,
+    /// names, addresses), and the host may wait for its word; it is the last one, after the
+    /// acknowledgement. The call returns when the kernel has done what it does late in a generation, a
+    /// fraction of a second. Which race this closes: as `acknowledge`.
+    ///
+    /// # Errors
+    /// [`ReadyError::Stale`], [`ReadyError::NotPermitted`], [`ReadyError::Unsupported`], or what else
+    /// the driver said.
+    pub fn ready(&self, generation: u32) -> Result<(), ReadyError> {
+        let sent = Request::new(self.abi, Call::Ready, generation as usize).send(&self.file);
+        match sent {
+            Ok(()) => Ok(()),
+            Err(Errno::ACCESS | Errno::PERM) => Err(ReadyError::NotPermitted),
+            Err(Errno::NOTTY) => Err(ReadyError::Unsupported),
+            // An older driver says the same of a call that it does not know.
+            Err(Errno::INVAL) => match self.current() {
+                Ok(current) if current == generation => Err(ReadyError::Unsupported),
+                _ => Err(ReadyError::Stale(generation)),
+            },
+            Err(errno) => Err(ReadyError::Os {
+                generation,
+                source: io(errno),
+            }),
+        }
+    }
+
     /// Whether [`wait_for_watchers`](Self::wait_for_watchers) of others waits for this watcher.
     ///
     /// Whoever adapts lazily, at its next use, switches it off: waiting for it makes no sense. An
@@ -274,21 +303,31 @@ impl Watcher {
     /// generation that the caller has acknowledged". Which it does not: programs that are not tracked, or open the
     /// device later, and generations that begin after it returned.
     ///
+    /// A wait with a limit goes on after a signal handler has run; one without is begun anew by the
+    /// kernel, or ended, as the handler was installed.
+    ///
     /// # Errors
     /// [`WatchersError::Outdated`], [`WatchersError::TimedOut`], [`WatchersError::Interrupted`],
     /// or what else the driver said.
     pub fn wait_for_watchers(&self, limit: Option<Duration>) -> Result<(), WatchersError> {
-        let result =
-            Request::new(self.abi, Call::WaitWatchers, milliseconds(limit)).send(&self.file);
-        match result {
-            Ok(()) => Ok(()),
-            Err(Errno::TIME) => Err(WatchersError::TimedOut(limit.unwrap_or_default())),
-            // The driver says the same of a signal and of an outdated caller.
-            Err(Errno::INTR) => match self.readable(Some(Duration::ZERO)) {
-                Ok(true) => Err(WatchersError::Outdated),
-                _ => Err(WatchersError::Interrupted),
-            },
-            Err(errno) => Err(WatchersError::Os(io(errno))),
+        let start = Instant::now();
+        loop {
+            let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
+            let result =
+                Request::new(self.abi, Call::WaitWatchers, milliseconds(left)).send(&self.file);
+            match result {
+                Ok(()) => return Ok(()),
+                Err(Errno::TIME) => return Err(WatchersError::TimedOut(limit.unwrap_or_default())),
+                // The driver says the same of a signal and of an outdated caller; and of a signal that
+                // has only stopped and continued this process, whose call it cannot take up again with
+                // what was left of its limit.
+                Err(Errno::INTR) => match self.readable(Some(Duration::ZERO)) {
+                    Ok(true) => return Err(WatchersError::Outdated),
+                    Ok(false) if left.is_some_and(|left| !left.is_zero()) => {}
+                    _ => return Err(WatchersError::Interrupted),
+                },
+                Err(errno) => return Err(WatchersError::Os(io(errno))),
+            }
         }
     }
 

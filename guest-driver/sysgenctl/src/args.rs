@@ -54,14 +54,17 @@ Refused are hooks that are symbolic links, that belong to anyone but root or the
 group or others may write to, or that lie below a directory of which that is true.
 
 The agent is a tracked watcher: `sysgenctl wait` waits until it has run the hooks. It acknowledges when
-all hooks have ended, whether they failed or not, unless --require-success is given. When a
-generation begins while hooks run, it runs another round before it acknowledges. A hook may
-leave a daemon behind, but one that reaches the limit is ended with its whole process group.
+all hooks have ended, whether they failed or not, unless --require-success is given. To the host it
+says that it is ready, and only when all hooks have succeeded: a host that expects an agent waits for
+that. When a generation begins while hooks run, the one that runs is ended, and another round comes
+before it acknowledges. A hook may leave a daemon behind, but one that reaches the limit is ended with
+its whole process group.
 
 To the driver a watcher is up to date from open on. So a generation that began while no agent ran is
 found with --state only, and `sysgenctl wait` does not wait for the hooks that are then run at start.
 The agent tells the service manager that it is ready (Type=notify) when they have been run; with
---require-success, when they have succeeded.
+--require-success, when they have succeeded. To the host it is ready at start only if it knows that
+nothing was missed: by its state file, or because no generation has begun since boot.
 
 Examples:
   sysgenctl agent
@@ -167,14 +170,17 @@ pub(crate) struct AgentArgs {
     /// How long one hook may take.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) limit: Duration,
+    /// How long all hooks of a generation may take together.
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    pub(crate) round_limit: Duration,
     /// Do not acknowledge a generation while a hook fails; run them again every --retry.
     #[arg(long)]
     pub(crate) require_success: bool,
     /// The pause between two attempts with --require-success.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(crate) retry: Duration,
-    /// Keep the acknowledged counter in this file: a generation that begins while no agent runs is
-    /// then not missed. It has to be lost at a reboot, as the counter is (such as in /run).
+    /// Keep in this file the counter of the last generation whose hooks have succeeded: one that begins
+    /// while no agent runs is then not missed. It has to be lost at a reboot (such as in /run).
     #[arg(long)]
     pub(crate) state: Option<PathBuf>,
 }

@@ -21,8 +21,12 @@ struct Fake {
     full: OwnedFd,
     current: Cell<u32>,
     acknowledged: Cell<u32>,
+    /// What the host was told.
+    told: RefCell<Vec<u32>>,
     /// Generations that begin before the next acknowledgements are looked at.
     in_between: RefCell<Vec<u32>>,
+    /// One that begins at a time.
+    later: Cell<Option<(Instant, u32)>>,
     /// With the acknowledgement of this one the agent gets SIGTERM.
     last: u32,
 }
@@ -35,7 +39,9 @@ impl Fake {
             full,
             current: Cell::new(current),
             acknowledged: Cell::new(current),
+            told: RefCell::default(),
             in_between: RefCell::default(),
+            later: Cell::new(None),
             last,
         }
     }
@@ -55,6 +61,12 @@ impl AsFd for Fake {
 
 impl Source for Fake {
     fn current(&self) -> Result<u32, WaitError> {
+        if let Some((when, generation)) = self.later.get()
+            && when <= Instant::now()
+        {
+            self.later.set(None);
+            self.begin(generation);
+        }
         Ok(self.current.get())
     }
 
@@ -77,6 +89,14 @@ impl Source for Fake {
             // SAFETY: the call takes an integer; the agent has the signal blocked in this thread.
             unsafe { libc::raise(libc::SIGTERM) };
         }
+        Ok(())
+    }
+
+    fn ready(&self, generation: u32) -> Result<(), ReadyError> {
+        if generation != self.current.get() {
+            return Err(ReadyError::Stale(generation));
+        }
+        self.told.borrow_mut().push(generation);
         Ok(())
     }
 }
@@ -125,8 +145,12 @@ impl Scene {
     /// that comes when it has hung for long.
     fn follow(&self, options: &str, old: u32, watcher: Fake) -> Fake {
         let (hooks, state) = (self.path("hooks"), self.path("state"));
+        let retry = match options.contains("--retry") {
+            true => "",
+            false => "--retry 10ms",
+        };
         let line = format!(
-            "sysgenctl agent --retry 10ms --hooks {} --state {} {options}",
+            "sysgenctl agent {retry} --hooks {} --state {} {options}",
             hooks.display(),
             state.display()
         );
@@ -140,6 +164,7 @@ impl Scene {
             signals: Signals::block().unwrap(),
             watcher,
             old,
+            nothing_missed: true,
             caught_up: false,
         };
         // SAFETY: the call takes nothing.
@@ -163,9 +188,10 @@ impl Scene {
 #[test]
 fn a_generation_found_at_start_is_handled_once() {
     let scene = Scene::new("");
-    scene.follow("", 3, Fake::new(5, 5));
+    let watcher = scene.follow("", 3, Fake::new(5, 5));
     assert_eq!(scene.rounds(), ["3-5"]);
     assert_eq!(scene.state(), Some(5));
+    assert_eq!(watcher.told.take(), [5]);
 }
 
 #[test]
@@ -184,13 +210,59 @@ fn a_later_generation_is_retried_until_its_hooks_succeed() {
     let watcher = scene.follow("--require-success", 5, watcher);
     assert_eq!(scene.rounds(), ["5-6", "5-6"]);
     assert_eq!(watcher.acknowledged.get(), 6);
+    assert_eq!(watcher.told.take(), [6]);
 }
 
 #[test]
 fn a_failed_hook_is_not_retried_unless_success_is_required() {
     let scene = Scene::new("exit 1");
-    scene.follow("", 3, Fake::new(5, 5));
+    let watcher = scene.follow("", 3, Fake::new(5, 5));
     assert_eq!(scene.rounds(), ["3-5"]);
+    assert_eq!(watcher.acknowledged.get(), 5);
+}
+
+#[test]
+fn the_host_is_never_told_of_a_generation_whose_hooks_have_failed_and_the_next_start_runs_them() {
+    for broken in [
+        Scene::new("exit 1"),
+        Scene::new("sleep 100"),
+        Scene::new("kill -9 $$"),
+    ] {
+        let watcher = broken.follow("--limit 300ms", 3, Fake::new(5, 5));
+        assert_eq!(watcher.told.take(), Vec::<u32>::new());
+        assert_eq!(broken.state(), Some(3));
+    }
+    // A directory that cannot be read, and one that others could write to.
+    let scene = Scene::new("");
+    fs::set_permissions(scene.path("hooks"), fs::Permissions::from_mode(0o777)).unwrap();
+    let watcher = scene.follow("", 3, Fake::new(5, 5));
+    assert_eq!(watcher.told.take(), Vec::<u32>::new());
+    assert_eq!((scene.rounds().len(), scene.state()), (0, Some(3)));
+}
+
+#[test]
+fn all_hooks_of_a_generation_have_one_limit() {
+    let scene = Scene::new("sleep 100");
+    let start = Instant::now();
+    let watcher = scene.follow("--limit 1h --round-limit 300ms", 3, Fake::new(5, 5));
+    assert!(start.elapsed() < LIMIT && watcher.told.take().is_empty());
+}
+
+#[test]
+fn a_generation_that_begins_while_a_hook_runs_ends_it_and_one_in_a_pause_ends_the_pause() {
+    for (script, options) in [
+        ("[ $round -ge 2 ] || sleep 100", ""),
+        ("[ $round -ge 2 ]", "--require-success --retry 1h"),
+    ] {
+        let scene = Scene::new(script);
+        let watcher = Fake::new(5, 6);
+        watcher
+            .later
+            .set(Some((Instant::now() + Duration::from_millis(700), 6)));
+        let watcher = scene.follow(options, 3, watcher);
+        assert_eq!(scene.rounds(), ["3-5", "3-6"]);
+        assert_eq!(watcher.told.take(), [6]);
+    }
 }
 
 #[test]

@@ -5,6 +5,9 @@
 //! last agent acknowledged (`--state`), or with the counter as it was before `open`; no read tells of it.
 //! And while the hooks of such a generation run or are retried, nobody waits for the agent: who must not
 //! go on before them waits for its word to the service manager, which comes after them.
+//!
+//! An acknowledgement is the agent's own, and is given by its end as well as by its word. So the host is
+//! told by another call that it is ready, and never unless all hooks have succeeded.
 
 mod hooks;
 mod notify;
@@ -20,12 +23,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use serde_json::Value;
-use sysgenid::{AcknowledgeError, Counter, WaitError, Watcher};
+use sysgenid::{AcknowledgeError, Counter, ReadyError, WaitError, Watcher};
 
 use crate::args::{AgentArgs, Cli};
 use crate::output::{Log, report};
 use hooks::Finding;
-use runner::{HookError, Runner};
+use runner::{HookError, LOOK, Runner};
 use signals::Signals;
 
 /// Why the agent cannot go on.
@@ -38,6 +41,8 @@ pub(crate) enum AgentError {
     Wait(#[from] WaitError),
     #[error(transparent)]
     Acknowledge(#[from] AcknowledgeError),
+    #[error(transparent)]
+    Ready(#[from] ReadyError),
     #[error(transparent)]
     Hooks(#[from] hooks::HooksError),
     #[error("could not take signals from a file")]
@@ -59,6 +64,8 @@ enum Round {
     Failed,
     /// A signal asked the agent to end.
     Stopped,
+    /// Another generation has begun.
+    Overtaken,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -70,9 +77,12 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
         Some(path) => load_state(path)?,
         None => None,
     };
-    let old = match old {
-        Some(old) => old,
-        None => Counter::open_at(&cli.device)?.get(),
+    let (old, nothing_missed) = match old {
+        Some(old) => (old, true),
+        None => {
+            let counter = Counter::open_at(&cli.device)?.get();
+            (counter, counter == 0)
+        }
     };
     let watcher = cli.open(true)?;
     hooks::find(&args.hooks)?;
@@ -82,6 +92,7 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
         signals,
         watcher,
         old,
+        nothing_missed,
         caught_up: false,
     };
     log.say(
@@ -102,6 +113,7 @@ trait Source: AsFd {
     fn current(&self) -> Result<u32, WaitError>;
     fn try_next(&self) -> Result<Option<u32>, WaitError>;
     fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError>;
+    fn ready(&self, generation: u32) -> Result<(), ReadyError>;
 }
 
 impl Source for Watcher {
@@ -116,6 +128,10 @@ impl Source for Watcher {
     fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError> {
         self.acknowledge(generation)
     }
+
+    fn ready(&self, generation: u32) -> Result<(), ReadyError> {
+        self.ready(generation)
+    }
 }
 
 struct Agent<'a, S> {
@@ -125,6 +141,8 @@ struct Agent<'a, S> {
     watcher: S,
     /// The counter that was acknowledged last.
     old: u32,
+    /// The hooks of that generation have succeeded, or it is the one of the boot.
+    nothing_missed: bool,
     /// No generation from before the watcher was opened is left to be handled.
     caught_up: bool,
 }
@@ -133,16 +151,21 @@ impl<S: Source> Agent<'_, S> {
     /// Every generation, first one that began before the watcher was opened, until a signal.
     fn follow(&mut self) -> Result<(), AgentError> {
         // Whoever is ended before it has caught up finds at its next start from where on.
-        self.save(self.old)?;
+        if self.nothing_missed {
+            self.save(self.old)?;
+        }
         loop {
             let pause = match self.due()? {
                 Some(new) => self.handle(new)?,
                 None => {
-                    self.catch_up();
+                    self.catch_up()?;
                     None
                 }
             };
-            self.sleep(pause)?;
+            match pause {
+                Some((pause, failed)) => self.pause(pause, failed)?,
+                None => self.sleep()?,
+            }
             if let Some(signal) = self.signals.pending() {
                 self.log.say(
                     "ended",
@@ -168,33 +191,76 @@ impl<S: Source> Agent<'_, S> {
     }
 
     /// What began before the watcher was opened has been handled.
-    fn catch_up(&mut self) {
+    fn catch_up(&mut self) -> Result<(), AgentError> {
         if !self.caught_up {
             self.caught_up = true;
+            if self.nothing_missed {
+                self.tell_host(self.old)?;
+            } else {
+                let text = "generations may have begun before this agent started: \
+                            the host is told of the next one";
+                self.log
+                    .say("not-ready", [("generation", self.old.into())], text);
+            }
             notify::ready();
+        }
+        Ok(())
+    }
+
+    /// Tells the host that all hooks for `generation` have succeeded.
+    fn tell_host(&self, generation: u32) -> Result<(), AgentError> {
+        let fields = [("generation", Value::from(generation))];
+        match self.watcher.ready(generation) {
+            Ok(()) => {
+                let text = format!("generation {generation}: the host was told");
+                self.log.say("ready", fields, &text);
+                Ok(())
+            }
+            // The loop finds the other generation.
+            Err(ReadyError::Stale(_)) => Ok(()),
+            Err(error @ (ReadyError::NotPermitted | ReadyError::Unsupported)) => {
+                let text = format!("generation {generation}: the host was not told: {error}");
+                self.log.say("not-ready", fields, &text);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Sleeps until the watcher is outdated; for `pause` whether it is or not. Signals end both.
-    fn sleep(&self, pause: Option<Duration>) -> Result<(), AgentError> {
-        let limit = pause.map(|pause| Timespec::try_from(pause).unwrap_or_default());
-        let mut files = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        if pause.is_none() {
-            files.push(PollFd::new(&self.watcher, PollFlags::IN));
-        }
-        match poll(&mut files, limit.as_ref()) {
+    /// Sleeps until the watcher is outdated, or a signal comes.
+    fn sleep(&self) -> Result<(), AgentError> {
+        let mut files = [
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.watcher, PollFlags::IN),
+        ];
+        match poll(&mut files, None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(AgentError::Poll(errno.into())),
         }
     }
 
+    /// Sleeps for `pause`, or until another generation than `failed` has begun, or a signal comes.
+    fn pause(&self, pause: Duration, failed: u32) -> Result<(), AgentError> {
+        let start = Instant::now();
+        loop {
+            let left = pause.saturating_sub(start.elapsed());
+            let slice = Timespec::try_from(left.min(LOOK)).unwrap_or_default();
+            let mut files = [PollFd::new(&self.signals, PollFlags::IN)];
+            match poll(&mut files, Some(&slice)) {
+                Ok(0) if left > LOOK && self.watcher.current()? == failed => {}
+                Ok(_) | Err(Errno::INTR) => return Ok(()),
+                Err(errno) => return Err(AgentError::Poll(errno.into())),
+            }
+        }
+    }
+
     /// Runs the hooks for `new` and acknowledges it. Returns how long to pause before another attempt.
-    fn handle(&mut self, new: u32) -> Result<Option<Duration>, AgentError> {
+    fn handle(&mut self, new: u32) -> Result<Option<(Duration, u32)>, AgentError> {
         let start = Instant::now();
         let round = self.round(new);
         let retry = match round {
-            Round::Stopped => return Ok(None),
-            Round::Failed if self.args.require_success => Some(self.args.retry),
+            Round::Stopped | Round::Overtaken => return Ok(None),
+            Round::Failed if self.args.require_success => Some((self.args.retry, new)),
             _ => None,
         };
         let fields = || {
@@ -214,9 +280,7 @@ impl<S: Source> Agent<'_, S> {
                 let took = start.elapsed().as_millis();
                 let text = format!("generation {new}: acknowledged after {took} ms");
                 self.log.say("acknowledged", fields(), &text);
-                self.old = new;
-                self.save(new)?;
-                self.catch_up();
+                self.acknowledged(new, round)?;
             }
             Err(AcknowledgeError::Stale(_)) => {
                 let text = format!("generation {new}: another one began, another round follows");
@@ -225,6 +289,23 @@ impl<S: Source> Agent<'_, S> {
             Err(error) => return Err(error.into()),
         }
         Ok(None)
+    }
+
+    /// What follows an acknowledgement. Hooks that have failed are run again at the next start, and the
+    /// host is not told that this machine is ready.
+    fn acknowledged(&mut self, new: u32, round: Round) -> Result<(), AgentError> {
+        self.old = new;
+        self.nothing_missed = round == Round::Succeeded;
+        if self.nothing_missed {
+            self.save(new)?;
+        }
+        if !self.caught_up {
+            return self.catch_up();
+        }
+        if self.nothing_missed {
+            self.tell_host(new)?;
+        }
+        Ok(())
     }
 
     fn round(&self, new: u32) -> Round {
@@ -252,14 +333,16 @@ impl<S: Source> Agent<'_, S> {
             old,
             new,
             limit: self.args.limit,
+            deadline: Instant::now().checked_add(self.args.round_limit),
             signals: &self.signals,
+            overtaken: &|| self.watcher.current().is_ok_and(|current| current != new),
         };
         let mut round = Round::Succeeded;
         for finding in found {
             match self.hook(&runner, finding) {
-                Round::Stopped => return Round::Stopped,
                 Round::Failed => round = Round::Failed,
                 Round::Succeeded => {}
+                ended => return ended,
             }
         }
         round
@@ -274,6 +357,7 @@ impl<S: Source> Agent<'_, S> {
             Finding::Hook(path) => match runner.run(&path) {
                 Ok(()) => (path, "hook-done", None),
                 Err(HookError::Stopped) => return Round::Stopped,
+                Err(HookError::Overtaken) => return Round::Overtaken,
                 Err(error) => (path, "hook-failed", Some(report(&error))),
             },
         };

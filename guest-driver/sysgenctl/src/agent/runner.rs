@@ -30,10 +30,12 @@ pub(super) enum HookError {
     TimedOut(Duration),
     #[error("ended, as the agent is to end")]
     Stopped,
+    #[error("ended, as another generation has begun")]
+    Overtaken,
 }
 
 /// What every hook of a round is run with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Runner<'a> {
     /// The counter that was acknowledged last.
     pub(super) old: u32,
@@ -41,14 +43,23 @@ pub(super) struct Runner<'a> {
     pub(super) new: u32,
     /// How long one hook may take.
     pub(super) limit: Duration,
+    /// When all of them have to have ended.
+    pub(super) deadline: Option<Instant>,
     /// What ends the agent, and with it the hook.
     pub(super) signals: &'a Signals,
+    /// Whether another generation has begun, for which all hooks are run again.
+    pub(super) overtaken: &'a dyn Fn() -> bool,
 }
+
+/// How often to look whether another generation has begun: the watcher's file tells nothing new while it is
+/// outdated.
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// Why a wait ended.
 enum Event {
     Exited,
     Signal,
+    Overtaken,
     TimeOver,
 }
 
@@ -56,7 +67,11 @@ impl Runner<'_> {
     /// Runs the hook and waits for it; for what it leaves running only if it has to be killed.
     pub(super) fn run(&self, hook: &Path) -> Result<(), HookError> {
         let mut child = self.start(hook).map_err(HookError::Start)?;
-        match self.wait(&child, self.limit, true) {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let limit = self
+            .deadline
+            .map_or(self.limit, |deadline| self.limit.min(left(deadline)));
+        match self.wait(&child, limit, true) {
             Ok(Event::Exited) => {
                 let status = child.wait().map_err(HookError::Wait)?;
                 match status.success() {
@@ -66,7 +81,11 @@ impl Runner<'_> {
             }
             Ok(Event::TimeOver) => {
                 self.end(&mut child);
-                Err(HookError::TimedOut(self.limit))
+                Err(HookError::TimedOut(limit))
+            }
+            Ok(Event::Overtaken) => {
+                self.end(&mut child);
+                Err(HookError::Overtaken)
             }
             Ok(Event::Signal) => {
                 self.end(&mut child);
@@ -97,20 +116,23 @@ impl Runner<'_> {
         command.spawn()
     }
 
-    /// Waits until the child has ended (it stays to be reaped), the time is over or, if `signals`, a
-    /// signal has come (which stays to be taken).
-    fn wait(&self, child: &Child, limit: Duration, signals: bool) -> io::Result<Event> {
+    /// Waits until the child has ended (it stays to be reaped), the time is over or, if `alert`, a
+    /// signal has come (which stays to be taken) or another generation.
+    fn wait(&self, child: &Child, limit: Duration, alert: bool) -> io::Result<Event> {
         let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
         let start = Instant::now();
         loop {
             let mut files = vec![PollFd::new(&pidfd, PollFlags::IN)];
-            if signals {
+            if alert {
                 files.push(PollFd::new(self.signals, PollFlags::IN));
             }
             let left = limit.saturating_sub(start.elapsed());
+            let slice = if alert { left.min(LOOK) } else { left };
             // A limit beyond what the clock can count is none.
-            let left = Timespec::try_from(left).ok();
-            match poll(&mut files, left.as_ref()) {
+            let slice = Timespec::try_from(slice).ok();
+            match poll(&mut files, slice.as_ref()) {
+                Ok(0) if alert && (self.overtaken)() => return Ok(Event::Overtaken),
+                Ok(0) if start.elapsed() < limit => {}
                 Ok(0) => return Ok(Event::TimeOver),
                 Ok(_) if files[0].revents().is_empty() => return Ok(Event::Signal),
                 Ok(_) => return Ok(Event::Exited),
@@ -184,7 +206,9 @@ mod tests {
                 old: 3,
                 new: 5,
                 limit,
+                deadline: None,
                 signals: &self.signals,
+                overtaken: &|| false,
             };
             runner.run(&hook)
         }
@@ -242,7 +266,9 @@ mod tests {
             old: 0,
             new: 1,
             limit: LIMIT,
+            deadline: None,
             signals: &scene.signals,
+            overtaken: &|| false,
         };
         assert!(matches!(runner.run(&hook), Err(HookError::Start(_))));
     }
