@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vm_agent::patience::Patience;
-use vmgenie::api::wire::{GenerationChoice, GenerationWaited, Missing, SnapshotLoad};
+use vmgenie::api::wire::{GenerationWait, GenerationChoice, GenerationWaited, Missing, SnapshotLoad};
 use vmgenie::client::Client;
 
 use crate::console::Console;
@@ -226,9 +226,19 @@ impl Vm {
     /// Waits until the guest has adapted to its generation; what the VMM says when it has, or when [`BOOT_LIMIT`] is over
     /// and it has not.
     pub fn wait_adapted(&mut self) -> GenerationWaited {
+        self.wait_adapted_of(None)
+    }
+
+    /// The same, with `agents` of them, or as many as the machine ever had.
+    pub fn wait_adapted_of(&mut self, agents: Option<u32>) -> GenerationWaited {
+        let wait = GenerationWait {
+            timeout_ms: ONE_WAIT.as_millis() as u64,
+            agents,
+            ..GenerationWait::default()
+        };
         let mut patience = Patience::new(BOOT_LIMIT);
         loop {
-            let waited = self.client.wait_for_generation(ONE_WAIT);
+            let waited = self.client.wait_for(&wait);
             let waited = waited.expect("the VMM answers");
             if waited.adapted || patience.is_over_at(|| self.console.progress()) {
                 return waited;

@@ -336,9 +336,18 @@ impl Client {
         &mut self,
         timeout: Duration,
     ) -> Result<wire::GenerationWaited, ClientError> {
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let body = wire::GenerationWait { timeout_ms };
-        let answer = self.send(Method::PUT, "/generation/wait", &body)?;
+        self.wait_for(&wire::GenerationWait {
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            ..wire::GenerationWait::default()
+        })
+    }
+
+    /// The same, where the wait says for what.
+    pub fn wait_for(
+        &mut self,
+        wait: &wire::GenerationWait,
+    ) -> Result<wire::GenerationWaited, ClientError> {
+        let answer = self.send(Method::PUT, "/generation/wait", wait)?;
         decode("PUT /generation/wait", &answer)
     }
 

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::json;
+use vmgenie::api::wire::GenerationWait;
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
@@ -59,7 +60,8 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     }
     vm.client.resume().unwrap();
     for (namespace, clone, address, name) in &mut clones {
-        let waited = clone.wait_adapted();
+        // The image has an agent, and its word is what counts.
+        let waited = clone.wait_adapted_of(Some(1));
         assert!(waited.adapted, "{:?}", waited.missing);
         let page = Page::of(&clone.console, namespace, *address, LIMIT);
         assert_eq!(page.value("hostname"), name);

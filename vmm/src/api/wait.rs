@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use super::fault::ApiFault;
-use super::wire::GenerationWaited;
+use super::wire::{GenerationWait, GenerationWaited};
 use crate::controller::command::{Command, ControllerHandle, Reply, VmState};
 
 /// How many waits there may be at the same time: they hold connections, of which others need some.
@@ -49,14 +49,15 @@ pub(super) async fn gone(peer: Option<&Peer>) {
     }
 }
 
-/// Waits for `timeout` at most. `places` are the waits that there may be.
+/// Waits for what `wanted` says. `places` are the waits that there may be.
 pub(super) async fn wait(
     handle: &ControllerHandle,
     places: &Semaphore,
-    timeout: Duration,
+    wanted: &GenerationWait,
     peer: Option<&Peer>,
 ) -> Result<GenerationWaited, ApiFault> {
     let begun = Instant::now();
+    let timeout = Duration::try_from(wanted)?;
     let _place = places.try_acquire().map_err(|refused| match refused {
         TryAcquireError::NoPermits | TryAcquireError::Closed => ApiFault::TooManyWaits(MAX_WAITS),
     })?;
@@ -64,20 +65,20 @@ pub(super) async fn wait(
     let Reply::Generation(generation) = handle.call(Command::Generation).await? else {
         return Err(ApiFault::UnexpectedReply("the question for the generation"));
     };
-    if !generation.driver.adapted()
+    if !wanted.missing(&generation.driver).is_empty()
         && handle.call(Command::State).await? == Reply::State(VmState::Paused)
     {
         return Err(ApiFault::WaitWhilePaused);
     }
     let deadline = tokio::time::sleep_until((begun + timeout).into());
     tokio::select! {
-        found = reports.wait_for(|report| report.adapted()) => match found {
-            Ok(report) => Ok(GenerationWaited::new(*report, begun.elapsed())),
+        found = reports.wait_for(|report| wanted.missing(report).is_empty()) => match found {
+            Ok(report) => Ok(GenerationWaited::new(wanted, *report, begun.elapsed())),
             Err(_) => Err(ApiFault::MachineGone),
         },
         () = deadline => {
             let report = *handle.reports().borrow();
-            Ok(GenerationWaited::new(report, begun.elapsed()))
+            Ok(GenerationWaited::new(wanted, report, begun.elapsed()))
         }
         () = gone(peer) => Err(ApiFault::ClientGone),
     }

@@ -6,7 +6,7 @@ use vmgenie_devices::sgen::DriverReport;
 
 use super::*;
 use crate::api::testing::{agreeable, answer_by, controller_handle_of, refusing};
-use crate::api::wire::Missing;
+use crate::api::wire::{Missing, Watchers};
 use crate::controller::command::CommandResult;
 
 const LONG: Duration = Duration::from_secs(600);
@@ -19,6 +19,13 @@ fn report(reached: bool, reseeded: bool, outdated: u32) -> DriverReport {
         outdated,
         required: outdated,
         ..DriverReport::default()
+    }
+}
+
+fn wanted(timeout: Duration) -> GenerationWait {
+    GenerationWait {
+        timeout_ms: timeout.as_millis() as u64,
+        ..GenerationWait::default()
     }
 }
 
@@ -47,7 +54,8 @@ fn wait_while(
         std::thread::sleep(Duration::from_millis(50));
         meanwhile();
     });
-    let waited = runtime().block_on(wait(handle, &places, timeout, peer));
+    let wanted = wanted(timeout);
+    let waited = runtime().block_on(wait(handle, &places, &wanted, peer));
     thread.join().unwrap();
     assert_eq!(places.available_permits(), 1);
     waited
@@ -127,6 +135,48 @@ fn one_wait_too_many_is_refused() {
     let reports = watch::Sender::new(report(false, false, 0));
     let handle = handle_of(&reports, agreeable);
     let places = Semaphore::new(0);
-    let waited = runtime().block_on(wait(&handle, &places, LONG, None));
+    let waited = runtime().block_on(wait(&handle, &places, &wanted(LONG), None));
     assert!(matches!(waited, Err(ApiFault::TooManyWaits(MAX_WAITS))));
+}
+
+#[test]
+fn what_is_waited_for_is_what_the_machine_had_unless_the_wait_says_more_or_less() {
+    let adapted = DriverReport {
+        chain: Some(true),
+        outdated: 2,
+        ..report(true, true, 0)
+    };
+    let adapted = DriverReport {
+        required: 0,
+        outdated: 2,
+        ready: 1,
+        agents: 2,
+        ..adapted
+    };
+    let wait = |agents, watchers| GenerationWait {
+        timeout_ms: 0,
+        agents,
+        watchers,
+    };
+    for (wait, missing) in [
+        (wait(None, Watchers::Required), vec![Missing::Agent]),
+        (wait(Some(1), Watchers::Required), vec![]),
+        (wait(Some(0), Watchers::All), vec![Missing::Watchers]),
+        (
+            wait(Some(3), Watchers::All),
+            vec![Missing::Watchers, Missing::Agent],
+        ),
+    ] {
+        let waited = GenerationWaited::new(&wait, adapted, Duration::ZERO);
+        assert_eq!(
+            (waited.adapted, &waited.missing),
+            (missing.is_empty(), &missing)
+        );
+    }
+    let chain = DriverReport {
+        chain: Some(false),
+        ..adapted
+    };
+    let waited = GenerationWaited::new(&wait(Some(0), Watchers::Required), chain, Duration::ZERO);
+    assert_eq!(waited.missing, [Missing::Chain]);
 }

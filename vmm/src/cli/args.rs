@@ -75,7 +75,8 @@ const GENERATION_HELP: &str = "\
 Examples:
   vmgenie generation vm.sock
   vmgenie generation web-1 --new --json
-  vmgenie generation vm.sock --wait=500ms";
+  vmgenie generation vm.sock --wait=500ms
+  vmgenie generation vm.sock --wait=30s --agents 1";
 
 const COMPLETIONS_HELP: &str = "\
 Example:
@@ -313,6 +314,13 @@ pub struct GenerationArgs {
     /// Wait until the guest has adapted to its generation: 500ms, 10s, 2m; 10s when no TIMEOUT is given.
     #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10s", value_parser = parse_wait)]
     pub wait: Option<Duration>,
+    /// How many agents of the guest have to have finished. Without it: as many as ever had in one generation of this machine,
+    /// which may be none.
+    #[arg(long, value_name = "N", requires = "wait")]
+    pub agents: Option<u32>,
+    /// Wait for watchers without privileges as well. Any program of the guest can be one.
+    #[arg(long, requires = "wait")]
+    pub all_watchers: bool,
 }
 
 /// `vmgenie snapshot`.

@@ -14,8 +14,8 @@ use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
 use super::{host_things, machines};
 use crate::api::wire::{
-    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWaited, Missing,
-    SnapshotCreate, SnapshotLoad, SnapshotType, State,
+    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait, GenerationWaited,
+    Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
 };
 use crate::client::Client;
 use crate::own_files::{OwnDir, TrustError};
@@ -127,7 +127,14 @@ pub(super) fn generation(args: &GenerationArgs, json: bool) -> Result<(), Failur
         client.generation()?
     };
     if let Some(timeout) = args.wait {
-        let waited = client.wait_for_generation(timeout)?;
+        let waited = client.wait_for(&GenerationWait {
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            agents: args.agents,
+            watchers: match args.all_watchers {
+                true => Watchers::All,
+                false => Watchers::Required,
+            },
+        })?;
         // It may be another generation by now, and its counter has moved.
         return show_waited(client.generation()?, waited, json);
     }
@@ -186,8 +193,11 @@ fn missing_text(waited: &GenerationWaited) -> String {
         Missing::Reseeded => "its random number generator was not reseeded".to_owned(),
         Missing::Reached => "its watchers were not told".to_owned(),
         Missing::Chain => "its kernel has not told all of its own of the fork".to_owned(),
-        Missing::Watchers => format!("{} watchers are outdated", waited.driver.outdated_watchers),
-        Missing::Agent => "an agent that is expected has not finished".to_owned(),
+        Missing::Watchers => watchers_text(&waited.driver),
+        Missing::Agent => format!(
+            "only {} of its agents have finished",
+            waited.driver.ready_agents
+        ),
     };
     let texts: Vec<String> = waited.missing.iter().map(text).collect();
     texts.join(", ")
@@ -209,12 +219,28 @@ fn driver_text(driver: &DriverInfo) -> String {
         return "none".to_owned();
     }
     let state = |is: bool, what: &str| format!("{}{what}", if is { "" } else { "not " });
+    // Whoever reads "adapted" shall know by whose word.
+    let agents = match (driver.ready_agents, driver.expected_agents) {
+        (0, 0) => "no agent is expected".to_owned(),
+        (ready, expected) => format!("{ready} of {expected} agents ready"),
+    };
     format!(
-        "{}, {}, {} outdated watchers: {}",
+        "{}, {}{}, {}, {agents}: {}",
         state(driver.reseeded, "reseeded"),
         state(driver.reached, "reached"),
-        driver.outdated_watchers,
+        driver.chain.map_or(String::new(), |chain| format!(
+            ", {}",
+            state(chain, "chained")
+        )),
+        watchers_text(driver),
         state(driver.adapted, "adapted")
+    )
+}
+
+fn watchers_text(driver: &DriverInfo) -> String {
+    format!(
+        "{} outdated watchers ({} required)",
+        driver.outdated_watchers, driver.required_watchers
     )
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use vm_agent::patience::{Patience, stretched};
-use vmgenie::api::wire::SnapshotCreate;
+use vmgenie::api::wire::{GenerationWait, SnapshotCreate};
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
@@ -224,7 +224,12 @@ fn wake_one(clone: &mut Clone, together: &Barrier) -> Result<Woken> {
             Page::of(console, namespace, *address, LIMIT);
             begun.elapsed()
         });
-        let waited = client.wait_for_generation(stretched(LIMIT));
+        // The image has an agent, and its word is what counts.
+        let waited = client.wait_for(&GenerationWait {
+            timeout_ms: stretched(LIMIT).as_millis() as u64,
+            agents: Some(1),
+            ..GenerationWait::default()
+        });
         let adapted = waited.context("could not wait for a clone")?.adapted;
         let adapted = adapted.then(|| begun.elapsed());
         let answered = page.join().map_err(|_| anyhow!("no answer"))?;

@@ -36,7 +36,7 @@ pub(super) async fn wait_for_generation(
     Json(body): Json<wire::GenerationWait>,
 ) -> Answer {
     let peer = peer.as_ref().map(|Extension(peer)| peer);
-    let waited = wait::wait(&api.handle, &api.waits, body.try_into()?, peer).await?;
+    let waited = wait::wait(&api.handle, &api.waits, &body, peer).await?;
     Ok(ok(&waited))
 }
 

@@ -71,9 +71,22 @@ pub struct DriverInfo {
     pub reached: bool,
     /// The kernel's random number generator has been reseeded.
     pub reseeded: bool,
-    /// How many tracked watchers have not acknowledged yet.
+    /// Those of the kernel who want to hear of a fork, as WireGuard does, have heard of it. Absent if the driver does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<bool>,
+    /// How many tracked watchers have not acknowledged yet, whoever they are.
     pub outdated_watchers: u32,
-    /// All of it: the guest has adapted.
+    /// How many privileged ones have not, or went without: those that are waited for.
+    #[serde(default)]
+    pub required_watchers: u32,
+    /// How many agents have finished their work for this generation.
+    #[serde(default)]
+    pub ready_agents: u32,
+    /// How many are expected if a wait does not say: the most that ever were ready in one generation of this machine.
+    #[serde(default)]
+    pub expected_agents: u32,
+    /// All of it, with as many agents as are expected: the guest has adapted. If none is expected, its kernel and its privileged
+    /// watchers have; nobody speaks for the rest of it.
     pub adapted: bool,
     /// Microseconds from the beginning of the generation to the first report that it was reached. Absent if there was none, or
     /// not in this VMM.
@@ -97,7 +110,11 @@ impl From<DriverReport> for DriverInfo {
             version: report.version,
             reached: report.reached,
             reseeded: report.reseeded,
+            chain: report.chain,
             outdated_watchers: report.outdated,
+            required_watchers: report.required,
+            ready_agents: report.ready,
+            expected_agents: report.agents,
             adapted: report.adapted(),
             reached_us: us(report.reached_after),
             reseeded_us: us(report.reseeded_after),
@@ -107,21 +124,56 @@ impl From<DriverReport> for DriverInfo {
 }
 
 /// PUT `/generation/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerationWait {
     /// How long to wait at most, in milliseconds: 0 (look once) to [`MAX_WAIT_MS`].
     pub timeout_ms: u64,
+    /// How many agents have to have finished. Absent: as many as ever had in one generation of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<u32>,
+    /// Which watchers have to have acknowledged.
+    #[serde(default, skip_serializing_if = "Watchers::is_default")]
+    pub watchers: Watchers,
 }
 
-impl TryFrom<GenerationWait> for Duration {
+/// Watchers that a wait waits for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Watchers {
+    /// The privileged ones: any program may open the device and never acknowledge.
+    #[default]
+    Required,
+    /// All that are tracked.
+    All,
+}
+
+impl Watchers {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl TryFrom<&GenerationWait> for Duration {
     type Error = WireError;
 
-    fn try_from(wire: GenerationWait) -> Result<Self, WireError> {
+    fn try_from(wire: &GenerationWait) -> Result<Self, WireError> {
         match wire.timeout_ms {
             ms @ 0..=MAX_WAIT_MS => Ok(Duration::from_millis(ms)),
             ms => Err(WireError::WaitTooLong(ms)),
         }
+    }
+}
+
+impl GenerationWait {
+    /// What the guest lacks of what is waited for.
+    pub(crate) fn missing(&self, report: &DriverReport) -> Vec<Missing> {
+        let outdated = match self.watchers {
+            Watchers::Required => report.required,
+            Watchers::All => report.outdated.max(report.required),
+        };
+        let lacks = report.lacks(self.agents.unwrap_or(report.agents), outdated);
+        lacks.map(Missing::from).collect()
     }
 }
 
@@ -137,9 +189,9 @@ pub enum Missing {
     Reached,
     /// Those of the kernel who want to hear of a fork, as WireGuard does, have not heard of it.
     Chain,
-    /// Watchers have not acknowledged; `outdated_watchers` says how many.
+    /// Watchers have not acknowledged; `required_watchers` says how many, or `outdated_watchers` if all are waited for.
     Watchers,
-    /// Fewer agents have finished their work for the generation than are expected.
+    /// Fewer agents have finished their work for the generation than are expected; `ready_agents` says how many have.
     Agent,
 }
 
@@ -159,7 +211,7 @@ impl From<Lack> for Missing {
 /// The answer to PUT `/generation/wait`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GenerationWaited {
-    /// The guest has adapted to its generation.
+    /// The guest has adapted to its generation: nothing that was waited for is missing.
     pub adapted: bool,
     /// If not: what is missing.
     pub missing: Vec<Missing>,
@@ -170,10 +222,9 @@ pub struct GenerationWaited {
 }
 
 impl GenerationWaited {
-    /// The answer for the report that there is.
-    pub fn new(report: DriverReport, waited: Duration) -> Self {
-        let lacks = report.lacks(report.agents, report.required);
-        let missing: Vec<Missing> = lacks.map(Missing::from).collect();
+    /// The answer to `wait` for the report that there is.
+    pub fn new(wait: &GenerationWait, report: DriverReport, waited: Duration) -> Self {
+        let missing = wait.missing(&report);
         Self {
             adapted: missing.is_empty(),
             missing,

@@ -26,7 +26,7 @@ pub use devices::{
 
 pub use generation::{
     DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing,
-    NewGeneration,
+    NewGeneration, Watchers,
 };
 pub use logging::{LineFormat, Logger, Metrics, parse_level};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
