@@ -4,6 +4,7 @@
 //! The tests begin generations and wait for all watchers, so they need a machine of their own: run
 //! as root, one at a time, with no other watcher that is slow to acknowledge.
 
+mod agents;
 mod clock;
 mod compat;
 mod concurrency;
@@ -120,6 +121,12 @@ enum Test {
     UserNamespace,
     /// Either of the two capabilities suffices to begin a generation, none does not.
     Capabilities,
+    /// An agent's word, and the watchers that a host waits for.
+    Ready,
+    /// A wait without limit, of a process that is stopped and continued.
+    Stopped,
+    /// For a machine that is restored meanwhile: a watcher without privileges. Does not end.
+    Idle,
     /// Positions, copies of a descriptor, descriptors in other processes and on their way there.
     Descriptors,
     /// What /proc and debugfs show of watchers.
@@ -237,6 +244,9 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::Unprivileged => one("unprivileged", privileges::unprivileged),
         Test::UserNamespace => one("user-namespace", privileges::user_namespace),
         Test::Capabilities => one("capabilities", privileges::capabilities),
+        Test::Ready => one("ready", agents::ready),
+        Test::Stopped => one("stopped", agents::stopped),
+        Test::Idle => one("idle", agents::idle),
         Test::Descriptors => one("descriptors", descriptors::descriptors),
         Test::FileInfo => one("file-info", observers::file_info),
         Test::Select => one("select", observers::select),
@@ -273,6 +283,8 @@ fn all(effort: Effort) -> Vec<(&'static str, Function)> {
         Test::Unprivileged,
         Test::UserNamespace,
         Test::Capabilities,
+        Test::Ready,
+        Test::Stopped,
         Test::Descriptors,
         Test::FileInfo,
         Test::Select,

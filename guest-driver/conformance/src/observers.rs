@@ -23,6 +23,9 @@ pub(crate) struct Info {
     pub(crate) outdated: u32,
     pub(crate) watchers: u32,
     pub(crate) outdated_watchers: u32,
+    pub(crate) required: u32,
+    pub(crate) required_watchers: u32,
+    pub(crate) ready_agents: u32,
 }
 
 impl Info {
@@ -42,6 +45,9 @@ impl Info {
             outdated: line("outdated")?,
             watchers: line("watchers")?,
             outdated_watchers: line("outdated_watchers")?,
+            required: line("required")?,
+            required_watchers: line("required_watchers")?,
+            ready_agents: line("ready_agents")?,
         })
     }
 }
@@ -62,7 +68,9 @@ pub(crate) fn shown(name: &str) -> Outcome<u32> {
 
 pub(crate) fn file_info(subject: Subject<'_>) -> Outcome {
     let device = subject.open()?;
-    let start = subject.current(&device)?;
+    // In a generation of its own: whoever ended in the last one without a word is remembered in that.
+    let start = subject.next(&device)?;
+    wanted("acknowledgement", device.acknowledge(start), Ok(4))?;
     let fresh = Info {
         generation: start,
         acknowledged: start,
@@ -70,11 +78,15 @@ pub(crate) fn file_info(subject: Subject<'_>) -> Outcome {
         outdated: 0,
         watchers: 1,
         outdated_watchers: 0,
+        required: 1,
+        required_watchers: 0,
+        ready_agents: 0,
     };
     equal("a fresh file", Info::of(&device)?, fresh)?;
     let other = subject.open_with(libc::O_RDONLY)?;
     let untracked = Info {
         tracked: 0,
+        required: 0,
         watchers: 2,
         ..fresh
     };
@@ -84,11 +96,13 @@ pub(crate) fn file_info(subject: Subject<'_>) -> Outcome {
         generation: new,
         outdated: 1,
         outdated_watchers: 1,
+        required_watchers: 1,
         ..untracked
     };
     equal("both outdated, the other", Info::of(&other)?, outdated)?;
     let tracked = Info {
         tracked: 1,
+        required: 1,
         ..outdated
     };
     equal("the first", Info::of(&device)?, tracked)?;
@@ -104,6 +118,7 @@ pub(crate) fn file_info(subject: Subject<'_>) -> Outcome {
         acknowledged: new,
         outdated: 0,
         outdated_watchers: 0,
+        required_watchers: 0,
         ..tracked
     };
     equal("after the acknowledgement", Info::of(&device)?, adapted)?;

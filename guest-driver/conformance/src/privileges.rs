@@ -64,7 +64,7 @@ fn done(what: &str, result: i32) -> Outcome {
     Ok(())
 }
 
-fn become_nobody() -> Outcome {
+pub(crate) fn become_nobody() -> Outcome {
     // SAFETY: an empty list of groups is read from nowhere.
     done("setgroups", unsafe { libc::setgroups(0, std::ptr::null()) })?;
     // SAFETY: the calls take integers, and this process has one thread.

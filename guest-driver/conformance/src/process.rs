@@ -32,8 +32,12 @@ impl Child {
     }
 
     pub(crate) fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so the ID is still its own.
-        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        unsafe { libc::kill(self.pid, signal) };
     }
 
     /// Waits for the child, which has to succeed.

@@ -102,6 +102,10 @@ impl Device {
         self.ioctl(self.numbering.trigger(), min)
     }
 
+    pub(crate) fn ready(&self, generation: u64) -> Answer {
+        self.ioctl(0xe40a, generation)
+    }
+
     pub(crate) fn track(&self, on: bool) -> Answer {
         self.ioctl(self.numbering.track(), on.into())
     }

@@ -11,7 +11,7 @@ use crate::{LIMIT, boot, no_complaints};
 const RAN: &str = "cat /tmp/ran 2>/dev/null || true";
 
 /// Writes a hook that does `command`.
-fn hook(vm: &mut Vm, name: &str, command: &str) {
+pub(crate) fn hook(vm: &mut Vm, name: &str, command: &str) {
     let script = format!("#!/bin/sh\\n{command}\\n");
     vm.shell(&format!(
         "mkdir -p /hooks && printf '{script}' > /hooks/{name} && chmod 755 /hooks/{name}"
@@ -42,14 +42,22 @@ fn hooks_run_once_in_each_generation_and_one_that_hangs_is_cut_off() {
     for _ in 0..2 {
         let mut clone = Vm::restore(&snapshot);
         // While the hook hangs the guest has not adapted, and the host is told why.
-        clone.wait_missing(&[Missing::Watchers]);
-        assert!(clone.wait_adapted().adapted);
+        clone.wait_missing(&[Missing::Watchers, Missing::Agent]);
+        // Its programs need not wait any longer when it has been cut off; the host knows better.
+        assert_eq!(
+            clone.shell("sysgenctl wait --timeout 40s"),
+            "Nobody is outdated.\n"
+        );
+        let waited = clone.client.wait_for_generation(Duration::ZERO).unwrap();
+        assert_eq!(waited.missing, [Missing::Agent]);
         assert_eq!(clone.shell(RAN), "first 0 2\nhangs\nlast\n");
+        // The next generation finds it mended.
+        clone.shell("rm /hooks/20-hangs");
         clone.client.new_generation().unwrap();
         assert!(clone.wait_adapted().adapted);
         assert_eq!(
             clone.shell(RAN),
-            "first 0 2\nhangs\nlast\nfirst 2 4\nhangs\nlast\n"
+            "first 0 2\nhangs\nlast\nfirst 2 4\nlast\n"
         );
         no_complaints(&mut clone);
     }

@@ -39,6 +39,8 @@ fn conforms(guest: Guest, abi: &str) {
         "unprivileged",
         "user-namespace",
         "capabilities",
+        "ready",
+        "stopped",
         "descriptors",
         "file-info",
         "select",

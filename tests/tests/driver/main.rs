@@ -13,6 +13,7 @@ mod conformance;
 mod examples;
 mod hooks;
 mod modules;
+mod readiness;
 mod reseeding;
 mod restores;
 mod stress;

@@ -26,6 +26,9 @@ fn status_and_trigger_tell_what_the_driver_has() {
                 "outdated": 0,
                 "watchers": 1,
                 "outdated_watchers": 0,
+                "required": 0,
+                "required_watchers": 0,
+                "ready_agents": 0,
             },
         });
         assert_eq!(status, expected);

@@ -4,7 +4,6 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::json;
-use vmgenie::api::wire::GenerationWait;
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
