@@ -10,6 +10,7 @@ use vmgenie_tests::{Guest, Vm};
 use crate::{LIMIT, boot_with, no_complaints};
 
 const KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// A DHCP server and a client on the loopback interface, because the guest has no other. The server knows the
 /// client's hardware address and does not ask around.
@@ -46,7 +47,7 @@ fn reloaded_process(vm: &mut Vm) {
 }
 
 #[test]
-fn the_sample_hooks_renew_machine_id_host_keys_and_lease_in_each_clone() {
+fn the_sample_hooks_renew_boot_id_machine_id_host_keys_and_lease_in_each_clone() {
     let mut vm = boot_with(Boot::new(Guest::Small).extras(), "");
     network(&mut vm);
     reloaded_process(&mut vm);
@@ -61,6 +62,7 @@ fn the_sample_hooks_renew_machine_id_host_keys_and_lease_in_each_clone() {
     let public = format!("cut -d' ' -f2 {KEY}.pub");
     let mut known = HashSet::from([vm.shell("cat /etc/machine-id"), vm.shell(&public)]);
     assert_eq!(known.len(), 2);
+    known.insert(vm.shell(BOOT_ID));
 
     let snapshot = vm.snapshot();
     for _ in 0..2 {
@@ -76,6 +78,8 @@ fn the_sample_hooks_renew_machine_id_host_keys_and_lease_in_each_clone() {
         let hexadecimal = id.trim().bytes().all(|byte| byte.is_ascii_hexdigit());
         assert!(id.trim().len() == 32 && hexadecimal, "{id:?}");
         assert!(known.insert(id), "the machine ID is an old one");
+        let id = clone.shell(BOOT_ID);
+        assert!(known.insert(id), "the boot ID is an old one");
         let key = clone.shell(&public);
         assert!(known.insert(key.clone()), "the host key is an old one");
         // The two halves fit.
