@@ -162,6 +162,7 @@ impl Scene {
             args,
             log: Log { json: true },
             signals: Signals::block().unwrap(),
+            groups: None,
             watcher,
             old,
             nothing_missed: true,

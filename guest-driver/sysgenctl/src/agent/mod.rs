@@ -9,6 +9,7 @@
 //! An acknowledgement is the agent's own, and is given by its end as well as by its word. So the host is
 //! told by another call that it is ready, and never unless all hooks have succeeded.
 
+mod group;
 mod hooks;
 mod notify;
 mod runner;
@@ -27,6 +28,7 @@ use sysgenid::{AcknowledgeError, Counter, ReadyError, WaitError, Watcher};
 
 use crate::args::{AgentArgs, Cli};
 use crate::output::{Log, report};
+use group::Groups;
 use hooks::Finding;
 use runner::{HookError, LOOK, Runner};
 use signals::Signals;
@@ -90,6 +92,7 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
         args,
         log,
         signals,
+        groups: Groups::of_service(),
         watcher,
         old,
         nothing_missed,
@@ -138,6 +141,7 @@ struct Agent<'a, S> {
     args: &'a AgentArgs,
     log: Log,
     signals: Signals,
+    groups: Option<Groups>,
     watcher: S,
     /// The counter that was acknowledged last.
     old: u32,
@@ -335,6 +339,7 @@ impl<S: Source> Agent<'_, S> {
             limit: self.args.limit,
             deadline: Instant::now().checked_add(self.args.round_limit),
             signals: &self.signals,
+            groups: self.groups.as_ref(),
             overtaken: &|| self.watcher.current().is_ok_and(|current| current != new),
         };
         let mut round = Round::Succeeded;

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::group::Groups;
 use super::signals::{self, Signals};
 
 /// How long a process group has to tidy up between SIGTERM and SIGKILL.
@@ -47,6 +48,8 @@ pub(super) struct Runner<'a> {
     pub(super) deadline: Option<Instant>,
     /// What ends the agent, and with it the hook.
     pub(super) signals: &'a Signals,
+    /// Where the hook runs, if there is such a place.
+    pub(super) groups: Option<&'a Groups>,
     /// Whether another generation has begun, for which all hooks are run again.
     pub(super) overtaken: &'a dyn Fn() -> bool,
 }
@@ -74,6 +77,7 @@ impl Runner<'_> {
         match self.wait(&child, limit, true) {
             Ok(Event::Exited) => {
                 let status = child.wait().map_err(HookError::Wait)?;
+                self.groups.inspect(|groups| groups.release());
                 match status.success() {
                     true => Ok(()),
                     false => Err(HookError::Status(status)),
@@ -113,6 +117,17 @@ impl Runner<'_> {
         // SAFETY: the closure sets the signal mask and allocates nothing, which is allowed between
         // fork and exec.
         unsafe { command.pre_exec(signals::unblock_all) };
+        if let Some(groups) = self.groups {
+            let entrance = groups.entrance()?;
+            // SAFETY: the closure makes one system call, with a file that is open and a byte that is there.
+            unsafe {
+                command.pre_exec(move || {
+                    rustix::io::write(&entrance, b"0")
+                        .map(drop)
+                        .map_err(Into::into)
+                })
+            };
+        }
         command.spawn()
     }
 
@@ -142,7 +157,7 @@ impl Runner<'_> {
         }
     }
 
-    /// Ends the whole process group: SIGTERM, then SIGKILL.
+    /// Ends the whole process group: SIGTERM, then SIGKILL; and all of the control group, if there is one.
     ///
     /// The child is reaped last: until then its ID, which is the group's too, belongs to nobody else.
     fn end(&self, child: &mut Child) {
@@ -151,6 +166,7 @@ impl Runner<'_> {
         let _ = kill_process_group(group, Signal::TERM);
         let _ = self.wait(child, GRACE, false);
         let _ = kill_process_group(group, Signal::KILL);
+        self.groups.inspect(|groups| groups.kill());
         let _ = child.wait();
     }
 }
@@ -208,6 +224,7 @@ mod tests {
                 limit,
                 deadline: None,
                 signals: &self.signals,
+                groups: None,
                 overtaken: &|| false,
             };
             runner.run(&hook)
@@ -268,6 +285,7 @@ mod tests {
             limit: LIMIT,
             deadline: None,
             signals: &scene.signals,
+            groups: None,
             overtaken: &|| false,
         };
         assert!(matches!(runner.run(&hook), Err(HookError::Start(_))));
