@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use vm_agent::patience::stretched;
-use vmgenie::api::wire::SnapshotLoad;
+use vmgenie::api::wire::{GenerationWait, SnapshotLoad};
 use vmgenie_devices::vmgenid::GenerationId;
 use vmgenie_tests::evidence::{self, Noticed};
 use vmgenie_tests::vm::Boot;
@@ -32,11 +32,12 @@ const BOOT_IDS: &str = "grep ' boot: ' /sys/kernel/tracing/trace | grep 'len=16$
 /// The lines in the kernel log that tell of a new generation.
 const LOG: &str = "dmesg | grep 'crng reseeded due to virtual machine fork' || true";
 
-/// Loads the driver, and starts a program that adapts to each generation and one that draws random numbers with
-/// AWS-LC, once before the snapshot and once when it is told to.
-const PROGRAMS: [&str; 4] = [
+/// Loads the driver, and starts an agent, which speaks for the guest, a program that is told of each generation, and one
+/// that draws random numbers with AWS-LC, once before the snapshot and once when it is told to.
+const PROGRAMS: [&str; 5] = [
     "insmod /modules/sysgenid.ko",
     "insmod /modules/sysgenid_vmgenid.ko",
+    "mkdir -p /agent.d && sysgenctl agent --hooks /agent.d > /dev/null 2>&1 &",
     "sysgenctl watch > /dev/null 2>&1 &",
     "sysgenid-aws-lc draw --after /tmp/restored > /tmp/drawn &",
 ];
@@ -67,6 +68,12 @@ pub(crate) fn show(steps: &Steps, guest: Guest, description: &str) -> Result<Fac
         }
         original.shell(&DRAWN.replace('N', "1"));
     });
+    // Else nobody would be there who could say that a clone has adapted.
+    let waited = original.client.wait_for(&agent_is_ready());
+    let waited = waited.context("could not wait for the guest's agent")?;
+    if !waited.adapted {
+        bail!("the guest's agent does not answer: {:?}", waited.missing);
+    }
 
     let begun = Instant::now();
     let snapshot = steps.step("taking a snapshot of it", || snapshot_of(&mut original))?;
@@ -126,6 +133,15 @@ fn wake(vms: &mut [Vm], snapshot: &Snapshot) -> Result<Vec<Times>> {
     })
 }
 
+/// A wait for the agent's word.
+fn agent_is_ready() -> GenerationWait {
+    GenerationWait {
+        timeout_ms: stretched(NOTICE).as_millis() as u64,
+        agents: Some(1),
+        ..GenerationWait::default()
+    }
+}
+
 fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Times> {
     let notice = stretched(NOTICE);
     let request = SnapshotLoad {
@@ -139,7 +155,7 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
         .context("could not restore the snapshot")?;
     let restore = begun.elapsed();
     let resumed = Instant::now();
-    let waited = vm.client.wait_for_generation(notice);
+    let waited = vm.client.wait_for(&agent_is_ready());
     let driver = waited.context("could not wait for the guest")?.driver;
     let noticed = loop {
         let seen = Noticed::of(vm);

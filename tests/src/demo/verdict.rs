@@ -52,7 +52,7 @@ pub(crate) struct Times {
     /// From the new generation's beginning until the guest's driver told that the kernel's random number
     /// generator was reseeded; `None` if it did not.
     pub(crate) reseeded: Option<Duration>,
-    /// The same for all tracked watchers: the guest has adapted.
+    /// The same for the whole guest, by its agent's word: it has adapted.
     pub(crate) adapted: Option<Duration>,
 }
 
