@@ -32,9 +32,7 @@ pub(crate) fn status(cli: &Cli) -> Result<(), Failure> {
         Abi::Seed => 5,
         Abi::Deployed => 8,
     };
-    let driver = fs::read_to_string(format!("/proc/self/fdinfo/{}", watcher.as_raw_fd()))
-        .map(|info| file_info(&info))
-        .unwrap_or_default();
+    let driver = driver_info(&watcher);
     let mut text = format!("generation: {generation}\nabi: {abi}\n");
     for (name, value) in &driver {
         let shown = value.as_str().map_or_else(|| value.to_string(), Into::into);
@@ -47,6 +45,12 @@ pub(crate) fn status(cli: &Cli) -> Result<(), Failure> {
         "driver": driver,
     });
     Ok(line(cli.json, &value, &text)?)
+}
+
+fn driver_info(watcher: &Watcher) -> Map<String, Value> {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", watcher.as_raw_fd()))
+        .map(|info| file_info(&info))
+        .unwrap_or_default()
 }
 
 /// What the driver itself says of an open file; numbers as numbers.
@@ -121,6 +125,8 @@ pub(crate) fn wait(cli: &Cli, args: &WaitArgs) -> Result<(), Failure> {
     let value = json!({
         "generation": watcher.current()?,
         "waited_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        // Whether anybody is there, and agents have finished.
+        "driver": driver_info(&watcher),
     });
     Ok(line(cli.json, &value, "Nobody is outdated.")?)
 }

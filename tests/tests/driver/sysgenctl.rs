@@ -69,6 +69,7 @@ fn waiting_ends_when_nobody_is_outdated_or_the_time_is_over() {
     let line = parsed(line);
     assert_eq!(line["generation"], 1);
     assert!(line["waited_ms"].as_u64().unwrap() >= 500, "{line}");
+    assert!(line["driver"]["watchers"].as_u64().is_some(), "{line}");
     no_complaints(&mut vm);
 }
 
