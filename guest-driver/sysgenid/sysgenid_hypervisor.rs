@@ -89,6 +89,7 @@ pub(crate) struct Hypervisor {
     reseeded: AtomicFlag,
     chained: AtomicFlag,
     #[pin]
+    #[cfg_attr(not(CONFIG_VMGENID), allow(dead_code))]
     chains: Mutex<Chains>,
     /// None until it is started.
     #[pin]
@@ -210,6 +211,7 @@ impl Hypervisor {
     }
 
     /// The kernel's chain is being called; we are the first in it.
+    #[cfg(CONFIG_VMGENID)]
     pub(crate) fn forking(&self) {
         let mut chains = self.chains.lock();
         chains.running += 1;
@@ -218,6 +220,7 @@ impl Hypervisor {
 
     /// The kernel's chain has been called; we are the last in it. The one that was begun last was
     /// begun with that ID, and no other is under way.
+    #[cfg(CONFIG_VMGENID)]
     pub(crate) fn forked(&self) {
         self.settle();
         let mut chains = self.chains.lock();
