@@ -61,11 +61,19 @@ fn where_a_call_comes_first_it_reseeds_and_the_late_notification_moves_nothing()
     let (reseeded, began) = (position(&events, "reseeded"), position(&events, "began"));
     assert!(reseeded.is_some() && reseeded < began, "{events:?}");
     assert_eq!(position(&events, "forked"), None, "{events:?}");
+    // Those of the kernel who want to hear of a fork, as WireGuard does, know nothing yet. The host knows that.
+    let chain = |clone: &mut Vm| clone.client.generation().unwrap().driver.chain;
+    assert_eq!(chain(&mut clone), Some(false));
     let patience = Patience::new(crate::LIMIT + hold);
     let heard = patience.wait_until(Duration::from_millis(200), || {
         position(&noted(&mut clone), "forked").is_some()
     });
     assert!(heard, "the notification never came");
+    let patience = Patience::new(crate::LIMIT);
+    let told = patience.wait_until(Duration::from_millis(200), || {
+        chain(&mut clone) == Some(true)
+    });
+    assert!(told, "the host was not told");
     assert_eq!(generation(&mut clone), 2);
     let events = noted(&mut clone);
     let began = events.iter().filter(|event| *event == "began").count();
