@@ -8,7 +8,8 @@ use shuttle::{
     thread::{self, JoinHandle},
 };
 
-use crate::test_device::{Device, Failure, Hypervisor, Shared, check};
+use crate::test_device::{Device, Failure, Shared, check};
+use crate::test_hypervisor::Hypervisor;
 
 /// Starts a thread that does something with the device.
 fn spawn<T: Send + 'static>(

@@ -29,4 +29,6 @@ mod settle_test;
 #[cfg(test)]
 mod test_device;
 #[cfg(test)]
+mod test_hypervisor;
+#[cfg(test)]
 mod ticks_test;

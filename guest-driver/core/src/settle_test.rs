@@ -5,7 +5,8 @@
 use shuttle::thread;
 
 use crate::sysgenid_settle::Machine;
-use crate::test_device::{Device, Failure, Hypervisor, check};
+use crate::test_device::{Device, Failure, check};
+use crate::test_hypervisor::Hypervisor;
 
 fn settles(hypervisor: Hypervisor) {
     let device = Device::started(hypervisor);
