@@ -21,6 +21,8 @@ mod sysgenid_core;
 mod sysgenid_settle;
 
 #[cfg(test)]
+mod crng_test;
+#[cfg(test)]
 mod device_test;
 #[cfg(test)]
 mod model_test;
