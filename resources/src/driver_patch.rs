@@ -61,6 +61,9 @@ struct Kernel {
 
 /// What has been made.
 struct Made {
+    /// The version of the kernel that the series is for.
+    version: String,
+    directory: PathBuf,
     mails: Vec<PathBuf>,
     subjects: Vec<String>,
     styles: Vec<Style>,
@@ -69,6 +72,30 @@ struct Made {
 
 /// Makes the series, checks that it applies, and has the kernel's style checker read it.
 pub(crate) fn run(options: &Options) -> Result<i32> {
+    let made = make(options)?;
+    match options.json {
+        true => println!("{}", report(&made)),
+        false => print(&made, options.signoff),
+    }
+    Ok(0)
+}
+
+/// The same as a test: into a directory that goes again, built, and without an error of style.
+pub(crate) fn check() -> Result<()> {
+    let dir = tempfile::tempdir().context("could not make a directory for the series")?;
+    let made = make(&Options {
+        output: dir.path().to_path_buf(),
+        build: true,
+        ..Options::default()
+    })?;
+    print(&made, false);
+    for (subject, style) in made.subjects.iter().zip(&made.styles) {
+        ensure!(style.errors == 0, "{subject}: {}", style.text);
+    }
+    Ok(())
+}
+
+fn make(options: &Options) -> Result<Made> {
     let sender = sender(options.signoff)?;
     let cache = Cache::open()?;
     let progress = Progress::default();
@@ -85,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
         &commits,
         sender,
         &output,
-        options,
+        options.signoff,
     )?;
     step.say("checkpatch.pl");
     let styles = styles(&kernel, &mails, options.signoff, &output)?;
@@ -96,17 +123,14 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
         build(&cache, &kernel.root, small, &commits, &modules, &progress)?;
         built = tree::Choice::ALL.map(tree::Choice::letter).to_vec();
     }
-    let made = Made {
+    Ok(Made {
+        version: kernel.version,
+        directory: output,
         mails,
         subjects: commits.iter().map(subject).collect(),
         styles,
         built,
-    };
-    match options.json {
-        true => println!("{}", report(&made, &kernel, &output)),
-        false => print(&made, &kernel, &output, options.signoff),
-    }
-    Ok(0)
+    })
 }
 
 /// Who the mails are from.
@@ -213,7 +237,7 @@ fn mails(
     commits: &[Commit],
     sender: Identity,
     output: &Path,
-    options: &Options,
+    sign_off: bool,
 ) -> Result<Vec<PathBuf>> {
     let dir = scratch.join("repository");
     fs::create_dir(&dir).context("could not make a directory for the repository")?;
@@ -221,7 +245,7 @@ fn mails(
     repository.commit(commits)?;
     let cover = driver.text("upstream/cover-letter.txt")?.trim_end();
     let cover = format!("{cover}\n\nMade against Linux {}.\n", kernel.version);
-    let mails = repository.format(output, &cover, options.signoff)?;
+    let mails = repository.format(output, &cover, sign_off)?;
     repository.check(&mails)?;
     Ok(mails)
 }
@@ -259,7 +283,7 @@ fn subject(commit: &Commit) -> String {
     commit.message.lines().next().unwrap_or_default().to_owned()
 }
 
-fn report(made: &Made, kernel: &Kernel, output: &Path) -> serde_json::Value {
+fn report(made: &Made) -> serde_json::Value {
     let patches = made
         .mails
         .iter()
@@ -276,8 +300,8 @@ fn report(made: &Made, kernel: &Kernel, output: &Path) -> serde_json::Value {
         })
     });
     json!({
-        "kernel": kernel.version,
-        "directory": output,
+        "kernel": made.version,
+        "directory": made.directory,
         "cover_letter": made.mails.first(),
         "patches": patches.collect::<Vec<_>>(),
         "applies": true,
@@ -285,12 +309,12 @@ fn report(made: &Made, kernel: &Kernel, output: &Path) -> serde_json::Value {
     })
 }
 
-fn print(made: &Made, kernel: &Kernel, output: &Path, signed: bool) {
+fn print(made: &Made, signed: bool) {
     println!(
         "{} patches for Linux {}, in {}:",
         made.subjects.len(),
-        kernel.version,
-        output.display()
+        made.version,
+        made.directory.display()
     );
     for (subject, style) in made.subjects.iter().zip(&made.styles) {
         println!(
@@ -304,7 +328,7 @@ fn print(made: &Made, kernel: &Kernel, output: &Path, signed: bool) {
     }
     println!(
         "All that checkpatch.pl says is in {}.",
-        output.join("checkpatch.txt").display()
+        made.directory.join("checkpatch.txt").display()
     );
     if !signed {
         println!("They are not signed off. Whoever sends them makes them with --signoff.");

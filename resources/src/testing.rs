@@ -11,6 +11,7 @@ use vm_agent::{Report, TestPlan, Work};
 
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
+use crate::driver_patch;
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
 use crate::progress::Progress;
@@ -79,6 +80,9 @@ pub(crate) fn run(options: Options) -> Result<i32> {
                 count: Some(count(&tests)),
             });
         }
+    }
+    if options.filter.is_none() && options.only != Some(Part::Unit) {
+        lines.push(driver_patch_part());
     }
     print!("{}", summary(&lines, &tests));
     Ok(i32::from(lines.iter().any(|line| !line.passed)))
@@ -208,6 +212,22 @@ fn step(command: &mut Command) -> Result<(bool, Option<Count>)> {
     }
     let status = child.wait().context("could not wait for cargo")?;
     Ok((status.success(), count))
+}
+
+/// Makes the guest driver's patch series, applies it, and builds it in the kernel's tree.
+fn driver_patch_part() -> Line {
+    println!("=== driver's patch series");
+    let begun = Instant::now();
+    let result = driver_patch::check();
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+    }
+    Line {
+        name: "driver-patch".into(),
+        passed: result.is_ok(),
+        seconds: begun.elapsed().as_secs_f64(),
+        count: None,
+    }
 }
 
 /// Builds the tests on a KVM and runs them.
