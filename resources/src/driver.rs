@@ -1,4 +1,4 @@
-//! The guest driver's kernel modules, built for each kernel that guests run.
+//! Our kernel modules, built for each kernel that guests run: the guest driver's, and those of tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,37 @@ use crate::progress::Progress;
 use crate::small::{BUILD_DIR, SOURCE_DIR};
 use crate::stock::write_modules;
 
-/// Where the sources are, in the workspace.
-const SOURCES: &str = "guest-driver/sysgenid";
+/// Modules that are built together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Family {
+    /// Their name in the cache.
+    name: &'static str,
+    /// Their name for those who wait for them.
+    title: &'static str,
+    /// Where their sources are, in the workspace.
+    sources: &'static str,
+    /// What is built, in an order in which the modules can be loaded.
+    modules: &'static [&'static str],
+}
 
-/// What is built of them, in an order in which the modules can be loaded.
+/// The modules of [`DRIVER`].
 pub(crate) const MODULES: &[&str] = &["sysgenid", "sysgenid_vmgenid"];
+
+/// The guest driver.
+pub(crate) const DRIVER: Family = Family {
+    name: "driver",
+    title: "guest driver",
+    sources: "guest-driver/sysgenid",
+    modules: MODULES,
+};
+
+/// What holds a task of the kernel's where a test wants it.
+pub(crate) const DELAY: Family = Family {
+    name: "crng-delay",
+    title: "module for tests",
+    sources: "tests/modules/crng_delay",
+    modules: &["crng_delay"],
+};
 
 /// Where the sources' copy is mounted in the root.
 const MODULE_DIR: &str = "/mnt/module";
@@ -36,7 +62,7 @@ pub(crate) struct Target<'a> {
     pub(crate) variables: String,
 }
 
-/// The directory with the modules for the kernel `target`, built if it is not there.
+/// The directory with the modules for the kernel `target`, built if they are not there.
 pub(crate) fn driver(
     cache: &Cache,
     root: &Root,
@@ -45,7 +71,8 @@ pub(crate) fn driver(
     progress: &Progress,
 ) -> Result<PathBuf> {
     let recipe = recipe(root.dir(), sources, target);
-    let dir = cache.place(&format!("driver-{}", target.name), &recipe);
+    let family = sources.family;
+    let dir = cache.place(&format!("{}-{}", family.name, target.name), &recipe);
     if !dir.exists() {
         cache
             .make(&dir, |inside| {
@@ -53,8 +80,8 @@ pub(crate) fn driver(
             })
             .with_context(|| {
                 format!(
-                    "could not build the guest driver for the {} kernel",
-                    target.name
+                    "could not build the {} for the {} kernel",
+                    family.title, target.name
                 )
             })?;
     }
@@ -63,10 +90,11 @@ pub(crate) fn driver(
 
 fn recipe(root: &Path, sources: &Sources, target: &Target) -> String {
     format!(
-        "{}; {}; {}; {BUILD}; {MODULES:?}; {}",
+        "{}; {}; {}; {BUILD}; {:?}; {}",
         root.display(),
         target.tree.display(),
         target.variables,
+        sources.family.modules,
         sources.digest()
     )
 }
@@ -86,9 +114,10 @@ fn build_for(
     target: &Target,
     progress: &Progress,
 ) -> Result<()> {
-    let log = cache.log(&format!("driver-{}", target.name))?;
+    let family = sources.family;
+    let log = cache.log(&format!("{}-{}", family.name, target.name))?;
     let _ = fs::remove_file(&log);
-    let step = progress.step(&format!("guest driver for the {} kernel", target.name));
+    let step = progress.step(&format!("{} for the {} kernel", family.title, target.name));
     let work = inside.join("work");
     sources.write_to(&work)?;
     let script = BUILD
@@ -100,7 +129,7 @@ fn build_for(
         (work.as_path(), MODULE_DIR),
     ];
     step.run(&mut root.command(&binds, &["sh", "-ec", &script]), &log)?;
-    let modules: Vec<Module> = modules::collect(&work, MODULES)?;
+    let modules: Vec<Module> = modules::collect(&work, family.modules)?;
     write_modules(inside, &modules)?;
     fs::remove_dir_all(&work).context("could not remove the modules' build directory")?;
     step.done();
@@ -110,17 +139,18 @@ fn build_for(
 /// What the modules are built from, read once, so that what is built is what its name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sources {
+    family: Family,
     /// Paths below the source directory, sorted, and contents.
     files: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Sources {
     /// The sources in this workspace.
-    pub(crate) fn of_workspace() -> Result<Self> {
-        Self::read(&build::workspace().join(SOURCES))
+    pub(crate) fn of_workspace(family: Family) -> Result<Self> {
+        Self::read(family, &build::workspace().join(family.sources))
     }
 
-    fn read(dir: &Path) -> Result<Self> {
+    fn read(family: Family, dir: &Path) -> Result<Self> {
         let mut files = Vec::new();
         let mut pending = vec![PathBuf::new()];
         while let Some(below) = pending.pop() {
@@ -146,7 +176,7 @@ impl Sources {
             );
         }
         files.sort();
-        Ok(Self { files })
+        Ok(Self { family, files })
     }
 
     /// Names these sources: other paths or other contents are another digest.
@@ -195,7 +225,7 @@ mod tests {
     }
 
     fn sources(files: &[(&str, &str)]) -> Sources {
-        Sources::read(directory(files).path()).unwrap()
+        Sources::read(DRIVER, directory(files).path()).unwrap()
     }
 
     fn target(tree: &str) -> Target<'static> {
@@ -248,11 +278,11 @@ mod tests {
         let one = sources(&[("Kbuild", "k"), ("include/linux/a.h", "h")]);
         let dir = tempfile::tempdir().unwrap();
         one.write_to(dir.path()).unwrap();
-        assert_eq!(Sources::read(dir.path()).unwrap(), one);
+        assert_eq!(Sources::read(DRIVER, dir.path()).unwrap(), one);
     }
 
     #[test]
     fn a_directory_without_kbuild_has_no_modules() {
-        assert!(Sources::read(directory(&[("a.rs", "")]).path()).is_err());
+        assert!(Sources::read(DRIVER, directory(&[("a.rs", "")]).path()).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! What only some tests have in their guests: the examples in both languages, the sample hooks, and what
-//! those renew. One archive for both kernels, which goes behind a guest's initramfs.
+//! What only some tests have in their guests: the examples in both languages, the sample hooks and what
+//! those renew, kernel modules of tests. One archive for both kernels, which goes behind a guest's initramfs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,11 +46,20 @@ impl Extras {
     }
 }
 
-/// Builds what is missing, and packs it.
-pub(crate) fn extras(cache: &Cache, root: &Root, progress: &Progress) -> Result<Extras> {
+/// Builds what is missing, and packs it, with a kernel module of tests for each kernel of that name.
+pub(crate) fn extras(
+    cache: &Cache,
+    root: &Root,
+    modules: &[(&str, PathBuf)],
+    progress: &Progress,
+) -> Result<Extras> {
     let c = c_examples(cache, root, progress)?;
     let openssh = openssh(cache, root, progress)?;
     let mut archive = Archive::new(Vec::new());
+    for (kernel, module) in modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        archive.copy(&format!("/tests/{kernel}/{name}"), module)?;
+    }
     for program in build::guest_examples()? {
         let path = format!("/examples/rust/{}", program.name);
         archive.file(&path, &program.contents, 0o755)?;

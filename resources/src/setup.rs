@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::chroot::Root;
-use crate::driver::{Sources, driver};
+use crate::driver::{DELAY, DRIVER, Sources, driver};
 use crate::emulator::{self, Emulator};
 use crate::image::{self, Image};
 use crate::initramfs::Ours;
@@ -86,18 +86,29 @@ fn ours(
     progress: &Progress,
 ) -> Result<Ours> {
     let programs = build::guest_programs()?;
-    let sources = Sources::of_workspace()?;
+    let sources = Sources::of_workspace(DRIVER)?;
     let small_driver = small
         .map(|small| driver(cache, root, &sources, &small.target(), progress))
         .transpose()?;
     let prepared = prepared::prepared(cache, root, stock, source, progress)?;
     let stock_driver = driver(cache, root, &sources, &prepared, progress)?;
+    let extras = match small {
+        Some(small) => {
+            let delay = Sources::of_workspace(DELAY)?;
+            let targets = [prepared, small.target()];
+            let modules = targets.map(|target| {
+                let dir = driver(cache, root, &delay, &target, progress)?;
+                Ok((target.name, dir.join("crng_delay.ko")))
+            });
+            let modules: Result<Vec<_>> = modules.into_iter().collect();
+            Some(extras::extras(cache, root, &modules?, progress)?)
+        }
+        None => None,
+    };
     Ok(Ours {
         stock_driver,
         small_driver,
         programs,
-        extras: small
-            .map(|_| extras::extras(cache, root, progress))
-            .transpose()?,
+        extras,
     })
 }

@@ -18,6 +18,7 @@ mod outcome;
 mod privileges;
 mod process;
 mod raw;
+mod reseed;
 mod restores;
 mod waiting;
 
@@ -157,6 +158,9 @@ enum Test {
     Hold,
     /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
     FirstLoad,
+    /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
+    /// there right after. Needs no device.
+    LateReseed,
     /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
     /// a mapping and a blocked read show the new generation. Does not end.
     Latency,
@@ -269,6 +273,7 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         )],
         Test::Hold => one("hold", restores::hold),
         Test::Latency => one("latency", latency::latency),
+        Test::LateReseed => one("late-reseed", reseed::late_reseed),
         Test::FirstLoad => one("first-load", restores::first_load),
     }
 }

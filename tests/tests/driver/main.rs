@@ -10,6 +10,7 @@
 mod agent;
 mod aws_lc;
 mod conformance;
+mod crng;
 mod examples;
 mod hooks;
 mod modules;
