@@ -41,6 +41,8 @@ static int returned(struct kretprobe_instance *instance, struct pt_regs *regs)
 	unsigned int i;
 
 	WRITE_ONCE(state, 1);
+	/* On the console, however quiet: programs may have to wait as well. */
+	pr_emerg("crng_delay: held\n");
 	/* In small steps, because a restore may move the clock. */
 	for (i = 0; i < milliseconds; i++)
 		mdelay(1);
