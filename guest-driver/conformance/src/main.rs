@@ -159,7 +159,7 @@ enum Test {
     /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
     FirstLoad,
     /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
-    /// there right after. Needs no device.
+    /// there once the kernel has reseeded for the restore as well. Needs no device.
     LateReseed,
     /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
     /// a mapping and a blocked read show the new generation. Does not end.

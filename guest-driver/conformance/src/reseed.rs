@@ -1,7 +1,8 @@
-//! A reseeding of the kernel's random number generator, and what is drawn right after it.
+//! A reseeding of the kernel's random number generator, and what is drawn after it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use crate::Subject;
 use crate::outcome::{Failure, Outcome};
@@ -10,11 +11,21 @@ use crate::raw::errno;
 /// `_IO('R', 0x07)`.
 const RNDRESEEDCRNG: u64 = 0x5207;
 
+/// Of `klogctl()`: read all messages there are.
+const READ_ALL: i32 = 3;
+
 /// How many draws there are, and how long each is: what the kernel gives in one step.
 const DRAWS: usize = 8;
 const LENGTH: usize = 32;
 
-/// Reseeds on the second CPU, where a test can have it held, and prints what it draws there then.
+/// What the kernel says when it has reseeded for a fork.
+const FORKED: &[u8] = b"crng reseeded due to virtual machine fork";
+
+/// How long that may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Reseeds on the second CPU, where a test can have it held. When that has ended, and the kernel has
+/// reseeded for a fork of the machine, prints what it draws.
 pub(crate) fn late_reseed(_: Subject<'_>) -> Outcome {
     pin_to(1)?;
     let urandom = File::open("/dev/urandom");
@@ -23,6 +34,7 @@ pub(crate) fn late_reseed(_: Subject<'_>) -> Outcome {
     // SAFETY: the request takes no argument.
     let result = unsafe { libc::ioctl(urandom.as_raw_fd(), RNDRESEEDCRNG as _, 0) };
     let reseeded = succeeded("RNDRESEEDCRNG", result.into());
+    wait_for_fork()?;
     let mut draws = [[0_u8; LENGTH]; DRAWS];
     for draw in &mut draws {
         // SAFETY: the buffer is writable for its whole length.
@@ -35,6 +47,25 @@ pub(crate) fn late_reseed(_: Subject<'_>) -> Outcome {
         println!("drawn {hex}");
     }
     Ok(())
+}
+
+/// Waits until the kernel's log says it, which is at once where it has said it.
+fn wait_for_fork() -> Outcome {
+    let deadline = Instant::now() + LIMIT;
+    let mut log = vec![0_u8; 1 << 18];
+    loop {
+        // SAFETY: the buffer is writable for as long as is said.
+        let length = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), log.len() as i32) };
+        succeeded("klogctl", length.into())?;
+        let log = &log[..length as usize];
+        if log.windows(FORKED.len()).any(|window| window == FORKED) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new("the kernel was told of no fork"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn pin_to(cpu: usize) -> Outcome {

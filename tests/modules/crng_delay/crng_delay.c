@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * For tests: holds one task, once, at the place where it has extracted a key
- * from the input pool and not gone on yet, as a preemption there would.
+ * from the input pool and not gone on yet, as a preemption there would. Its
+ * CPU does nothing else meanwhile, so that interrupts have to go elsewhere.
  *
  * insmod crng_delay.ko symbol=extract_entropy.constprop.0 task=NAME
  */
 
-#include <linux/delay.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/string.h>
+#include <linux/timekeeping.h>
 
 static char *symbol;
 module_param(symbol, charp, 0444);
@@ -24,10 +25,6 @@ static unsigned int milliseconds = 10000;
 module_param(milliseconds, uint, 0444);
 MODULE_PARM_DESC(milliseconds, "For how long, less than the lockup watchdogs take");
 
-/* 0: not yet, 1: it is held, 2: it has gone on. */
-static int state;
-module_param(state, int, 0444);
-
 static bool armed = true;
 
 /* Not 0: the return is of no interest. */
@@ -38,15 +35,13 @@ static int entered(struct kretprobe_instance *instance, struct pt_regs *regs)
 
 static int returned(struct kretprobe_instance *instance, struct pt_regs *regs)
 {
-	unsigned int i;
+	u64 end = ktime_get_mono_fast_ns() + milliseconds * NSEC_PER_MSEC;
 
-	WRITE_ONCE(state, 1);
 	/* On the console, however quiet: programs may have to wait as well. */
 	pr_emerg("crng_delay: held\n");
-	/* In small steps, because a restore may move the clock. */
-	for (i = 0; i < milliseconds; i++)
-		mdelay(1);
-	WRITE_ONCE(state, 2);
+	while (ktime_get_mono_fast_ns() < end)
+		cpu_relax();
+	pr_emerg("crng_delay: gone on\n");
 	return 0;
 }
 

@@ -5,7 +5,6 @@
 //! with a key that all clones have.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use vmgenie::api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
@@ -13,18 +12,23 @@ use vmgenie_tests::{Guest, Vm};
 
 use crate::{LIMIT, no_complaints, told};
 
-const STATE: &str = "/sys/module/crng_delay/parameters/state";
-const FORKED: &str = "dmesg | grep -c 'crng reseeded due to virtual machine fork' || true";
+/// What the kernel's log says of the matter.
+const HELD: &str = "crng_delay: held";
+const GONE_ON: &str = "crng_delay: gone on";
+const FORKED: &str = "crng reseeded due to virtual machine fork";
 
-/// What two clones draw right after the task has gone on, and whether the kernel had reseeded for the fork before.
+/// What two clones draw when the task has gone on and the kernel has reseeded for the fork, and whether that was the
+/// order of it or the other way round, in both.
 struct Clones {
     draws: [BTreeSet<String>; 2],
-    forked_first: bool,
+    order: [Vec<String>; 2],
 }
 
 /// Makes two clones of a machine in which a reseeding is held in the middle.
 fn clones(guest: Guest, kernel: &str) -> Clones {
-    let mut vm = Boot::new(guest).cpus(2).extras().ready();
+    // The second CPU is that of the task, and the first one hears of the fork.
+    let boot = Boot::new(guest).cpus(2).cmdline("irqaffinity=0");
+    let mut vm = boot.extras().ready();
     // Only a generator that has been seeded can be reseeded.
     vm.shell("dd if=/dev/random of=/dev/null bs=1 count=1 2> /dev/null");
     let symbol = vm.shell("grep -o 'extract_entropy[^ ]*$' /proc/kallsyms | head -n 1");
@@ -32,44 +36,25 @@ fn clones(guest: Guest, kernel: &str) -> Clones {
         "insmod /tests/{kernel}/crng_delay.ko task=sysgenid-test symbol={}",
         symbol.trim()
     ));
-    // On our kernel the shell may have to wait for it, so it is the kernel that says so.
+    // The shell may have to wait for it, so it is the kernel that says so.
     vm.shell("(sleep 1; sysgenid-test late-reseed > /tmp/told 2>&1) &");
-    vm.console.wait_for("crng_delay: held", LIMIT);
+    vm.console.wait_for(HELD, LIMIT);
     let snapshot = vm.snapshot();
     drop(vm);
-    let mut forked_first = true;
-    let draws = [(); 2].map(|()| {
+    let clones = [(); 2].map(|()| {
         let mut clone = Vm::restore_in(&[], &snapshot, GenerationChoice::New);
-        forked_first &= forks_while_held(&mut clone);
         let text = told(&mut clone, "ok late-reseed");
         let drawn = text.lines().filter_map(|line| line.strip_prefix("drawn "));
         let drawn: BTreeSet<String> = drawn.map(str::to_owned).collect();
         assert_eq!(drawn.len(), 8, "{text}");
-        assert_ne!(
-            clone.shell(FORKED).trim(),
-            "0",
-            "the kernel was told of no fork"
-        );
+        let log = clone.shell(&format!("dmesg | grep -oE '{HELD}|{GONE_ON}|{FORKED}'"));
         no_complaints(&mut clone);
-        drawn
+        (drawn, log.lines().map(str::to_owned).collect())
     });
+    let [one, other] = clones;
     Clones {
-        draws,
-        forked_first,
-    }
-}
-
-/// Whether the kernel has reseeded for the fork and the task is still held after that.
-fn forks_while_held(clone: &mut Vm) -> bool {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let forked = clone.shell(FORKED).trim() != "0";
-        let held = clone.shell(&format!("cat {STATE}")).trim() == "1";
-        if forked || !held {
-            return forked && held;
-        }
-        assert!(Instant::now() < deadline, "the task is held for ever");
-        std::thread::sleep(Duration::from_millis(50));
+        draws: [one.0, other.0],
+        order: [one.1, other.1],
     }
 }
 
@@ -77,10 +62,13 @@ fn forks_while_held(clone: &mut Vm) -> bool {
 #[test]
 fn on_the_stock_kernel_a_key_from_before_the_snapshot_undoes_the_reseeding_of_the_fork() {
     let clones = clones(Guest::Debian, "debian");
-    assert!(
-        clones.forked_first,
-        "the task went on before the kernel reseeded"
-    );
+    for order in &clones.order {
+        assert_eq!(
+            order[..],
+            [HELD, FORKED, GONE_ON],
+            "the task was not held for long enough"
+        );
+    }
     let [one, other] = &clones.draws;
     assert_eq!(
         one, other,
@@ -93,10 +81,9 @@ fn on_the_stock_kernel_a_key_from_before_the_snapshot_undoes_the_reseeding_of_th
 #[test]
 fn on_the_small_kernel_the_reseeding_of_the_fork_is_the_last() {
     let clones = clones(Guest::Small, "small");
-    assert!(
-        !clones.forked_first,
-        "the kernel reseeded while the task held a key"
-    );
+    for order in &clones.order {
+        assert_eq!(order[..], [HELD, GONE_ON, FORKED]);
+    }
     let [one, other] = &clones.draws;
     let equal: Vec<&String> = one.intersection(other).collect();
     assert!(equal.is_empty(), "drawn in both clones: {equal:?}");
