@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
 use crate::build;
-use crate::cache::{self, Cache};
+use crate::cache::Cache;
 use crate::progress::Progress;
 use crate::unified::{self, FileDiff};
 
@@ -59,7 +58,7 @@ fn read_all(dir: &Path) -> Result<Vec<Patch>> {
 /// The kernel source with our patches, made if it is not there. `pristine` stays as it is.
 pub(crate) fn patched(cache: &Cache, pristine: &Path, progress: &Progress) -> Result<PathBuf> {
     let patches = of_workspace()?;
-    let dir = cache.place("linux-patched", &recipe(pristine, &patches));
+    let dir = cache.place("linux-patched", &recipe(pristine, &patches)?);
     if !dir.exists() {
         cache
             .make(&dir, |inside| {
@@ -78,13 +77,13 @@ pub(crate) fn patched(cache: &Cache, pristine: &Path, progress: &Progress) -> Re
     Ok(dir.join("tree"))
 }
 
-fn recipe(pristine: &Path, patches: &[Patch]) -> String {
+/// Names what the patches change: their messages may be worded anew without a new kernel.
+fn recipe(pristine: &Path, patches: &[Patch]) -> Result<String> {
     let mut recipe = format!("{}; 1", pristine.display());
     for patch in patches {
-        let digest = Sha256::digest(&patch.text);
-        recipe += &format!("; {} {}", patch.name, cache::hex(&digest));
+        recipe += &format!("; {:?}", patch.files()?);
     }
-    recipe
+    Ok(recipe)
 }
 
 /// A second tree of the same files. Whoever changes one of them replaces it.
@@ -113,8 +112,7 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
 impl Patch {
     /// Changes the files of a tree, all or none of this patch.
     pub(crate) fn apply(&self, tree: &Path) -> Result<()> {
-        let files = unified::parse(&self.text)
-            .with_context(|| format!("{DIRECTORY}/{} cannot be used", self.name))?;
+        let files = self.files()?;
         let changed: Vec<_> = files
             .iter()
             .map(|file| self.changed(tree, file))
@@ -122,6 +120,11 @@ impl Patch {
         changed
             .iter()
             .try_for_each(|(path, text)| replace(path, text.as_bytes()))
+    }
+
+    fn files(&self) -> Result<Vec<FileDiff>> {
+        unified::parse(&self.text)
+            .with_context(|| format!("{DIRECTORY}/{} cannot be used", self.name))
     }
 
     fn changed(&self, tree: &Path, file: &FileDiff) -> Result<(PathBuf, String)> {
@@ -196,13 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn other_patches_are_another_source() {
-        let one = recipe(Path::new("/s"), &[patch()]);
-        let mut other = patch();
-        other.text.push('\n');
-        assert_ne!(one, recipe(Path::new("/s"), &[other]));
-        assert_ne!(one, recipe(Path::new("/s"), &[]));
-        assert_ne!(one, recipe(Path::new("/t"), &[patch()]));
+    fn other_changes_are_another_source_and_another_message_is_not() {
+        let recipe = |source: &str, patches: &[Patch]| recipe(Path::new(source), patches).unwrap();
+        let with = |from: &str, to: &str| Patch {
+            text: TEXT.replace(from, to),
+            ..patch()
+        };
+        let one = recipe("/s", &[patch()]);
+        assert_ne!(one, recipe("/s", &[with("TWO", "2")]));
+        assert_ne!(one, recipe("/s", &[with("d/f", "d/g")]));
+        assert_ne!(one, recipe("/s", &[]));
+        assert_ne!(one, recipe("/t", &[patch()]));
+        assert_eq!(one, recipe("/s", &[with("--- a", "Subject: x\n\n--- a")]));
     }
 
     #[test]
