@@ -2,6 +2,9 @@
 
 use vm_agent::{Outcome, TestReport};
 
+/// How many tests are shown as the slowest, among more than twice as many.
+const SLOWEST: usize = 5;
+
 /// The result of one line of the summary.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Line {
@@ -87,6 +90,13 @@ pub(crate) fn summary(lines: &[Line], tests: &[TestReport]) -> String {
             line.name, line.seconds
         );
     }
+    if tests.len() > 2 * SLOWEST {
+        let mut tests: Vec<_> = tests.iter().collect();
+        tests.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        for test in &tests[..SLOWEST] {
+            text += &format!("slowest: {:>5.1} s {}\n", test.seconds, test.name);
+        }
+    }
     for test in tests.iter().filter(|test| failed(test)) {
         text += &format!("failed: {}\n", test.name);
     }
@@ -155,6 +165,23 @@ mod tests {
             line(false, Some((2, 1))),
         ];
         assert!(summary(&lines, &[]).ends_with("\n5 passed, 1 failed\n"));
+    }
+
+    #[test]
+    fn the_slowest_of_many_tests_are_told() {
+        let tests: Vec<_> = (0..=2 * SLOWEST)
+            .map(|n| TestReport {
+                name: format!("t{n}"),
+                outcome: Outcome::Passed,
+                attempts: 1,
+                unexplained: 0,
+                seconds: n as f64,
+            })
+            .collect();
+        let text = summary(&[], &tests);
+        assert!(text.contains("slowest:  10.0 s t10\nslowest:   9.0 s t9\n"));
+        assert_eq!(text.matches("slowest").count(), SLOWEST);
+        assert!(!summary(&[], &tests[1..]).contains("slowest"));
     }
 
     #[test]
