@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::booted::Booted;
 use crate::http::done;
 use crate::{Guest, Snapshot, Vm};
 
@@ -81,6 +82,20 @@ pub fn put_drives(vm: &mut Vm, drives: &[Value]) {
             drive.to_string(),
         );
     }
+}
+
+/// A guest with one vCPU and this image as the drive `data`, which has booted. The image is empty: what a guest has read of it at its boot
+/// is the same for all.
+pub fn booted(guest: Guest, image: &Image) -> Vm {
+    let len = fs::metadata(image.path()).expect("the image").len();
+    let description = format!("{guest:?} with an empty drive of {len}");
+    let booted = Booted::of(&description, || boot(guest, 1, &[image.drive("data")]));
+    let mut vm = Vm::empty();
+    let own_image = json!({
+        "drive_overrides": [{ "drive_id": "data", "path_on_host": image.path() }]
+    });
+    booted.restore_into(&mut vm, &own_image);
+    vm
 }
 
 /// Boots a guest with these drives, and waits for its shell.

@@ -37,13 +37,18 @@ pub fn initrd() -> PathBuf {
 
 /// A directory with room for disks. In the emulated host that is where the image is: the usual place is memory there.
 pub fn room_for_disks() -> TempDir {
-    let emulated = std::env::var_os("VMGENIE_KVM").is_some_and(|kvm| kvm == "emulated");
-    let image = image();
-    let dir = match image.parent() {
-        Some(parent) if emulated => tempfile::tempdir_in(parent),
-        _ => tempfile::tempdir(),
+    let dir = match on_a_disk() {
+        Some(parent) => tempfile::tempdir_in(parent),
+        None => tempfile::tempdir(),
     };
     dir.expect("a directory for disks")
+}
+
+/// Where the emulated host has a disk to write to: beside the image.
+pub fn on_a_disk() -> Option<PathBuf> {
+    let emulated = std::env::var_os("VMGENIE_KVM").is_some_and(|kvm| kvm == "emulated");
+    let image = std::env::var_os("VMGENIE_IMAGE").filter(|_| emulated)?;
+    Some(Path::new(&image).parent()?.to_owned())
 }
 
 /// Copies a disk without its holes.

@@ -11,6 +11,7 @@
 )]
 
 pub mod block_device;
+pub mod booted;
 pub mod console;
 pub mod disk;
 pub mod evidence;

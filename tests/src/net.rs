@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vm_agent::patience::{Patience, stretched};
 
+use crate::booted::Booted;
 use crate::http;
 use crate::{Guest, Vm};
 
@@ -194,7 +195,17 @@ impl Namespace {
         self.run(Vm::empty)
     }
 
-    /// Boots a guest with one vCPU and these interfaces (bodies of PUT `/network-interfaces`), and waits for its shell.
+    /// A guest with one vCPU and these interfaces (bodies of PUT `/network-interfaces`), which has booted. The taps have to be those of this
+    /// namespace by the same names.
+    pub fn booted(&self, guest: Guest, interfaces: &[Value]) -> Vm {
+        let description = format!("{guest:?} with {}", json!(interfaces));
+        let booted = Booted::of(&description, || self.boot(guest, interfaces));
+        let mut vm = self.empty_vm();
+        booted.restore_into(&mut vm, &json!({}));
+        vm
+    }
+
+    /// Boots a guest with one vCPU and these interfaces, and waits for its shell.
     pub fn boot(&self, guest: Guest, interfaces: &[Value]) -> Vm {
         let mut vm = self.empty_vm();
         configure(&mut vm, guest, interfaces);

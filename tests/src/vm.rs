@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
 use tempfile::TempDir;
 use vm_agent::patience::Patience;
 use vmgenie::api::wire::{GenerationWait, GenerationChoice, GenerationWaited, Missing, SnapshotLoad};
 use vmgenie::client::Client;
 
+use crate::booted::Booted;
 use crate::console::Console;
 use crate::guest::{self, Guest};
 use crate::process::end_within;
@@ -110,6 +112,21 @@ impl Boot {
         std::io::Write::write_all(&mut file, &archive).expect("room for the initramfs");
         let mut vm = self.start_with(Some(file.path()));
         vm.wait_ready();
+        vm
+    }
+
+    /// A guest like that one in a VMM that is restored from a snapshot, which the first test that asks for such a guest takes: for tests that
+    /// are not about booting.
+    ///
+    /// # Panics
+    /// Where an option is none of the machine that a snapshot has.
+    pub fn booted(self) -> Vm {
+        for option in &self.extra {
+            assert_eq!(option, "--entropy", "not part of a snapshot");
+        }
+        let booted = Booted::of(&format!("{self:?}"), || self.ready());
+        let mut vm = Vm::empty();
+        booted.restore_into(&mut vm, &json!({}));
         vm
     }
 
