@@ -16,9 +16,9 @@ const TOTAL: u32 = 8;
 /// How many times slower the time of something that computes goes, although it shows nothing.
 const WORKING: u32 = 3;
 /// The steps of the piece of work.
-const STEPS: u32 = 100_000;
+const STEPS: u32 = 200_000;
 /// How long the piece takes in an emulated host on a quiet machine.
-const EMULATED: Duration = Duration::from_micros(300);
+const EMULATED: Duration = Duration::from_micros(600);
 /// The slowest that a machine is believed to be.
 const SLOWEST: f64 = 30.0;
 
@@ -107,18 +107,18 @@ impl Patience {
 
 /// So much wall time as this machine takes now for what a quiet one does in `limit`: where a limit has to be told to somebody else.
 pub fn stretched(limit: Duration) -> Duration {
-    (0..10).for_each(|_| {
-        slowness();
-    });
-    limit.mul_f64(slowness())
+    const PIECES: u32 = 20;
+    let slowness: f64 = (0..PIECES).map(|_| timed_work()).sum();
+    limit.mul_f64((slowness / f64::from(PIECES)).clamp(1.0, SLOWEST))
 }
 
 /// How many times slower than a quiet machine this one is, of late; at least 1.
 fn slowness() -> f64 {
     /// What the newest piece of work counts.
-    const NEWEST: f64 = 0.2;
+    const NEWEST: f64 = 0.1;
     static OF_LATE: Mutex<f64> = Mutex::new(1.0);
-    let now = timed_work();
+    // One piece tells little: the processor was taken away in the midst of it, or not.
+    let now = timed_work().min(SLOWEST);
     let mut of_late = OF_LATE.lock().unwrap_or_else(PoisonError::into_inner);
     *of_late += (now - *of_late) * NEWEST;
     of_late.clamp(1.0, SLOWEST)
