@@ -13,6 +13,8 @@ use crate::{Numbering, Subject};
 const PAUSE: Duration = Duration::from_millis(200);
 /// The same as a limit in milliseconds.
 const LIMIT: u64 = 200;
+/// When something that happens at once has happened on any machine, however busy.
+const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn wait(subject: Subject<'_>) -> Outcome {
     let (caller, other) = (subject.open()?, subject.open()?);
@@ -32,7 +34,7 @@ pub(crate) fn wait(subject: Subject<'_>) -> Outcome {
     )?;
     holds(
         "a wait lasts no longer than that",
-        start.elapsed() < 5 * PAUSE,
+        start.elapsed() < SOON,
     )?;
     for limit in [0, 60_000, u64::MAX, u64::MAX / 1_000_000 + 2, 1 << 63] {
         let new = subject.next(&other)?;
@@ -146,7 +148,7 @@ pub(crate) fn blocked_read(subject: Subject<'_>) -> Outcome {
         };
         wanted("the blocked read", read, Ok(before.wrapping_add(1)))?;
         let took = end.saturating_duration_since(start);
-        holds("it is woken within a second", took < Duration::from_secs(1))
+        holds("it is woken at once", took < SOON)
     })?;
     wanted(
         "acknowledgement",
