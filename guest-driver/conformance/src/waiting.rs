@@ -32,10 +32,7 @@ pub(crate) fn wait(subject: Subject<'_>) -> Outcome {
         "a wait lasts as long as it was told",
         start.elapsed() >= PAUSE,
     )?;
-    holds(
-        "a wait lasts no longer than that",
-        start.elapsed() < SOON,
-    )?;
+    holds("a wait lasts no longer than that", start.elapsed() < SOON)?;
     for limit in [0, 60_000, u64::MAX, u64::MAX / 1_000_000 + 2, 1 << 63] {
         let new = subject.next(&other)?;
         wanted("acknowledgement", caller.acknowledge(new), Ok(4))?;
