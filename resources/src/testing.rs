@@ -66,7 +66,11 @@ pub(crate) fn run(options: Options) -> Result<i32> {
     let mut tests = Vec::new();
     if let Some((line, place)) = place {
         lines.push(line);
-        if let Some(place) = place {
+        if let Err(error) = &place {
+            // Once more, where it is read: the unit part has told a lot since.
+            eprintln!("error: no tests on KVM, because the setup failed: {error:#}");
+        }
+        if let Ok(place) = place {
             let begun = Instant::now();
             let result = vm_part(&options, &place);
             if let Err(error) = &result {
@@ -93,7 +97,7 @@ pub(crate) fn run(options: Options) -> Result<i32> {
 fn parts<T: Send>(
     unit: Option<impl FnOnce() -> Vec<Line>>,
     make: Option<impl FnOnce() -> Result<T> + Send>,
-) -> (Vec<Line>, Option<(Line, Option<T>)>) {
+) -> (Vec<Line>, Option<(Line, Result<T>)>) {
     thread::scope(|scope| {
         let made = make.map(|make| {
             scope.spawn(move || {
@@ -108,7 +112,7 @@ fn parts<T: Send>(
                     seconds: begun.elapsed().as_secs_f64(),
                     count: None,
                 };
-                (line, made.ok())
+                (line, made)
             })
         });
         let lines = unit.map(|unit| unit()).unwrap_or_default();
@@ -326,11 +330,12 @@ mod tests {
         };
         let (lines, place) = parts(Some(unit), Some(make));
         let (setup, place) = place.unwrap();
-        assert_eq!((lines.len(), setup.passed, place), (1, false, None));
+        assert_eq!((lines.len(), setup.passed), (1, false));
+        assert_eq!(place.unwrap_err().to_string(), "no such package");
         let (lines, place) = parts(None::<fn() -> Vec<Line>>, Some(|| Ok(7)));
-        assert_eq!((lines.len(), place.unwrap().1), (0, Some(7)));
+        assert_eq!((lines.len(), place.unwrap().1.unwrap()), (0, 7));
         let (lines, place) = parts(Some(|| vec![line()]), None::<fn() -> Result<()>>);
-        assert_eq!((lines.len(), place), (1, None));
+        assert!(lines.len() == 1 && place.is_none());
     }
 
     fn plan() -> TestPlan {
