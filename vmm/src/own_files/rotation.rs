@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock};
 /// From how many bytes on the log is put aside, and a new one begun.
 const LARGE: u64 = 8 << 20;
 /// How many bytes are written between two looks at its length.
-const LOOK: u64 = 16 << 10;
+const LOOK: u64 = 4 << 10;
 
 struct Log {
     path: PathBuf,
