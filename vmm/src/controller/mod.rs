@@ -10,11 +10,11 @@ mod signals;
 mod snapshots;
 
 use std::fmt::Write as _;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
@@ -31,7 +31,7 @@ use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
 use crate::metrics::{DEVICES, MetricsFile};
-use crate::snapshot;
+use crate::snapshot::{self, NamedFile};
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 use monitoring::Measured;
@@ -439,21 +439,19 @@ fn check_drive(drive: &DriveConfig) -> std::io::Result<()> {
     }
 }
 
+/// Whether the file could be opened. It is not: that does something to devices, and to overlays on overlayfs.
 fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(write)
-        // Without it the open of a named pipe would wait for its writer.
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path)?;
-    let kind = file.metadata()?.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(());
+    if !NamedFile::at(path)?.is_file_or_block_device() {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "neither a regular file nor a block device",
+        ));
     }
-    Err(std::io::Error::new(
-        std::io::ErrorKind::InvalidInput,
-        "neither a regular file nor a block device",
-    ))
+    let wanted = match write {
+        true => Access::READ_OK | Access::WRITE_OK,
+        false => Access::READ_OK,
+    };
+    Ok(accessat(CWD, path, wanted, AtFlags::EACCESS)?)
 }
 
 /// The whole chain of an error, as the client is told it.
