@@ -165,7 +165,10 @@ impl FailingFileSystem {
     /// An empty one. It has no journal: what is not synced is not there after a crash.
     pub fn new() -> Self {
         let disk = FailingDisk::filled_with(0);
-        let made = Command::new("mke2fs").arg(disk.path()).output();
+        let made = Command::new("mke2fs")
+            .args(["-b", "4096"])
+            .arg(disk.path())
+            .output();
         let made = made.expect("the program mke2fs");
         assert!(made.status.success(), "{made:?}");
         let dir = tempfile::tempdir().expect("a temporary directory");
