@@ -17,6 +17,7 @@ pub mod machine;
 pub mod metrics;
 mod own_files;
 pub mod registry;
+pub mod report;
 pub mod snapshot;
 pub mod terminal;
 mod unix_socket;

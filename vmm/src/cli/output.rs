@@ -9,19 +9,9 @@ use serde::Serialize;
 
 use super::Failure;
 
-/// An error with everything that caused it.
+/// An error with everything that caused it, as it may go to a terminal.
 pub(super) fn report(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // Some errors repeat their cause in their own message.
-        if !text.ends_with(&message) {
-            text.push_str(": caused by: ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
+    let text = crate::report::report(error);
     text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 

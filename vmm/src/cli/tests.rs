@@ -2,7 +2,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use thiserror::Error;
 
 use super::args::{Generation, LogLevel, OnReboot};
 use super::*;
@@ -284,32 +283,6 @@ fn numbers_are_shown_with_units() {
     assert_eq!(units::bytes(1023), "1023 B");
     assert_eq!(units::bytes(33 << 20), "33.0 MiB");
     assert_eq!(units::bytes(u64::MAX), "16777216.0 TiB");
-}
-
-#[derive(Debug, Error)]
-enum Nested {
-    #[error("the disk is full")]
-    Inner,
-    #[error("could not write")]
-    Outer(#[source] Box<Nested>),
-    #[error("{0}")]
-    Transparent(#[source] Box<Nested>),
-}
-
-#[test]
-fn an_error_is_shown_with_its_causes_each_once() {
-    let inner = || Box::new(Nested::Inner);
-    assert_eq!(report(&Nested::Inner), "the disk is full");
-    let outer = Nested::Outer(inner());
-    assert_eq!(
-        report(&outer),
-        "could not write: caused by: the disk is full"
-    );
-    let transparent = Nested::Transparent(Box::new(Nested::Outer(inner())));
-    assert_eq!(
-        report(&transparent),
-        "could not write: caused by: the disk is full"
-    );
 }
 
 #[test]

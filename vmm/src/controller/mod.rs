@@ -9,7 +9,6 @@ mod run;
 mod signals;
 mod snapshots;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +30,7 @@ use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
 use crate::metrics::{DEVICES, MetricsFile};
+use crate::report::report;
 use crate::snapshot::{self, NamedFile};
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
@@ -455,16 +455,6 @@ fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
 }
 
 /// The whole chain of an error, as the client is told it.
-fn refused(error: impl std::error::Error) -> CommandError {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // Some errors of other crates repeat their cause.
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    CommandError(text)
+fn refused(error: impl std::error::Error + 'static) -> CommandError {
+    CommandError(report(&error))
 }

@@ -1,4 +1,4 @@
-//! The gate in front of all vCPUs: who may run, and the proof that nobody does.
+//! The gate in front of all vCPUs: who may run. The proof that nobody does is [`super::vcpus::Standstill`], which stands on it.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -235,6 +235,42 @@ mod tests {
     }
 
     #[test]
+    fn every_part_is_in_the_document_of_the_format_with_its_version() {
+        use crate::machine::virtio::files::DriveFilePart;
+        use crate::machine::virtio::state::{
+            BlockPart, DevicesPart, EntropyPart, NetPart, TransportPart, VsockPart,
+        };
+
+        fn row<P: Part>() -> String {
+            format!("| `{}`| {} |", P::TAG, P::VERSION)
+        }
+        let document = include_str!("../../../docs/snapshot-format.md");
+        let document = document
+            .replace("` |", "`|")
+            .replace("`, one for each vCPU |", "`|");
+        for row in [
+            row::<MachineState>(),
+            row::<VcpuState>(),
+            row::<PlatformState>(),
+            row::<PmPart>(),
+            row::<SerialPart>(),
+            row::<VmGenIdPart>(),
+            row::<SysGenPart>(),
+            row::<VmClockPart>(),
+            row::<FwCfgPart>(),
+            row::<DevicesPart>(),
+            row::<TransportPart>(),
+            row::<DriveFilePart>(),
+            row::<BlockPart>(),
+            row::<NetPart>(),
+            row::<VsockPart>(),
+            row::<EntropyPart>(),
+        ] {
+            assert!(document.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn a_state_file_gives_back_the_instance_data_and_no_string_that_is_none() {
         use vmgenie_devices::Persist;
         let device = FwCfg::new(InstanceData::new("web-1").unwrap());

@@ -2,7 +2,6 @@
 //!
 //! What the file system says of itself is not believed where it is known that much memory would be taken for it. The rest is in the bounds of the process.
 
-use std::error::Error as _;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
@@ -93,10 +92,7 @@ pub(crate) fn reader_main(limit: Option<u64>) -> ExitCode {
     let Err(error) = read(limit) else {
         return ExitCode::SUCCESS;
     };
-    let mut reason = error.to_string();
-    if let Some(cause) = error.source() {
-        reason += &format!(": {cause}");
-    }
+    let reason = crate::report::report(&error);
     let told = own(stdout().as_fd()).and_then(|mut to| {
         to.set_len(0)?;
         to.rewind()?;
