@@ -50,13 +50,16 @@ static PREVIOUS: [AtomicPtr<libc::sigaction>; 32] = [const { AtomicPtr::new(ptr:
 
 fn handle(signal: libc::c_int) {
     // SAFETY: an all-zero sigaction is a valid one. sigaction() writes `previous` and reads
-    // `action`, both of which live through the call. The handler is async-signal-safe; it runs on
-    // the alternate stack where there is one.
+    // `action`, both of which live through the call. The handler is async-signal-safe.
     unsafe {
         let mut previous: libc::sigaction = std::mem::zeroed();
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_SIGINFO;
+        action.sa_flags = libc::SA_NODEFER | libc::SA_SIGINFO;
+        if signal == libc::SIGSEGV {
+            // The stack may have run over. The other one is small: what is called there formats nothing by `core::fmt`.
+            action.sa_flags |= libc::SA_ONSTACK;
+        }
         if libc::sigaction(signal, ptr::null(), &mut previous) != 0 {
             return;
         }
@@ -64,6 +67,17 @@ fn handle(signal: libc::c_int) {
             slot.store(Box::into_raw(Box::new(previous)), Ordering::SeqCst);
             libc::sigaction(signal, &action, ptr::null_mut());
         }
+    }
+}
+
+/// Ends the process if it has touched guest memory at an address that cannot be had from its file any more.
+fn end_if_lost(address: usize) {
+    if let Some(loss) = loss_at(address) {
+        let mut line = Text::<512>::new();
+        let _ = write!(line, "{loss}");
+        say(&mut line);
+        // SAFETY: ends the process without running anything of it.
+        unsafe { libc::_exit(FAILURE) };
     }
 }
 
@@ -77,16 +91,9 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     terminal::restore();
     // SAFETY: the kernel's, valid while the handler runs.
     let info = unsafe { &*info };
-    let mut line = Text::<512>::new();
     if info.si_code > 0 && signal == libc::SIGBUS {
         // SAFETY: a SIGBUS of the kernel's has an address.
-        let address = unsafe { info.si_addr() };
-        if let Some(loss) = loss_at(address.addr()) {
-            let _ = write!(line, "{loss}");
-            say(&mut line);
-            // SAFETY: ends the process without running anything of it.
-            unsafe { libc::_exit(FAILURE) };
-        }
+        end_if_lost(unsafe { info.si_addr() }.addr());
     }
     static ENTERED: AtomicBool = AtomicBool::new(false);
     if ENTERED.swap(true, Ordering::SeqCst) {
@@ -98,13 +105,14 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     let name = SIGNALS.iter().find(|(number, _)| *number == signal);
     let name = name.map_or("a signal", |(_, name)| name);
     let previous = slot(signal).map_or(ptr::null_mut(), |slot| slot.load(Ordering::SeqCst));
+    let mut line = Text::<128>::new();
     if info.si_code > 0 {
         // SAFETY: all signals of the kernel's that are handled here have an address, or none that is used.
-        let address = unsafe { info.si_addr() };
-        let _ = write!(
-            line,
-            "{name} at address {address:p}: this is a fault in vmgenie"
-        );
+        let address = unsafe { info.si_addr() }.addr();
+        line.push(name);
+        line.push(" at address 0x");
+        line.push_number(address as u64, 16, 1);
+        line.push(": this is a fault in vmgenie");
         say(&mut line);
         // A faulting instruction is executed again when we return, and meets the previous action with the true address.
         // SAFETY: `previous` is null (then nothing changes) or points to a sigaction that `handle` leaked.
@@ -113,11 +121,14 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     }
     // SAFETY: a signal that a process has sent tells which; getpid cannot fail.
     let (from, own) = unsafe { (info.si_pid(), libc::getpid()) };
+    line.push("ended by ");
+    line.push(name);
     if from != own {
-        let _ = write!(line, "ended by {name}, which the process {from} has sent");
+        line.push(", which the process ");
+        line.push_number(from.unsigned_abs().into(), 10, 1);
+        line.push(" has sent");
         say(&mut line);
     } else {
-        let _ = write!(line, "ended by {name}");
         log(&mut line);
     }
     // Rust's own handler would let the process go on, because it waits for the instruction that does not come.
@@ -165,21 +176,17 @@ fn write_log(text: &str) {
         return;
     }
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let now = Utc(now.tv_sec, now.tv_nsec);
-    let mut before = Text::<96>::new();
-    let after = match LOG_IS_JSON.load(Ordering::SeqCst) {
-        true => {
-            let _ = write!(
-                before,
-                r#"{{"timestamp":"{now}","level":"ERROR","message":""#
-            );
-            "\"}\n"
-        }
-        false => {
-            let _ = write!(before, "{now} ERROR ");
-            "\n"
-        }
-    };
+    let (mut before, mut after) = (Text::<96>::new(), "\n");
+    let json = LOG_IS_JSON.load(Ordering::SeqCst);
+    before.push(if json { r#"{"timestamp":""# } else { "" });
+    before.push_time(now.tv_sec, now.tv_nsec);
+    before.push(match json {
+        true => r#"","level":"ERROR","message":""#,
+        false => " ERROR ",
+    });
+    if json {
+        after = "\"}\n";
+    }
     write_to(file, before.text(), text, after);
 }
 
@@ -211,6 +218,56 @@ impl<const N: usize> Text<N> {
         std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
     }
 
+    fn push(&mut self, text: &str) {
+        let room = N - self.len;
+        let fits = (0..=room.min(text.len()))
+            .rev()
+            .find(|end| text.is_char_boundary(*end));
+        let text = &text.as_bytes()[..fits.unwrap_or(0)];
+        self.bytes[self.len..self.len + text.len()].copy_from_slice(text);
+        self.len += text.len();
+    }
+
+    /// At least `width` digits, at most 20.
+    fn push_number(&mut self, mut number: u64, base: u64, width: usize) {
+        let mut digits = [b'0'; 20];
+        let mut first = digits.len();
+        while number > 0 {
+            first -= 1;
+            digits[first] = b"0123456789abcdef"[(number % base) as usize];
+            number /= base;
+        }
+        let first = first.min(digits.len() - width);
+        self.push(std::str::from_utf8(&digits[first..]).unwrap_or_default());
+    }
+
+    /// Seconds since 1970 and nanoseconds in UTC, as the log's other lines have them.
+    fn push_time(&mut self, seconds: i64, nanoseconds: i64) {
+        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        // Howard Hinnant's civil_from_days: eras of 400 years that begin in March.
+        let day = days + 719_468;
+        let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year + year / 4 - year / 100);
+        let month = (5 * of_year + 2) / 153;
+        let date = of_year - (153 * month + 2) / 5 + 1;
+        let month = if month < 10 { month + 3 } else { month - 9 };
+        let year = era * 400 + year + i64::from(month <= 2);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        for (number, width, behind) in [
+            (year, 4, "-"),
+            (month, 2, "-"),
+            (date, 2, "T"),
+            (hour, 2, ":"),
+            (minute, 2, ":"),
+            (second, 2, "."),
+            (nanoseconds / 1000, 6, "Z"),
+        ] {
+            self.push_number(number.unsigned_abs(), 10, width);
+            self.push(behind);
+        }
+    }
+
     /// What cannot stand in a JSON string becomes a question mark.
     fn make_plain(&mut self) {
         for byte in &mut self.bytes[..self.len] {
@@ -223,39 +280,8 @@ impl<const N: usize> Text<N> {
 
 impl<const N: usize> Write for Text<N> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = N - self.len;
-        let fits = (0..=room.min(text.len()))
-            .rev()
-            .find(|end| text.is_char_boundary(*end));
-        let text = &text.as_bytes()[..fits.unwrap_or(0)];
-        self.bytes[self.len..self.len + text.len()].copy_from_slice(text);
-        self.len += text.len();
+        self.push(text);
         Ok(())
-    }
-}
-
-/// Seconds since 1970 and nanoseconds, as the log's other lines have them.
-struct Utc(i64, i64);
-
-impl fmt::Display for Utc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(seconds, nanoseconds) = *self;
-        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-        // Howard Hinnant's civil_from_days: eras of 400 years that begin in March.
-        let day = days + 719_468;
-        let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
-        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year + year / 4 - year / 100);
-        let month = (5 * of_year + 2) / 153;
-        let date = of_year - (153 * month + 2) / 5 + 1;
-        let month = if month < 10 { month + 3 } else { month - 9 };
-        let year = era * 400 + year + i64::from(month <= 2);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let micro = nanoseconds / 1000;
-        write!(
-            f,
-            "{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}Z"
-        )
     }
 }
 
