@@ -60,12 +60,12 @@ fn handle(signal: libc::c_int) {
             // The stack may have run over. The other one is small: what is called there formats nothing by `core::fmt`.
             action.sa_flags |= libc::SA_ONSTACK;
         }
-        if libc::sigaction(signal, ptr::null(), &mut previous) != 0 {
-            return;
-        }
-        if let Some(slot) = slot(signal) {
+        let done = libc::sigaction(signal, &action, &mut previous) == 0;
+        if done
+            && previous.sa_sigaction != libc::SIG_DFL
+            && let Some(slot) = slot(signal)
+        {
             slot.store(Box::into_raw(Box::new(previous)), Ordering::SeqCst);
-            libc::sigaction(signal, &action, ptr::null_mut());
         }
     }
 }
@@ -115,8 +115,13 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
         line.push(": this is a fault in vmgenie");
         say(&mut line);
         // A faulting instruction is executed again when we return, and meets the previous action with the true address.
-        // SAFETY: `previous` is null (then nothing changes) or points to a sigaction that `handle` leaked.
-        unsafe { libc::sigaction(signal, previous, ptr::null_mut()) };
+        // SAFETY: `previous` is null or points to a sigaction that `handle` leaked; both calls are async-signal-safe.
+        unsafe {
+            match previous.is_null() {
+                true => libc::signal(signal, libc::SIG_DFL),
+                false => libc::sigaction(signal, previous, ptr::null_mut()) as usize,
+            }
+        };
         return;
     }
     // SAFETY: a signal that a process has sent tells which; getpid cannot fail.

@@ -11,7 +11,7 @@ use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{Command, LoadSnapshot};
 use crate::controller::{Outcome, RunError, RunOptions};
-use crate::{controller, fatal, own_files, terminal};
+use crate::{controller, own_files, terminal};
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
 /// distribution is at ease with for one of its own.
@@ -94,7 +94,6 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
 
 /// Is the VMM until its end.
 pub(super) fn become_vmm(options: RunOptions) -> Result<(), RunError> {
-    fatal::install();
     let outcome = controller::run(options);
     // Whatever the VMM has done to the terminal, what is printed from here on is for people.
     terminal::restore();

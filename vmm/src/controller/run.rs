@@ -17,7 +17,7 @@ use super::signals::{EndSignals, ignore_file_size_signal};
 use super::{Controller, StartError};
 use crate::api::{self, ApiError, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
-use crate::fatal::MemoryLoss;
+use crate::fatal::{self, MemoryLoss};
 use crate::machine::HostError;
 use crate::machine::events::{EventSender, MachineEvent};
 use crate::machine::virtio::VirtioEvents;
@@ -122,6 +122,8 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
         None => None,
     };
+    // Who waits for the socket waits for nothing else.
+    fatal::install();
     let _registered = registry::register(&options.id, options.api_socket.as_deref());
     start(&mut controller, &options)?;
     let stdin = io::stdin();

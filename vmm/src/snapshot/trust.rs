@@ -8,6 +8,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -82,7 +83,8 @@ fn io_error(error: Errno) -> io::Error {
 }
 
 fn judge(what: &'static str, path: &Path, metadata: &Metadata) -> Option<Distrust> {
-    let own = rustix::process::geteuid().as_raw();
+    static OWN: OnceLock<u32> = OnceLock::new();
+    let own = *OWN.get_or_init(|| rustix::process::geteuid().as_raw());
     let path = || path.to_owned();
     let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     if uid != own && uid != 0 {
