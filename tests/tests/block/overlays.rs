@@ -135,7 +135,7 @@ fn a_snapshot_with_copies_of_its_drives_is_good_when_the_machine_has_gone_on() {
             json!({ "changed_drives": "refuse" }),
             "it has been written to",
         ),
-        (json!({ "host_paths": "named-only" }), "does not name"),
+        (json!({ "host_paths": "named-only" }), "was not named"),
     ] {
         let request = load(&plain, &json!([]), &fields);
         refused_with(&mut late.client, "PUT /snapshot/load", request, part);
@@ -183,7 +183,7 @@ fn the_command_line_tells_what_it_opens_and_refuses_what_was_not_named() {
     assert_eq!(status, Some(1));
     let opens = format!("opens drive data: {:?}\n", image.path());
     assert!(
-        told.starts_with(&opens) && told.contains("does not name"),
+        told.starts_with(&opens) && told.contains("was not named"),
         "{told}"
     );
     fs::write(image.path(), vec![1; 16 << 20]).unwrap();
