@@ -1,8 +1,10 @@
-//! Loads for guests. This: moves bytes between a guest and its host over a stream, and checks each of them; [`disk`]: disks.
+//! Loads for guests. This: moves bytes between a guest and its host over a stream, and checks each of them; [`disk`]: disks;
+//! [`clock`]: looks whether clocks go right.
 //!
 //! The server runs in the guest, the client where the test or the benchmark runs, or the other way round. A connection begins with one
 //! byte that says what is wanted and a u64, little-endian, with the number of bytes.
 
+pub mod clock;
 pub mod disk;
 
 use std::io::{self, Read, Write};

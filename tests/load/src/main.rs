@@ -5,13 +5,15 @@ use std::net::{Shutdown, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use guest_load::disk::{self, Timing};
-use guest_load::{download, send, serve, serve_all, upload, vsock};
+use guest_load::{clock, download, send, serve, serve_all, upload, vsock};
 
 const USAGE: &str = "usage: guest-load serve PORT
        guest-load churn DISK WORKERS STOP-FILE
        guest-load log DISK
+       guest-load clock PROCESSORS SECONDS [STOP-FILE]
        guest-load time DISK read|write random|sequential BYTES COUNT WORKERS
        guest-load vsock-cid
        guest-load vsock-serve PORT
@@ -58,6 +60,13 @@ fn run(words: &[&str]) -> Option<io::Result<()>> {
             let took = disk::time(Path::new(disk), timing);
             took.map(|took| tell(&format!("nanoseconds {}", took.as_nanos())))
         }
+        ["clock", processors, seconds] => {
+            watch_clock(processors.parse().ok()?, seconds.parse().ok()?, None)
+        }
+        ["clock", processors, seconds, stop] => {
+            let stop = Some(Path::new(stop));
+            watch_clock(processors.parse().ok()?, seconds.parse().ok()?, stop)
+        }
         ["vsock-cid"] => vsock::local_cid().map(|cid| println!("{cid}")),
         ["vsock-serve", port] => serve_vsock(port.parse().ok()?),
         ["vsock-upload", port, bytes, connections] => {
@@ -80,6 +89,16 @@ fn run(words: &[&str]) -> Option<io::Result<()>> {
         ["vsock-hold", port] => hold(port.parse().ok()?),
         _ => return None,
     })
+}
+
+fn watch_clock(processors: usize, seconds: u64, stop: Option<&Path>) -> io::Result<()> {
+    tell("ready");
+    let seen = clock::watch(processors, Duration::from_secs(seconds), stop)?;
+    tell(&format!(
+        "reads {} backwards {} worst_ns {} largest_step_ns {}",
+        seen.reads, seen.backwards, seen.worst_ns, seen.largest_step_ns
+    ));
+    Ok(())
 }
 
 fn serve_tcp(port: u16) -> io::Result<()> {
