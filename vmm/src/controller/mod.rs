@@ -22,13 +22,13 @@ use crate::boot;
 use crate::config::{
     BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig,
 };
-use crate::generation::{GenerationError, LastGeneration};
+use crate::generation::LastGeneration;
 use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
 use crate::machine::console_history::ConsoleHistory;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
-use crate::machine::{BuildError, Host, HostError, Machine, MachineIo};
+use crate::machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
 use crate::metrics::{DEVICES, MetricsFile};
 use crate::report::report;
 use crate::snapshot::{self, NamedFile};
@@ -56,9 +56,9 @@ pub enum StartError {
     /// The kernel command line has no room for the root drive.
     #[error("could not tell the kernel of its root drive")]
     Cmdline(#[from] ConfigError),
-    /// Its generation.
-    #[error("could not begin the machine's generation")]
-    Generation(#[from] GenerationError),
+    /// The machine could not go on.
+    #[error("could not let the machine run")]
+    Resume(#[from] ResumeError),
 }
 
 /// What a machine that boots again keeps of its last life.

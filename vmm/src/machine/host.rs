@@ -4,7 +4,7 @@ use kvm_bindings::{KVM_CAP_SREGS2, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
-use super::{cpuid, layout, vcpu};
+use super::{cpuid, layout, platform, vcpu};
 
 /// The only KVM API version there is.
 const KVM_API_VERSION: i32 = 12;
@@ -133,6 +133,8 @@ impl Host {
             .map_err(|e| HostError::Kvm("set the address of the identity map", e))?;
         vm.set_tss_address(layout::KVM_TSS)
             .map_err(|e| HostError::Kvm("set the address of the TSS", e))?;
+        // They would not be part of a snapshot.
+        platform::have_counters(&vm, false);
         Ok(vm)
     }
 }

@@ -3,6 +3,7 @@
 pub mod backends;
 mod boot_state;
 pub(crate) mod boot_timer;
+mod clock;
 pub mod console;
 pub mod console_history;
 mod cpuid;
@@ -41,6 +42,7 @@ use crate::fatal::MemoryLoss;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
 use boot_state::BootStateError;
+use clock::{ClockError, GuestTime};
 use console::ConsoleOutput;
 pub use devices::DeviceError;
 use devices::Devices;
@@ -109,6 +111,17 @@ pub enum BuildError {
     Virtio(#[from] VirtioError),
 }
 
+/// Why a machine could not go on. Its vCPUs stand still.
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    /// Its new generation.
+    #[error("could not begin the machine's new generation")]
+    Generation(#[from] GenerationError),
+    /// Its time.
+    #[error("could not set the guest's time")]
+    Clock(#[from] ClockError),
+}
+
 /// Where a machine's console and events go.
 #[derive(Debug)]
 pub struct MachineIo {
@@ -147,6 +160,8 @@ pub struct Machine {
     pit: bool,
     /// An attempt to begin a new generation has failed: guest memory may hold half an ID, and no vCPU may run.
     generation_owed: bool,
+    /// The guest's time when the vCPUs stopped, from which they will go on. None while they run, and before they first have.
+    stopped_at: Option<GuestTime>,
 }
 
 impl Machine {
@@ -203,28 +218,49 @@ impl Machine {
             config,
             pit,
             generation_owed: false,
+            stopped_at: None,
         })
     }
 
     /// Lets the vCPUs run. A machine whose new generation could not be begun gets another attempt first.
     ///
     /// # Errors
-    /// That attempt has failed as well; the vCPUs stand still.
-    pub fn resume(&mut self, host: &Host) -> Result<(), GenerationError> {
+    /// That attempt has failed as well, or KVM refuses the guest's time; the vCPUs stand still.
+    pub fn resume(&mut self, host: &Host) -> Result<(), ResumeError> {
         if self.generation_owed {
             self.begin_generation()?;
+        }
+        if let (Some(time), Some(standstill)) = (self.stopped_at, self.vcpus.standstill()) {
+            time.set(&self.vm, standstill)?;
+            self.stopped_at = None;
+            self.devices.pm().let_timer_run(true);
         }
         self.vcpus.run(host);
         self.devices.virtio.wake_if_pending();
         Ok(())
     }
 
-    /// Stops the vCPUs.
+    /// Stops the vCPUs, and the guest's time with them.
     ///
     /// # Errors
     /// One waits for a device. All go on.
     pub fn pause(&mut self) -> Result<(), StillRunning> {
-        self.vcpus.stop()
+        if !self.is_running() {
+            return Ok(());
+        }
+        self.vcpus.stop()?;
+        self.devices.pm().let_timer_run(false);
+        self.stopped_at = self.vcpus.standstill().and_then(|standstill| {
+            GuestTime::read(&self.vm, standstill)
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "the guest's time goes on while it stands still");
+                })
+                .ok()
+        });
+        if self.stopped_at.is_none() {
+            self.devices.pm().let_timer_run(true);
+        }
+        Ok(())
     }
 
     /// Do the vCPUs run?
@@ -303,7 +339,7 @@ impl Machine {
 
     /// Begins a new generation; the vCPUs run afterwards if they ran before. After an error they stand still, until an attempt
     /// succeeds.
-    pub fn new_generation(&mut self, host: &Host) -> Result<Generation, GenerationError> {
+    pub fn new_generation(&mut self, host: &Host) -> Result<Generation, ResumeError> {
         let ran = self.is_running();
         self.pause()
             .map_err(|error| GenerationError::Running(error.into()))?;
@@ -311,7 +347,7 @@ impl Machine {
         if ran {
             self.resume(host)?;
         }
-        Ok(self.generation()?)
+        Ok(self.generation().map_err(GenerationError::from)?)
     }
 
     /// Begins a new generation of a machine that stands still.

@@ -1,8 +1,9 @@
-//! Interrupt controllers, kvm-clock and the PIT: what KVM has once for each VM.
+//! Interrupt controllers and the PIT: what KVM has once for each VM.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_clock_data, kvm_irqchip, kvm_pit_config,
+    KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
+    kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -38,15 +39,31 @@ pub(super) fn create(vm: &VmFd, pit: bool) -> Result<(), PlatformError> {
     Ok(())
 }
 
-/// Saves everything. No vCPU runs.
-pub(super) fn save(vm: &VmFd, pit: bool) -> Result<PlatformState, PlatformError> {
+/// Has the vCPUs that will be made have performance counters, or none. A KVM that cannot take them away (before Linux 5.18) leaves
+/// AMD's oldest ones, which no bit of CPUID tells of.
+pub(super) fn have_counters(vm: &VmFd, have: bool) {
+    let disable = if have { 0 } else { KVM_PMU_CAP_DISABLE };
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [disable.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    // Refused where there are none at all, too.
+    let _ = vm.enable_cap(&cap);
+}
+
+/// Saves everything; `clock` is what kvm-clock was when the vCPUs stopped.
+pub(super) fn save(
+    vm: &VmFd,
+    pit: bool,
+    clock: kvm_clock_data,
+) -> Result<PlatformState, PlatformError> {
     let mut irqchips = [kvm_irqchip::default(); 3];
     for (chip, id) in irqchips.iter_mut().zip(CHIPS) {
         chip.chip_id = id;
         vm.get_irqchip(chip)
             .map_err(at("get the state of an interrupt controller"))?;
     }
-    let clock = vm.get_clock().map_err(at("get the clock"))?;
     let pit = if pit {
         Some(vm.get_pit2().map_err(at("get the state of the PIT"))?)
     } else {
@@ -74,13 +91,4 @@ pub(super) fn restore(vm: &VmFd, state: &PlatformState) -> Result<(), PlatformEr
         vm.set_pit2(pit).map_err(at("set the state of the PIT"))?;
     }
     Ok(())
-}
-
-/// Lets the guest's clock go on from where it was saved.
-pub(super) fn restore_clock(vm: &VmFd, state: &PlatformState) -> Result<(), PlatformError> {
-    let clock = kvm_clock_data {
-        clock: state.clock.clock,
-        ..Default::default()
-    };
-    vm.set_clock(&clock).map_err(at("set the clock"))
 }

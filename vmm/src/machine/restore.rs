@@ -8,8 +8,8 @@ use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
 
 use super::backends::copy::{CopyError, make_drives};
+use super::clock::{self, ClockError, GuestTime};
 use super::devices::{DeviceError, Devices};
-use super::events::MachineEvent;
 use super::host_fit::{self, HostFitError};
 use super::memory::{Memory, MemoryError};
 use super::platform::{self, PlatformError};
@@ -59,6 +59,9 @@ pub enum RestoreError {
     /// Interrupt controllers, clock, PIT.
     #[error("could not restore the interrupt controllers")]
     Platform(#[from] PlatformError),
+    /// The guest's time.
+    #[error("could not restore the guest's time")]
+    Clock(#[from] ClockError),
     /// A vCPU could not be made.
     #[error("could not set up the vCPUs")]
     Vcpu(#[from] VcpuError),
@@ -121,11 +124,11 @@ impl Machine {
         // Before there are vCPUs: KVM need not wait for them with each doorbell.
         let (states, found) = (&saved.devices.virtio, located.found);
         let virtio = VirtioDevices::restore(&vm, memory.map(), wanted, found, states, &io.virtio)?;
-        let vcpus = (0..)
-            .zip(&saved.vcpus)
-            .map(|(index, state)| restore_vcpu(host, &vm, index, state))
-            .collect::<Result<Vec<_>, _>>()?;
-        platform::restore_clock(&vm, &saved.platform)?;
+        if saved.vcpus.iter().any(vcpu_state::counts_events) {
+            // An earlier version let guests have them.
+            platform::have_counters(&vm, true);
+        }
+        let vcpus = restore_vcpus(host, &vm, &saved.vcpus)?;
         let on_report = io.on_report();
         let devices = Devices::new(
             &vm,
@@ -143,9 +146,8 @@ impl Machine {
             saved.devices.fw_cfg.0.data,
         ));
         devices.sync_lines()?;
-        if let edge @ Some(_) = devices.pm().next_timer_edge() {
-            io.events.send(MachineEvent::PmTimer(edge));
-        }
+        // Until the vCPUs run, as the other clocks.
+        devices.pm().let_timer_run(false);
         let vcpus = VcpuSet::spawn(vcpus, &devices.bus, &io.events)?;
         let mut machine = Self {
             vcpus,
@@ -155,6 +157,7 @@ impl Machine {
             config: saved.config,
             pit,
             generation_owed: false,
+            stopped_at: Some(GuestTime::saved(&saved.platform.clock, &saved.vcpus, false)),
         };
         match request.generation {
             RestoreAs::New => machine.begin_generation()?,
@@ -181,20 +184,29 @@ fn instance_data(
     })
 }
 
-fn restore_vcpu(
-    host: &Host,
-    vm: &VmFd,
-    index: u8,
-    state: &VcpuState,
-) -> Result<Vcpu, RestoreError> {
+/// Makes all vCPUs and gives them their states. All are made first: making one more begins another reckoning of the TSC in KVM.
+fn restore_vcpus(host: &Host, vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>, RestoreError> {
+    let numbered = || (0..).zip(states);
+    let at = |index| move |source| RestoreError::VcpuState { index, source };
+    let vcpus = numbered()
+        .map(|(index, state)| make_vcpu(vm, index, state))
+        .collect::<Result<Vec<_>, _>>()?;
+    for ((index, state), vcpu) in numbered().zip(&vcpus) {
+        vcpu_state::set_tsc_khz(host, &vcpu.fd, state.tsc_khz).map_err(at(index))?;
+    }
+    let have_tsc = clock::restore_tscs(&vcpus, states)?;
+    for ((index, state), vcpu) in numbered().zip(&vcpus) {
+        vcpu_state::restore(host, &vcpu.fd, state, have_tsc).map_err(at(index))?;
+    }
+    Ok(vcpus)
+}
+
+fn make_vcpu(vm: &VmFd, index: u8, state: &VcpuState) -> Result<Vcpu, RestoreError> {
     let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| {
         RestoreError::Contradiction(format!(
             "vCPU {index} has {} CPUID entries",
             state.cpuid.len()
         ))
     })?;
-    let vcpu = Vcpu::new(vm, index, cpuid)?;
-    vcpu_state::restore(host, &vcpu.fd, state)
-        .map_err(|source| RestoreError::VcpuState { index, source })?;
-    Ok(vcpu)
+    Ok(Vcpu::new(vm, index, cpuid)?)
 }

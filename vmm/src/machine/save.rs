@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
+use super::clock::{ClockError, GuestTime};
 use super::platform::{self, PlatformError};
 use super::state::{MachineState, VcpuState};
 use super::vcpu_state::{self, VcpuStateError};
@@ -48,6 +49,9 @@ pub enum SaveError {
     /// Interrupt controllers, clock, PIT.
     #[error("could not save the interrupt controllers")]
     Platform(#[from] PlatformError),
+    /// The guest's time.
+    #[error("could not read the guest's time")]
+    Clock(#[from] ClockError),
     /// Encoding.
     #[error("could not encode the state")]
     Encode(#[from] WriteStateError),
@@ -94,7 +98,11 @@ impl Machine {
         }
         // First: what ends now raises its interrupt before the interrupt controllers are saved, if KVM is quick.
         self.devices.virtio.drain();
-        let vcpus = standstill
+        let time = match self.stopped_at {
+            Some(time) => time,
+            None => GuestTime::read(&self.vm, standstill)?,
+        };
+        let mut vcpus = standstill
             .vcpus()
             .map(|vcpu| {
                 vcpu_state::save(host, &vcpu.fd, &vcpu.cpuid).map_err(|source| SaveError::Vcpu {
@@ -103,7 +111,8 @@ impl Machine {
                 })
             })
             .collect::<Result<Vec<VcpuState>, _>>()?;
-        let platform = platform::save(&self.vm, self.pit)?;
+        time.put_into(&mut vcpus);
+        let platform = platform::save(&self.vm, self.pit, time.clock)?;
         let devices = self.devices.save(copies);
         let machine = MachineState {
             vcpus: self.config.vcpus(),

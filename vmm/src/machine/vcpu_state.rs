@@ -16,12 +16,16 @@ const KVMIO: u32 = 0xae;
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 
-const MSR_IA32_TSC: u32 = 0x10;
+pub(super) const MSR_IA32_TSC: u32 = 0x10;
+/// AMD's oldest performance counters, `PERF_CTL0` to `PERF_CTR3`.
+const MSR_K7_COUNTERS: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// `KVM_X86_REG_KVM(KVM_REG_GUEST_SSP)`: x86, 64 bits, type KVM (3), register 0.
 const REG_GUEST_SSP: u64 = 0x2030_0003_0000_0000;
 /// `CPUID.7.0:ECX`: shadow stacks.
 const LEAF7_ECX_SHADOW_STACK: u32 = 1 << 7;
+/// `CPUID.1:ECX`: there is `IA32_PERF_CAPABILITIES`.
+const LEAF1_ECX_PDCM: u32 = 1 << 15;
 /// The local APIC's timer register and its TSC-deadline mode, unmasked.
 const APIC_LVTT: usize = 0x320;
 const APIC_LVTT_MODE_AND_MASK: u32 = 0b111 << 16;
@@ -127,9 +131,13 @@ pub(super) fn save(host: &Host, fd: &VcpuFd, cpuid: &CpuId) -> Result<VcpuState,
     })
 }
 
-/// Restores a vCPU whose CPUID has been set.
-pub(super) fn restore(host: &Host, fd: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
-    set_tsc_khz(host, fd, state.tsc_khz)?;
+/// Restores a vCPU whose CPUID and TSC frequency have been set; with `has_tsc`, its TSC as well.
+pub(super) fn restore(
+    host: &Host,
+    fd: &VcpuFd,
+    state: &VcpuState,
+    has_tsc: bool,
+) -> Result<(), VcpuStateError> {
     set_sregs(host, fd, state)?;
     fd.set_regs(&state.regs).map_err(set("registers"))?;
     fd.set_xcrs(&state.xcrs)
@@ -139,7 +147,7 @@ pub(super) fn restore(host: &Host, fd: &VcpuFd, state: &VcpuState) -> Result<(),
         .map_err(set("debug registers"))?;
     // The timer's mode is in the local APIC; its deadline, an MSR, means something only afterwards.
     fd.set_lapic(&state.lapic).map_err(set("local APIC"))?;
-    set_msrs(fd, &ordered_msrs(state))?;
+    set_msrs(fd, &ordered_msrs(state, has_tsc))?;
     if let Some(pointer) = state.shadow_stack_pointer {
         fd.set_one_reg(REG_GUEST_SSP, &pointer.to_le_bytes())
             .map_err(set("shadow stack pointer"))?;
@@ -294,8 +302,15 @@ fn get_msrs(host: &Host, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, VcpuStateErr
     Ok(saved)
 }
 
-/// The snapshot's MSRs with the TSC before its deadline.
-fn ordered_msrs(state: &VcpuState) -> Vec<kvm_msr_entry> {
+/// Whether the guest knows of performance counters, or has used those that no bit of CPUID tells of.
+pub(super) fn counts_events(state: &VcpuState) -> bool {
+    let told = |e: &kvm_cpuid_entry2| e.function == 1 && e.ecx & LEAF1_ECX_PDCM != 0;
+    let used = |msr: &kvm_msr_entry| msr.data != 0 && MSR_K7_COUNTERS.contains(&msr.index);
+    state.cpuid.iter().any(told) || state.msrs.iter().any(used)
+}
+
+/// The snapshot's MSRs with the TSC before its deadline, and without the TSC if the vCPU has it.
+fn ordered_msrs(state: &VcpuState, has_tsc: bool) -> Vec<kvm_msr_entry> {
     let mut msrs: Vec<_> = state.msrs.clone();
     msrs.sort_by_key(|msr| msr.index == MSR_IA32_TSC_DEADLINE);
     let tsc = msrs
@@ -309,6 +324,9 @@ fn ordered_msrs(state: &VcpuState) -> Vec<kvm_msr_entry> {
     {
         // Disarmed, or expired with its interrupt still on the way: one tick too many is harmless, one too few is not.
         last.data = tsc;
+    }
+    if has_tsc {
+        msrs.retain(|msr| msr.index != MSR_IA32_TSC);
     }
     msrs
 }
@@ -383,7 +401,7 @@ fn get_shadow_stack_pointer(
 }
 
 /// Makes the TSC run at `wanted` kHz, where it does not already.
-fn set_tsc_khz(host: &Host, fd: &VcpuFd, wanted: u32) -> Result<(), VcpuStateError> {
+pub(super) fn set_tsc_khz(host: &Host, fd: &VcpuFd, wanted: u32) -> Result<(), VcpuStateError> {
     let own = fd.get_tsc_khz().unwrap_or(0);
     if wanted == 0 || own == 0 || own.abs_diff(wanted) <= own / TSC_TOLERANCE {
         return Ok(());
