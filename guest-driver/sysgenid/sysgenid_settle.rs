@@ -77,11 +77,16 @@ impl Settled {
     pub(crate) fn settle(&mut self, machine: &impl Machine) -> bool {
         let mut anything = false;
         loop {
+            let told = machine.told();
             let counter = machine.counter();
             let id = machine.id();
-            let settled = id == self.id && counter == machine.told();
+            let settled = id == self.id && counter == told;
             if settled && self.reseeded {
                 return anything;
+            }
+            if machine.told() != told {
+                // A request has moved the counter between the two looks, and no hypervisor.
+                continue;
             }
             self.reseeded = machine.reseed(&id);
             if settled {

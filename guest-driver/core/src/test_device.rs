@@ -96,6 +96,8 @@ pub(crate) struct Device {
     chain_bumps: bool,
     /// The number of restores when a generation of the hypervisor's was last begun.
     began_in: AtomicU32,
+    /// How many of them were begun.
+    begun: AtomicU32,
     /// All that were opened, to count again. The checker does not switch threads at this lock.
     opened: std::sync::Mutex<Vec<Shared>>,
 }
@@ -126,6 +128,7 @@ impl Device {
             settled: Mutex::new(None),
             rng: Rng::default(),
             began_in: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             opened: std::sync::Mutex::default(),
         })
     }
@@ -398,6 +401,12 @@ impl Machine for Device {
         unreachable!("it always is at once");
     }
 
+    fn adjust(&self) {
+        // Each restore is told once at most.
+        let (restores, begun) = (self.hypervisor.restores(), self.begun.load(Relaxed));
+        assert!(restores > begun, "a fork that was none");
+    }
+
     fn begin(&self, seen: u32) -> bool {
         let mut state = self.state.lock().unwrap();
         let before = state.told();
@@ -410,6 +419,7 @@ impl Machine for Device {
             assert_eq!(reseeded_in, moved_in, "reseeded in an older generation");
         }
         self.began_in.store(moved_in, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
         check_forwards(before, state.told());
         self.finish(state, wake);
         true
