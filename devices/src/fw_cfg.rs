@@ -21,7 +21,7 @@ use vm_device::{
     bus::{PioAddress, PioAddressOffset},
 };
 
-use crate::{DeviceState, Persist};
+use crate::{DeviceState, Persist, Restore};
 
 /// First I/O port, which the specification gives.
 pub const PORT_BASE: u16 = 0x510;
@@ -187,11 +187,14 @@ impl MutDevicePio for FwCfg {
 
 impl Persist for FwCfg {
     type State = FwCfgState;
-    type Error = std::convert::Infallible;
 
     fn save(&self) -> FwCfgState {
         self.0.clone()
     }
+}
+
+impl Restore for FwCfg {
+    type Error = std::convert::Infallible;
 
     /// Takes the registers alone: whether the string of the saved machine is this one's, the caller knows.
     fn restore(&mut self, state: &FwCfgState) -> Result<(), Self::Error> {

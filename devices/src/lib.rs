@@ -57,18 +57,23 @@ pub trait DeviceState: Clone + Debug + PartialEq + Serialize + DeserializeOwned 
     const VERSION: u16;
 }
 
-/// A device whose state goes into a snapshot and comes back out of it.
+/// A device whose state goes into a snapshot.
 pub trait Persist {
     /// The device's state.
     type State: DeviceState;
-    /// Why a state was refused.
-    type Error: std::error::Error + Send + Sync + 'static;
 
     /// The device's state at this instant.
     ///
     /// *Caller:* the snapshot code. *vCPUs:* paused. *Afterwards:* the device is unchanged, and may go
     /// on as if nothing had happened.
     fn save(&self) -> Self::State;
+}
+
+/// A device that is built first and then takes a saved state. (Those that tell of generations are built from their state: where they lie in guest
+/// memory is a part of it.)
+pub trait Restore: Persist {
+    /// Why a state was refused.
+    type Error: std::error::Error + Send + Sync + 'static;
 
     /// Makes the device what it was when `state` was saved.
     ///

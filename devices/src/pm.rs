@@ -26,7 +26,7 @@ use vm_device::{
 };
 use vmgenie_acpi::PmPorts;
 
-use crate::{DeviceState, InterruptLine, Persist};
+use crate::{DeviceState, InterruptLine, Persist, Restore};
 use timer::Timer;
 
 /// First I/O port of the block.
@@ -407,7 +407,6 @@ impl MutDevicePio for PowerManagement {
 
 impl Persist for PowerManagement {
     type State = PowerManagementState;
-    type Error = PmRestoreError;
 
     fn save(&self) -> PowerManagementState {
         let timer = if self.timer.edge_is_due() {
@@ -424,6 +423,10 @@ impl Persist for PowerManagement {
             timer_ns: self.timer.age_ns(),
         }
     }
+}
+
+impl Restore for PowerManagement {
+    type Error = PmRestoreError;
 
     fn restore(&mut self, state: &PowerManagementState) -> Result<(), PmRestoreError> {
         let check = |register, value: u16, mask: u16| match value & !mask {

@@ -24,7 +24,7 @@ use vm_superio::{
 };
 
 use crate::metrics::Counter;
-use crate::{DeviceState, InterruptLine, Persist, metrics_group};
+use crate::{DeviceState, InterruptLine, Persist, Restore, metrics_group};
 
 /// First I/O port.
 pub const PORT_BASE: u16 = 0x3f8;
@@ -261,7 +261,6 @@ impl<W: Write> MutDevicePio for SerialPort<W> {
 
 impl<W: Write> Persist for SerialPort<W> {
     type State = SerialPortState;
-    type Error = SerialRestoreError;
 
     fn save(&self) -> SerialPortState {
         let state = self.uart.state();
@@ -278,6 +277,10 @@ impl<W: Write> Persist for SerialPort<W> {
             input: state.in_buffer,
         }
     }
+}
+
+impl<W: Write> Restore for SerialPort<W> {
+    type Error = SerialRestoreError;
 
     fn restore(&mut self, state: &SerialPortState) -> Result<(), SerialRestoreError> {
         let refused = SerialRestoreError {

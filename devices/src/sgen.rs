@@ -89,16 +89,6 @@ pub enum SysGenError {
         /// What the guest memory said.
         source: GuestMemoryError,
     },
-    /// A state belongs to a device at another address, which the guest has read out of its ACPI tables.
-    #[error(
-        "Could not restore the generation counter of gpa {saved:#x} in a device at gpa {gpa:#x}"
-    )]
-    OtherAddress {
-        /// The guest physical address in the state.
-        saved: u64,
-        /// The device's guest physical address.
-        gpa: u64,
-    },
 }
 
 /// Called with each report of the driver that differs from the last one, and when a generation begins;
@@ -380,31 +370,9 @@ impl MutDevicePio for SysGen {
 
 impl Persist for SysGen {
     type State = SysGenState;
-    type Error = SysGenError;
 
     fn save(&self) -> SysGenState {
         self.state.clone()
-    }
-
-    /// Does not touch guest memory, as [`SysGen::from_state`] says. The state must be that of a device
-    /// at the same address.
-    fn restore(&mut self, state: &SysGenState) -> Result<(), SysGenError> {
-        if state.gpa != self.state.gpa {
-            return Err(SysGenError::OtherAddress {
-                saved: state.gpa,
-                gpa: self.state.gpa,
-            });
-        }
-        let restored = Self::from_state(state)?;
-        let (on_report, realtime) = (self.on_report.take(), self.realtime);
-        *self = Self {
-            realtime,
-            ..restored
-        };
-        if let Some(on_report) = on_report {
-            self.on_report(on_report);
-        }
-        Ok(())
     }
 }
 

@@ -179,21 +179,15 @@ fn a_restored_device_is_the_saved_one_and_leaves_memory_alone() {
     assert!(restored.report().adapted());
     assert_eq!(restored.report().adapted_after, None);
     assert_eq!(restored.counter(&memory).unwrap(), 99);
-    let mut other = SysGen::new(&memory, GPA, 99).unwrap();
-    other.restore(&state).unwrap();
-    assert_eq!(other.save(), state);
 }
 
 #[test]
-fn other_addresses_and_addresses_without_memory_are_refused() {
+fn addresses_that_are_none_or_without_memory_are_refused() {
     let memory = memory();
     let refused = SysGen::new(&memory, GPA + 8, 0).unwrap_err();
     assert!(matches!(refused, SysGenError::Address { .. }), "{refused}");
     let refused = SysGen::new(&memory, 0x10_0000, 0).unwrap_err();
     assert!(refused.to_string().contains("0x100000"), "{refused}");
-    let state = SysGen::new(&memory, GPA - PAGE_LEN, 0).unwrap().save();
-    let refused = SysGen::new(&memory, GPA, 0).unwrap().restore(&state);
-    assert!(matches!(refused, Err(SysGenError::OtherAddress { .. })));
 }
 
 #[test]
@@ -321,11 +315,11 @@ fn the_time_is_offered_or_not_and_its_high_half_is_of_the_instant_of_the_low_one
     // The host decides anew when it restores the machine.
     let state = device.save();
     assert_eq!(state.later.realtime_high, 1);
-    device.restore(&state).unwrap();
-    assert_eq!(read(&mut device, REALTIME_LOW), 0);
-    assert_eq!(read(&mut device, REALTIME_HIGH), 2);
     let mut restored = SysGen::from_state(&state).unwrap();
     assert_eq!(read(&mut restored, FEATURES), FEATURE_READY);
+    restored.offer_realtime(Some(CLOCK));
+    assert_eq!(read(&mut restored, REALTIME_LOW), 0);
+    assert_eq!(read(&mut restored, REALTIME_HIGH), 2);
 }
 
 #[test]

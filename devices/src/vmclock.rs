@@ -70,14 +70,6 @@ pub enum VmClockError {
         /// What the guest memory said.
         source: GuestMemoryError,
     },
-    /// A state belongs to a device at another address, which the guest has read out of its ACPI tables.
-    #[error("Could not restore the VMClock of gpa {saved:#x} in a device at gpa {gpa:#x}")]
-    OtherAddress {
-        /// The guest physical address in the state.
-        saved: u64,
-        /// The device's guest physical address.
-        gpa: u64,
-    },
 }
 
 /// The device's state in a snapshot. Guest memory holds the same, but this is what counts.
@@ -246,23 +238,9 @@ impl VmClock {
 
 impl Persist for VmClock {
     type State = VmClockState;
-    type Error = VmClockError;
 
     fn save(&self) -> VmClockState {
         self.state.clone()
-    }
-
-    /// Does not touch guest memory, as [`VmClock::from_state`] says. The state must be that of a device
-    /// at the same address.
-    fn restore(&mut self, state: &VmClockState) -> Result<(), VmClockError> {
-        if state.gpa != self.state.gpa {
-            return Err(VmClockError::OtherAddress {
-                saved: state.gpa,
-                gpa: self.state.gpa,
-            });
-        }
-        *self = Self::from_state(state)?;
-        Ok(())
     }
 }
 

@@ -67,13 +67,10 @@ fn a_restored_device_goes_on_from_the_saved_one() {
     let mut saved = VmClock::new(&memory, GPA).unwrap();
     saved.begin(&memory).unwrap();
     let state = saved.save();
-    let mut restored = VmClock::new(&memory, GPA).unwrap();
-    restored.restore(&state).unwrap();
+    let mut restored = VmClock::from_state(&state).unwrap();
     assert_eq!(restored.save(), state);
     restored.begin(&memory).unwrap();
     assert_eq!((restored.generation(), page(&memory)[0x68]), (2, 2));
-    let elsewhere = VmClock::new(&memory, GPA - PAGE_LEN).unwrap().save();
-    assert!(restored.restore(&elsewhere).is_err());
 }
 
 #[test]

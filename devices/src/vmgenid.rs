@@ -66,14 +66,6 @@ pub enum VmGenIdError {
         /// What the guest memory said.
         source: GuestMemoryError,
     },
-    /// A state belongs to a device at another address, which the guest has read out of its ACPI tables.
-    #[error("Could not restore the generation ID of gpa {saved:#x} in a device at gpa {gpa:#x}")]
-    OtherAddress {
-        /// The guest physical address in the state.
-        saved: u64,
-        /// The device's guest physical address.
-        gpa: u64,
-    },
 }
 
 /// Sixteen random bytes that name a generation. All 128 bits are random: not a version-4 UUID.
@@ -274,7 +266,6 @@ impl VmGenId {
 
 impl Persist for VmGenId {
     type State = VmGenIdState;
-    type Error = VmGenIdError;
 
     fn save(&self) -> VmGenIdState {
         VmGenIdState {
@@ -284,19 +275,6 @@ impl Persist for VmGenId {
             changed_at_secs: self.changed_at.as_secs(),
             changed_at_nanos: self.changed_at.subsec_nanos(),
         }
-    }
-
-    /// Does not touch guest memory, as [`VmGenId::from_state`] says. The state must be that of a
-    /// device at the same address.
-    fn restore(&mut self, state: &VmGenIdState) -> Result<(), VmGenIdError> {
-        if state.gpa != self.gpa {
-            return Err(VmGenIdError::OtherAddress {
-                saved: state.gpa,
-                gpa: self.gpa,
-            });
-        }
-        *self = Self::from_state(state)?;
-        Ok(())
     }
 }
 

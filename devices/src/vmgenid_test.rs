@@ -104,24 +104,12 @@ fn a_restored_device_is_the_saved_one_and_leaves_memory_alone() {
 
     let restored = VmGenId::from_state(&state).unwrap();
     assert_eq!(restored.save(), state);
-    let mut other = VmGenId::new(&memory, GPA).unwrap();
+    VmGenId::new(&memory, GPA).unwrap();
     let held = in_memory(&memory);
-    other.restore(&state).unwrap();
+    let other = VmGenId::from_state(&state).unwrap();
     assert_eq!((other.save(), in_memory(&memory)), (state, held));
     other.write_to(&memory).unwrap();
     assert_eq!(in_memory(&memory), saved.id().to_bytes());
-}
-
-#[test]
-fn a_state_of_another_address_is_refused() {
-    let memory = memory();
-    let mut device = VmGenId::new(&memory, GPA).unwrap();
-    let state = VmGenId::new(&memory, GPA + 16).unwrap().save();
-    let error = device.restore(&state).unwrap_err();
-    assert!(
-        matches!(error, VmGenIdError::OtherAddress { .. }),
-        "{error}"
-    );
 }
 
 proptest! {

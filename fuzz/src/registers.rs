@@ -6,7 +6,7 @@ use vmgenie_devices::fw_cfg::{self, FwCfg, InstanceData};
 use vmgenie_devices::pm::{self, PowerManagement};
 use vmgenie_devices::serial::{self, SerialPort};
 use vmgenie_devices::sgen::{self, SysGen};
-use vmgenie_devices::{Persist, VmClock, VmGenId};
+use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
 
 use crate::Input;
 use crate::backends::Shared;

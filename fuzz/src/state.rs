@@ -23,7 +23,7 @@ use vmgenie_devices::virtio::vsock::{Vsock, VsockState};
 use vmgenie_devices::virtio::{
     QueueRegisters, Transport, TransportState, VirtioDevice, VirtioMmio,
 };
-use vmgenie_devices::{Persist, VmClock, VmGenId};
+use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
 
 use crate::Input;
 use crate::backends::{Disk, Network, Programs, Shared};

@@ -14,7 +14,7 @@ use vmgenie_devices::fw_cfg::{self, FwCfg};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
 use vmgenie_devices::sgen::{self, OnReport};
-use vmgenie_devices::{BootTimer, InterruptLine, Persist, boot_timer, vmclock, vmgenid};
+use vmgenie_devices::{BootTimer, InterruptLine, Persist, Restore, boot_timer, vmclock, vmgenid};
 
 use crate::generation::{self, GenerationDevices, GenerationError};
 use crate::metrics::DEVICES;
