@@ -34,8 +34,9 @@ fn a_process_that_is_sent_a_fatal_signal() {
     let _log = log_in(&dir, true);
     println!("log {}", dir.path().display());
     std::mem::forget(dir);
-    let mut kill = Command::new("kill");
-    kill.arg("-SEGV").arg(std::process::id().to_string());
+    let mut kill = Command::new("sh");
+    kill.arg("-c")
+        .arg(format!("kill -SEGV {}", std::process::id()));
     kill.status().unwrap();
     std::thread::sleep(std::time::Duration::from_secs(5));
     println!("it lives");
