@@ -368,6 +368,34 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_s_documents_know_each_ioctl_of_the_header() {
+        let driver = driver(&build::workspace().join(SOURCES)).unwrap();
+        let header = driver.text("include/uapi/linux/sysgenid.h").unwrap();
+        let manual = driver.text("Documentation/misc-devices/sysgenid.rst");
+        let requests = header.lines().filter_map(|line| {
+            let (name, number) = line
+                .strip_prefix("#define ")?
+                .split_once("_IO(SYSGENID_IOCTL,")?;
+            Some((
+                name.trim(),
+                number.trim().strip_suffix(')')?.parse::<u8>().ok()?,
+            ))
+        });
+        let requests: Vec<_> = requests.collect();
+        assert!(requests.len() > 6, "{requests:?}");
+        let row = driver.text("upstream/ioctl-number.rst").unwrap();
+        let range = row.split_whitespace().nth(1).unwrap();
+        let (first, last) = range.split_once('-').unwrap();
+        let [first, last] = [first, last].map(|number| u8::from_str_radix(number, 16).unwrap());
+        for (name, number) in requests {
+            assert!((first..=last).contains(&number), "{name} is not in {row}");
+            // Those are there for programs that know them, and described as a whole.
+            let told = name.starts_with("SYSGENID_V8_") || manual.as_ref().unwrap().contains(name);
+            assert!(told, "{name} is not in the manual");
+        }
+    }
+
+    #[test]
     fn what_a_build_left_is_not_the_driver_s() {
         for name in ["a.o", ".a.c", "a.mod.c", "Module.symvers", "a.ko"] {
             assert!(!is_of_driver(Path::new(name)), "{name}");
