@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod controller;
+mod end_request;
 pub mod fatal;
 pub mod generation;
 pub mod logging;

@@ -53,7 +53,9 @@ impl Fixture {
 
     /// What is typed next; the guest takes it.
     fn typed(&self) -> Vec<u8> {
-        let Envelope { command, answer } = self.commands.recv_timeout(LIMIT).unwrap();
+        let Envelope {
+            command, answer, ..
+        } = self.commands.recv_timeout(LIMIT).unwrap();
         let _ = answer.send(Ok(Reply::Done));
         match command {
             Command::ConsoleInput(bytes) => bytes,

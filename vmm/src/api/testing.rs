@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
 use crate::controller::command::{
@@ -53,7 +53,7 @@ pub(crate) fn controller_handle() -> (ControllerHandle, Receiver<Envelope>) {
 pub(crate) fn controller_handle_of(
     reports: watch::Receiver<DriverReport>,
 ) -> (ControllerHandle, Receiver<Envelope>) {
-    ControllerHandle::new(EventFd::new(0).unwrap(), reports, Arc::default())
+    ControllerHandle::new(EventFd::new(EFD_CLOEXEC).unwrap(), reports, Arc::default())
 }
 
 /// Says yes to everything.

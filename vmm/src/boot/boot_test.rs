@@ -6,6 +6,14 @@ use super::*;
 use crate::config::Cmdline;
 use crate::machine::memory::Memory;
 
+fn load_from(memory: &GuestMemory, source: &BootSource) -> Result<Images, BootError> {
+    let files = match open_source(source, 32 << 20)? {
+        Opened::Files(files) => files,
+        Opened::Image(unread) => unread.read()?,
+    };
+    load(memory, 32 << 20, source, files)
+}
+
 fn source(kernel: &Path) -> BootSource {
     BootSource {
         kernel: kernel.to_owned(),
@@ -40,7 +48,7 @@ fn rubbish_is_no_kernel() {
     ] {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(content).unwrap();
-        let result = load(memory.map(), 32 << 20, &source(file.path()));
+        let result = load_from(memory.map(), &source(file.path()));
         assert!(result.is_err(), "{} bytes", content.len());
     }
 }
@@ -89,7 +97,7 @@ fn what_is_no_kernel_or_is_cut_is_told_as_such() {
     ] {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&content).unwrap();
-        let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
+        let error = load_from(memory.map(), &source(file.path())).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
 }
@@ -118,7 +126,7 @@ fn an_elf_kernel_of_another_machine_is_refused_by_name() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&elf).unwrap();
     let memory = Memory::anonymous(32 << 20).unwrap();
-    let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
+    let error = load_from(memory.map(), &source(file.path())).unwrap_err();
     assert!(
         error
             .to_string()
@@ -144,7 +152,7 @@ fn a_kernel_whose_bss_reaches_the_system_area_is_refused() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&elf).unwrap();
     let memory = Memory::anonymous(32 << 20).unwrap();
-    let error = load(memory.map(), 32 << 20, &source(file.path())).unwrap_err();
+    let error = load_from(memory.map(), &source(file.path())).unwrap_err();
     assert!(
         matches!(error, BootError::TooSmall { kernel_end, .. } if kernel_end == 41 << 20),
         "{error}"

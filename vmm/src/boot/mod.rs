@@ -152,7 +152,7 @@ pub struct Images {
     initrd: Option<Initrd>,
 }
 
-/// Loads kernel and initrd into `memory` (of `memory_bytes` bytes).
+/// Loads kernel and initrd, which are `files` of `source`, into `memory` (of `memory_bytes` bytes).
 ///
 /// *Before* anything else is written there: a kernel file may want any address, and what the machine itself needs (ACPI tables,
 /// generation ID, boot data) must win.
@@ -160,8 +160,9 @@ pub fn load(
     memory: &GuestMemory,
     memory_bytes: u64,
     source: &BootSource,
+    files: Files,
 ) -> Result<Images, BootError> {
-    let (kernel, initrd) = open_source(source, memory_bytes)?;
+    let Files { kernel, initrd } = files;
     let kernel = load_kernel(memory, memory_bytes, &source.kernel, kernel)?;
     let (kernel_end, _) = limits(&kernel);
     let limit = layout::system_area(memory_bytes).0;
@@ -173,7 +174,7 @@ pub fn load(
         });
     }
     let initrd = match initrd {
-        Some((path, file)) => Some(load_initrd(memory, memory_bytes, path, file, &kernel)?),
+        Some((path, file)) => Some(load_initrd(memory, memory_bytes, &path, file, &kernel)?),
         None => None,
     };
     Ok(Images { kernel, initrd })
@@ -237,7 +238,51 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
 }
 
 /// A file, and the path that it has to those who read errors.
-type Named<'a> = (&'a Path, File);
+type Named = (PathBuf, File);
+
+/// The files that a guest is booted from.
+#[derive(Debug)]
+pub struct Files {
+    kernel: File,
+    initrd: Option<Named>,
+}
+
+/// What a guest is booted from, as far as it is there at once.
+#[derive(Debug)]
+pub enum Opened {
+    /// The files.
+    Files(Files),
+    /// An image that they have yet to be read from.
+    Image(Unread),
+}
+
+/// An image whose files have yet to be read, which may take long if a guest has made it so.
+#[derive(Debug)]
+pub struct Unread {
+    image: image::Image,
+    path: PathBuf,
+    initrd: Option<Named>,
+    memory_bytes: u64,
+}
+
+impl Unread {
+    /// Reads them. An image's own initrd is taken where no other is named.
+    pub fn read(self) -> Result<Files, BootError> {
+        let Self {
+            image,
+            path,
+            initrd,
+            memory_bytes,
+        } = self;
+        match image.contents(memory_bytes) {
+            Ok(found) => Ok(Files {
+                kernel: found.kernel,
+                initrd: initrd.or(found.initrd.map(|file| (path, file))),
+            }),
+            Err(error) => Err(BootError::Image(path, error)),
+        }
+    }
+}
 
 /// What the path of a kernel leads to.
 enum Kernel {
@@ -273,24 +318,21 @@ fn open_kernel(path: &Path) -> Result<Kernel, BootError> {
     )))
 }
 
-/// The kernel and the initrd, for a guest with so much memory. An image's own initrd is taken where no other is named.
-fn open_source(
-    source: &BootSource,
-    memory_bytes: u64,
-) -> Result<(File, Option<Named<'_>>), BootError> {
-    let in_image = |error| BootError::Image(source.kernel.clone(), error);
-    let named = match &source.initrd {
-        Some(path) => Some((path.as_path(), open("initrd", path)?)),
+/// Opens the kernel and the initrd, for a guest with so much memory.
+pub fn open_source(source: &BootSource, memory_bytes: u64) -> Result<Opened, BootError> {
+    let initrd = match &source.initrd {
+        Some(path) => Some((path.clone(), open("initrd", path)?)),
         None => None,
     };
-    match open_kernel(&source.kernel)? {
-        Kernel::File(kernel) => Ok((kernel, named)),
-        Kernel::Image(image) => {
-            let found = image.contents(memory_bytes).map_err(in_image)?;
-            let own = found.initrd.map(|file| (source.kernel.as_path(), file));
-            Ok((found.kernel, named.or(own)))
-        }
-    }
+    Ok(match open_kernel(&source.kernel)? {
+        Kernel::File(kernel) => Opened::Files(Files { kernel, initrd }),
+        Kernel::Image(image) => Opened::Image(Unread {
+            image,
+            path: source.kernel.clone(),
+            initrd,
+            memory_bytes,
+        }),
+    })
 }
 
 fn load_kernel(

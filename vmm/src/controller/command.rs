@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmm_sys_util::eventfd::EventFd;
@@ -19,6 +19,9 @@ use crate::logging::LogConfig;
 use crate::machine::console_history::ConsoleHistory;
 use crate::metrics::MetricsConfig;
 use crate::snapshot::SnapshotId;
+
+/// How many commands may wait for the event loop; who has another one waits for room.
+const MAX_WAITING: usize = 128;
 
 /// One request to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,12 +228,16 @@ pub struct Envelope {
     pub command: Command,
     /// Where the answer goes. A client that no longer waits is no error.
     pub answer: oneshot::Sender<CommandResult>,
+    /// Its place among those that wait.
+    pub place: OwnedSemaphorePermit,
 }
 
 /// Sends commands to the controller and wakes its event loop.
 #[derive(Debug)]
 pub struct ControllerHandle {
     sender: Sender<Envelope>,
+    /// A client that comes, types and leaves does not fill the memory while the event loop is at work.
+    places: Arc<Semaphore>,
     wake: EventFd,
     reports: watch::Receiver<DriverReport>,
     console: Arc<ConsoleHistory>,
@@ -247,6 +254,7 @@ impl ControllerHandle {
         let (sender, receiver) = channel();
         let handle = Self {
             sender,
+            places: Arc::new(Semaphore::new(MAX_WAITING)),
             wake,
             reports,
             console,
@@ -266,6 +274,7 @@ impl ControllerHandle {
     pub fn try_clone(&self) -> std::io::Result<Self> {
         Ok(Self {
             sender: self.sender.clone(),
+            places: Arc::clone(&self.places),
             wake: self.wake.try_clone()?,
             reports: self.reports.clone(),
             console: Arc::clone(&self.console),
@@ -281,9 +290,14 @@ impl ControllerHandle {
     pub async fn call(&self, command: Command) -> CommandResult {
         let (answer, answered) = oneshot::channel();
         let gone = || CommandError("the microVM is shutting down".to_owned());
-        self.sender
-            .send(Envelope { command, answer })
-            .map_err(|_| gone())?;
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(|_| gone())?;
+        let envelope = Envelope {
+            command,
+            answer,
+            place,
+        };
+        self.sender.send(envelope).map_err(|_| gone())?;
         self.wake.write(1).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }

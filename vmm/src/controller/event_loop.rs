@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::io::Errno;
+use tokio::sync::oneshot;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::Controller;
-use super::command::{Command, Envelope};
+use super::command::{Command, CommandError, CommandResult, Envelope, Reply};
 use super::console_input::{AttachedInput, ConsoleInput, Input, read_some};
 use super::run::{Outcome, RunError};
 use super::signals::EndSignals;
+use super::{Controller, refused};
 use crate::config::OnReboot;
 use crate::machine::Machine;
 use crate::machine::events::{EventReceiver, MachineEvent};
@@ -32,6 +33,8 @@ const VIRTIO: u32 = 5;
 const METRICS_TIMER: u32 = 6;
 const LIFELINE: u32 = 7;
 
+/// The most commands in one turn, so that busy clients leave the loop to the guest's devices and to signals.
+const MAX_COMMANDS: usize = 16;
 /// How often the console's reader is tried again once it did not keep up.
 const CONSOLE_RETRY_MS: i32 = 20;
 
@@ -52,6 +55,10 @@ pub(super) struct EventLoop {
     /// Who has started this process holds standard input's other end, until it lets go; what to remove if it does not.
     pub(super) lifeline: Option<Vec<PathBuf>>,
     pub(super) on_reboot: OnReboot,
+    /// The machine that is starting has run before.
+    pub(super) restarting: bool,
+    /// Who waits for the machine that is starting.
+    pub(super) waits_for_start: Option<oneshot::Sender<CommandResult>>,
     /// Console output waits for a reader who does not keep up.
     pub(super) console_behind: bool,
     /// How the process ends, once that is known.
@@ -79,16 +86,64 @@ impl EventLoop {
 
     fn run_commands(&mut self) {
         let _ = self.command_wake.read();
-        while let Ok(Envelope { command, answer }) = self.commands.try_recv() {
-            if let Command::ConsoleInput(bytes) = command {
-                self.attached.push(bytes, answer);
-                continue;
-            }
-            // A client that has gone needs no answer.
-            let _ = answer.send(self.controller.execute(command));
-            self.controller.tidy_up();
+        for _ in 0..MAX_COMMANDS {
+            let Ok(envelope) = self.commands.try_recv() else {
+                return self.start_metrics();
+            };
+            let Envelope {
+                command, answer, ..
+            } = envelope;
+            self.run_command(command, answer);
         }
+        // What is left is for the next turn.
+        let _ = self.command_wake.write(1);
         self.start_metrics();
+    }
+
+    fn run_command(&mut self, command: Command, answer: oneshot::Sender<CommandResult>) {
+        if let Command::ConsoleInput(bytes) = command {
+            return self.attached.push(bytes, answer);
+        }
+        let starts = command == Command::Start;
+        let alive = match command {
+            Command::CreateSnapshot(_) => self.check_alive(),
+            _ => Ok(()),
+        };
+        let result = alive.and_then(|()| self.controller.execute(command));
+        if starts && result.is_ok() && self.controller.is_starting() {
+            self.waits_for_start = Some(answer);
+            return;
+        }
+        // A client that has gone needs no answer.
+        let _ = answer.send(result);
+        self.controller.tidy_up();
+    }
+
+    /// A guest that has just ended has nothing left to say that a snapshot could have: what comes out of it would wait for ever.
+    fn check_alive(&self) -> Result<(), CommandError> {
+        match self.machine_events.end() {
+            None => Ok(()),
+            Some(end) => Err(CommandError(format!(
+                "there is no microVM to take a snapshot of any more: {end}"
+            ))),
+        }
+    }
+
+    /// The image of a machine that is starting may have been read.
+    fn look_at_start(&mut self) {
+        let Some(started) = self.controller.finish_start() else {
+            return;
+        };
+        let restarting = std::mem::take(&mut self.restarting);
+        match (self.waits_for_start.take(), started) {
+            (Some(answer), started) => {
+                let _ = answer.send(started.map(|()| Reply::Done).map_err(refused));
+                self.controller.tidy_up();
+            }
+            (None, Ok(())) => {}
+            (None, Err(error)) if restarting => self.end(Err(RunError::Restart(error))),
+            (None, Err(error)) => self.end(Err(RunError::Start(error))),
+        }
     }
 
     /// Lets the timer for metrics run once there is a file for them; a process without one is never woken by it.
@@ -104,6 +159,7 @@ impl EventLoop {
 
     fn handle_machine_events(&mut self, ops: &mut EventOps) {
         let happened = self.machine_events.take();
+        self.look_at_start();
         self.console_behind |= happened.console_behind;
         if happened.console_room {
             self.pump_input(ops);
@@ -145,8 +201,9 @@ impl EventLoop {
         // Whatever the machine that is gone has still said.
         drop(self.machine_events.take());
         if let Err(error) = self.controller.start_again(last) {
-            self.end(Err(RunError::Restart(error)));
+            return self.end(Err(RunError::Restart(error)));
         }
+        self.restarting = self.controller.is_starting();
     }
 
     /// Gives the guest as much input as it takes; false if a vCPU was busy with the serial port, so that this is to be tried again.

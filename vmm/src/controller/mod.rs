@@ -11,6 +11,7 @@ mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use kvm_ioctls::VmFd;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -18,7 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 
-use crate::boot;
+use crate::boot::{self, BootError};
 use crate::config::{
     BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig,
 };
@@ -69,6 +70,14 @@ pub(crate) struct LastLife {
     ran: bool,
 }
 
+/// A start that waits for the files of its image.
+#[derive(Debug)]
+struct Starting {
+    files: Receiver<Result<boot::Files, BootError>>,
+    source: BootSource,
+    last: Option<LastLife>,
+}
+
 /// The configuration, the machine once there is one, and what both need of the host.
 #[derive(Debug)]
 pub(crate) struct Controller {
@@ -83,6 +92,8 @@ pub(crate) struct Controller {
     /// Something was configured, so that no snapshot may be loaded any more.
     configured: bool,
     machine: Option<Machine>,
+    /// There will be a machine when its image has been read.
+    starting: Option<Starting>,
     /// A snapshot that was restored and whose directory was not tidied up since.
     restored_from: Option<(PathBuf, PathBuf)>,
     events: EventSender,
@@ -117,6 +128,7 @@ impl Controller {
             instance_data: InstanceData::default(),
             configured: false,
             machine: None,
+            starting: None,
             restored_from: None,
             events,
             reports: Arc::new(watch::Sender::new(DriverReport::default())),
@@ -250,7 +262,7 @@ impl Controller {
 
     /// Does what no client has to wait for: removes what a crashed writer left beside a restored snapshot.
     pub(crate) fn tidy_up(&mut self) {
-        if self.machine.is_none() && self.spare.is_none() {
+        if self.machine.is_none() && self.spare.is_none() && self.starting.is_none() {
             // A load or start has failed and used the empty VM up. If this fails, the next attempt tells.
             self.spare = self.host.empty_vm().ok();
             DEVICES.forget_all();
@@ -291,6 +303,9 @@ impl Controller {
     ) -> CommandResult {
         match &mut self.machine {
             Some(machine) => action(&self.host, machine),
+            None if self.starting.is_some() => Err(CommandError(format!(
+                "there is no microVM to {verb} yet: it is starting, and its image is being read"
+            ))),
             None => Err(CommandError(format!(
                 "there is no microVM to {verb} yet: start one (PUT /actions InstanceStart) or load a snapshot \
                  (PUT /snapshot/load)"
@@ -299,12 +314,12 @@ impl Controller {
     }
 
     fn before_start(&self, what: &str) -> Result<(), CommandError> {
-        match self.machine {
-            None => Ok(()),
-            Some(_) => Err(CommandError(format!(
-                "the microVM has been started already: {what} can be set before the start only"
-            ))),
+        if self.machine.is_none() && self.starting.is_none() {
+            return Ok(());
         }
+        Err(CommandError(format!(
+            "the microVM has been started already: {what} can be set before the start only"
+        )))
     }
 
     fn set_machine_config(&mut self, config: MachineConfig) -> CommandResult {
@@ -354,7 +369,7 @@ impl Controller {
         Ok(Reply::Done)
     }
 
-    /// Boots the machine that was configured, and lets it run.
+    /// Boots the machine that was configured, and lets it run; at once, or when its image has been read: [`Self::finish_start`].
     pub(crate) fn start(&mut self) -> Result<(), StartError> {
         self.boot(None)
     }
@@ -380,7 +395,7 @@ impl Controller {
         })
     }
 
-    /// Boots once more, in the generation that [`Self::stop_for_restart`] told.
+    /// Boots once more, in the generation that [`Self::stop_for_restart`] told; at once or later, as [`Self::start`].
     pub(crate) fn start_again(&mut self, last: LastLife) -> Result<(), StartError> {
         self.boot(Some(last))
     }
@@ -390,6 +405,60 @@ impl Controller {
         if let Some(root) = self.devices.root_drive() {
             source.cmdline = source.cmdline.with_root(root)?;
         }
+        match boot::open_source(&source, self.config.memory_bytes()).map_err(BuildError::from)? {
+            boot::Opened::Files(files) => self.boot_from(source, files, last),
+            boot::Opened::Image(image) => self.read_image(source, image, last),
+        }
+    }
+
+    /// Has the files of an image read in a thread of its own: a guest may have made that last, and the event loop waits for nobody.
+    fn read_image(
+        &mut self,
+        source: BootSource,
+        image: boot::Unread,
+        last: Option<LastLife>,
+    ) -> Result<(), StartError> {
+        let (sender, files) = sync_channel(1);
+        let events = self.events.try_clone()?;
+        std::thread::Builder::new()
+            .name("image".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                // A controller that has gone meanwhile needs no files.
+                let _ = sender.send(image.read());
+                events.wake();
+            })?;
+        self.starting = Some(Starting {
+            files,
+            source,
+            last,
+        });
+        Ok(())
+    }
+
+    /// Whether a start waits for its image.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.starting.is_some()
+    }
+
+    /// Goes on with a start whose image has been read; none if there is no such start.
+    pub(crate) fn finish_start(&mut self) -> Option<Result<(), StartError>> {
+        let files = match self.starting.as_ref()?.files.try_recv() {
+            Err(TryRecvError::Empty) => return None,
+            Ok(files) => files.map_err(|error| StartError::from(BuildError::from(error))),
+            // Its thread has panicked.
+            Err(gone) => Err(StartError::Io(std::io::Error::other(gone))),
+        };
+        let Starting { source, last, .. } = self.starting.take()?;
+        Some(files.and_then(|files| self.boot_from(source, files, last)))
+    }
+
+    fn boot_from(
+        &mut self,
+        source: BootSource,
+        files: boot::Files,
+        last: Option<LastLife>,
+    ) -> Result<(), StartError> {
         let vm = self.take_vm()?;
         let generation = last.as_ref().map(|last| &last.generation);
         let boot_timer = self.boot_timer.then(boot_timer::begun_now);
@@ -402,7 +471,7 @@ impl Controller {
             vm,
             self.config,
             &self.devices,
-            &source,
+            (&source, files),
             generation,
             io,
         )?;

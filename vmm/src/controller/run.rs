@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use event_manager::{EventManager, SubscriberOps};
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::command::{Command, CommandError, ControllerHandle, LoadSnapshot};
@@ -112,7 +112,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     let (events, machine_events) = EventSender::new()?;
     let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
     controller.set_boot_timer(options.boot_timer);
-    let command_wake = EventFd::new(EFD_NONBLOCK)?;
+    let command_wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     let (handle, commands) = ControllerHandle::new(
         command_wake.try_clone()?,
         controller.reports(),
@@ -147,6 +147,8 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         attached: AttachedInput::default(),
         lifeline: options.lifeline,
         on_reboot: options.on_reboot,
+        restarting: false,
+        waits_for_start: None,
         console_behind: false,
         ended: None,
     });

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
+use crate::end_request::SIGNALS;
 use crate::metrics::METRICS;
 
 /// A signalfd for the signals that end the process.
@@ -19,7 +20,7 @@ impl EndSignals {
         // new and owned by nobody.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            for signal in SIGNALS {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
             let set = set.assume_init();

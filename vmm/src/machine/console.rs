@@ -1,11 +1,13 @@
 //! Where the guest's console output goes: this process's standard output.
 
+use std::cell::Cell;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use super::console_history::ConsoleHistory;
 use crate::own_files;
@@ -31,6 +33,8 @@ pub struct ConsoleOutput {
     chunk: usize,
     /// A write tells whether it would block, and need not be asked about before: half of what a byte costs.
     never_blocks: bool,
+    /// Each write may say that it shall not block; not every file and kernel can do it.
+    nowait: Cell<bool>,
     on_behind: Option<BehindHandler>,
     /// For those who attach to the console.
     history: Option<Arc<ConsoleHistory>>,
@@ -58,6 +62,7 @@ impl ConsoleOutput {
             // A pipe that polls writable takes so many without blocking.
             chunk: libc::PIPE_BUF,
             never_blocks: false,
+            nowait: Cell::new(true),
             on_behind: None,
             history: None,
             lost: 0,
@@ -135,6 +140,17 @@ impl ConsoleOutput {
     }
 
     fn write_fd(&self, bytes: &[u8]) -> io::Result<usize> {
+        // Another writer may have filled what polled writable.
+        if !self.never_blocks && self.nowait.get() {
+            let parts = [IoSlice::new(bytes)];
+            // The offset -1 is that of the file itself.
+            match pwritev2(&self.fd, &parts, u64::MAX, ReadWriteFlags::NOWAIT) {
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::SPIPE | Errno::INVAL) => {
+                    self.nowait.set(false);
+                }
+                written => return Ok(written?),
+            }
+        }
         // SAFETY: the pointer and the length are those of one slice.
         let written =
             unsafe { libc::write(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
@@ -269,6 +285,21 @@ mod tests {
         }
         assert_eq!(seen, text);
         assert!(!console.flush_waiting());
+    }
+
+    #[test]
+    fn a_write_does_not_block_although_another_writer_has_filled_what_polled_writable() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let mut other = writer.try_clone().unwrap();
+        let console = ConsoleOutput::new(writer.into());
+        let room = (64 << 10) - console.write_fd(b"x").unwrap();
+        if !console.nowait.get() {
+            return; // this kernel cannot do it
+        }
+        // All that a pipe holds.
+        other.write_all(&vec![0; room]).unwrap();
+        let error = console.write_fd(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Something that ends or restarts a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl EventSender {
     /// Makes a sender and its receiver.
     pub fn new() -> io::Result<(Self, EventReceiver)> {
         let happened = Arc::new(Mutex::new(Happened::default()));
-        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let receiver = EventReceiver {
             happened: Arc::clone(&happened),
             wake: wake.try_clone()?,
@@ -114,6 +114,12 @@ impl EventSender {
         })
     }
 
+    /// Wakes the event loop without an event.
+    pub fn wake(&self) {
+        // Cannot fail but for a full counter, which wakes as well.
+        let _ = self.wake.write(1);
+    }
+
     /// Sends one event. A loop that has ended needs none.
     pub fn send(&self, event: MachineEvent) {
         lock(&self.happened).note(event);
@@ -122,6 +128,11 @@ impl EventSender {
 }
 
 impl EventReceiver {
+    /// What ends or restarts the machine, if that has happened and was not taken yet.
+    pub fn end(&self) -> Option<MachineEvent> {
+        lock(&self.happened).end.clone()
+    }
+
     /// Takes what has happened.
     pub fn take(&self) -> Happened {
         let _ = self.wake.read();

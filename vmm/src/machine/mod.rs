@@ -171,7 +171,7 @@ impl Machine {
         vm: VmFd,
         config: MachineConfig,
         virtio: &DevicesConfig,
-        source: &BootSource,
+        (source, files): (&BootSource, boot::Files),
         last: Option<&LastGeneration>,
         io: MachineIo,
     ) -> Result<Self, BuildError> {
@@ -183,7 +183,7 @@ impl Machine {
         memory.register(&vm)?;
         let pit = host.needs_pit();
         platform::create(&vm, pit)?;
-        let images = boot::load(memory.map(), bytes, source)?;
+        let images = boot::load(memory.map(), bytes, source, files)?;
         let generation = GenerationDevices::boot(memory.map(), bytes, last)?;
         let on_report = io.on_report();
         let virtio = VirtioDevices::boot(&vm, memory.map(), virtio, &io.virtio)?;

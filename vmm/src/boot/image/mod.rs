@@ -19,6 +19,7 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use thiserror::Error;
 
+use crate::end_request;
 pub(crate) use file_system::reader_main;
 
 /// The first argument that makes this program read an image; the second is the length that a file in it may have, in bytes.
@@ -33,8 +34,10 @@ const NOT_CONFINED: u8 = 3;
 const NOT_TOLD: u8 = 4;
 /// How much of that is taken, in bytes.
 const MAX_REASON: u64 = 4096;
-/// How long a reader may take. The event loop waits for it.
+/// How long a reader may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often to look whether this process shall end meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 /// How much processor time it may take, in seconds.
 const CPU_SECONDS: u64 = 30;
 /// How much address space it may take, in bytes: the list of block groups of the largest image, and room to work.
@@ -76,12 +79,16 @@ pub enum ImageError {
          see e2fsck, or give --kernel and --initrd"
     )]
     Crashed(ExitStatus),
+    /// There was no time to wait for it.
+    #[error("the microVM was told to end while its file system was read")]
+    Ended,
     /// The process that read it took too long.
     #[error("its file system could not be read within {PATIENCE:?}: give --kernel and --initrd")]
     Slow,
 }
 
 /// An ext4 file system, by its looks.
+#[derive(Debug)]
 pub(super) struct Image(File);
 
 /// What an image boots.
@@ -149,14 +156,12 @@ fn read_by(mut command: Command, image: File, patience: Duration) -> Result<Cont
         .spawn()
         .map_err(ImageError::Process)?;
     let status = wait(&mut child, patience);
-    if !matches!(status, Ok(Some(_))) {
+    if status.is_err() {
         // What it does in its last instant goes nowhere; waited for, so that it is no zombie.
         let _ = child.kill();
         let _ = child.wait();
     }
-    let status = status
-        .map_err(ImageError::Process)?
-        .ok_or(ImageError::Slow)?;
+    let status = status?;
     kernel.rewind().map_err(ImageError::Process)?;
     initrd.rewind().map_err(ImageError::Process)?;
     match status.code() {
@@ -186,20 +191,23 @@ fn read_by(mut command: Command, image: File, patience: Duration) -> Result<Cont
 }
 
 /// The status of a child that ends in time.
-fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+fn wait(child: &mut Child, patience: Duration) -> Result<ExitStatus, ImageError> {
+    let failed = |error: io::Error| ImageError::Process(error);
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
+    let pidfd = pidfd.map_err(|error| failed(error.into()))?;
     let deadline = std::time::Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let step = Timespec::try_from(left.min(LOOK)).map_err(|e| failed(io::Error::other(e)))?;
         match poll(
             &mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)],
-            Some(&left),
+            Some(&step),
         ) {
-            Ok(0) => return Ok(None),
-            Ok(_) => return child.wait().map(Some),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Ok(0) if left.is_zero() => return Err(ImageError::Slow),
+            Ok(0) if end_request::is_pending() => return Err(ImageError::Ended),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return child.wait().map_err(failed),
+            Err(error) => return Err(failed(error.into())),
         }
     }
 }
@@ -213,6 +221,7 @@ fn memory(name: &str) -> Result<File, ImageError> {
 /// The bounds of the process that reads an image, which it gives itself before it looks at a byte. Those that it was started with stay if
 /// they are narrower.
 fn confine(limit: u64) -> io::Result<()> {
+    close_all_but_three()?;
     let bound = |resource, value: u64| {
         let current = getrlimit(resource);
         let value = [current.current, current.maximum]
@@ -233,6 +242,18 @@ fn confine(limit: u64) -> io::Result<()> {
     bound(Resource::Core, 0)?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     Ok(())
+}
+
+/// Whatever the VMM forgot to keep to itself is not for the process that reads what a guest has written.
+fn close_all_but_three() -> io::Result<()> {
+    // SAFETY: nothing in this process has descriptors beyond the three standard ones: it has only begun.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    let error = io::Error::last_os_error();
+    // Older kernels (before 5.9) have no such call, and the VMM's descriptors close by themselves.
+    if closed == 0 || error.raw_os_error() == Some(libc::ENOSYS) {
+        return Ok(());
+    }
+    Err(error)
 }
 
 #[cfg(test)]

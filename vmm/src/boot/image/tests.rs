@@ -65,3 +65,20 @@ fn what_is_no_image_is_left_to_others_and_a_partition_table_is_told() {
         .unwrap();
     assert!(in_file(file).unwrap().is_ok());
 }
+
+#[test]
+fn a_reader_has_three_descriptors() {
+    use crate::machine::events::EventSender;
+    use crate::machine::virtio::VirtioEvents;
+
+    let _events = EventSender::new().unwrap();
+    let _virtio = VirtioEvents::new().unwrap();
+    let _handle = crate::api::testing::controller_handle();
+    // Descriptors of other tests, and of who runs them, may be there: none is an eventfd or an epoll.
+    let found = read("for fd in /proc/self/fd/*; do readlink $fd; done; true").unwrap();
+    let found = text(found.kernel);
+    assert!(found.contains("memfd:vmgenie-kernel"), "{found}");
+    for kind in ["eventfd", "eventpoll", "signalfd", "timerfd"] {
+        assert!(!found.contains(kind), "{found}");
+    }
+}

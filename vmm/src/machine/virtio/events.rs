@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How many events are taken at a time.
 const BATCH: usize = 64;
@@ -62,7 +62,7 @@ impl VirtioEvents {
     pub fn new() -> io::Result<Self> {
         let events = Self {
             epoll: Epoll::new()?,
-            wake: EventFd::new(EFD_NONBLOCK)?,
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             kicked: AtomicU64::new(0),
         };
         events.watch(events.wake.as_raw_fd(), EventSet::IN, KICK)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmgenie_devices::virtio::{MmioSlot, TransportState, VirtioDevice, VirtioMmio, Wires};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::VirtioError;
 use super::device::Device;
@@ -106,7 +106,8 @@ impl<'a> Slots<'a> {
         self.next += 1;
         let place = place(slot)?;
         let at = |what| move |source| VirtioError::Connect { slot, what, source };
-        let irqfd = EventFd::new(EFD_NONBLOCK).map_err(at("make the interrupt of"))?;
+        let irqfd =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(at("make the interrupt of"))?;
         self.vm
             .register_irqfd(&irqfd, place.gsi)
             .map_err(|error| at("connect the interrupt of")(error.into()))?;
@@ -145,7 +146,7 @@ impl<'a> Slots<'a> {
     }
 
     fn doorbell(&self, slot: usize, place: MmioSlot, queue: u16) -> io::Result<EventFd> {
-        let doorbell = EventFd::new(EFD_NONBLOCK)?;
+        let doorbell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let notify = u64::from(place.gpa) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
         self.vm
             .register_ioevent(&doorbell, &IoEventAddress::Mmio(notify), u32::from(queue))?;

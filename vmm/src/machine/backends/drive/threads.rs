@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use vmgenie_devices::virtio::block::Task;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::store::Store;
 
@@ -62,7 +62,7 @@ impl Threads {
                 work: Mutex::default(),
                 begin: Condvar::new(),
                 end: Condvar::new(),
-                wake: EventFd::new(EFD_NONBLOCK)?,
+                wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             }),
             threads: Vec::new(),
         })
