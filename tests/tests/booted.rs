@@ -13,9 +13,12 @@ use std::thread;
 
 use serde_json::json;
 use vmgenie_tests::booted::Booted;
+use vmgenie_tests::disk::{self, Image};
+use vmgenie_tests::http::{done, ok};
+use vmgenie_tests::net::{Namespace, eth0};
 use vmgenie_tests::tiny::{self, echo, generation};
 use vmgenie_tests::vm::Boot;
-use vmgenie_tests::{Guest, Vm};
+use vmgenie_tests::{Guest, Vm, vsock};
 
 /// Nobody has asked for this one before: not even the same test, run again.
 fn description() -> String {
@@ -62,6 +65,46 @@ fn a_guest_whose_boot_failed_is_booted_by_the_next_test_that_asks() {
     assert!(catch_unwind(AssertUnwindSafe(|| Booted::of(&name, lost))).is_err());
     let booted = Booted::of(&name, || tiny::boot("echo"));
     echo(&mut restored(&booted), "hears");
+}
+
+/// A tiny guest with one device of each kind that belongs to a test.
+fn with_devices(namespace: &Namespace, image: &Image) -> Vm {
+    let mut vm = namespace.empty_vm();
+    disk::configure(&mut vm, Guest::Tiny, 1, &[image.drive("data")]);
+    let net = eth0("tap0").to_string();
+    done(&mut vm.client, "PUT /network-interfaces/eth0", net);
+    let socket = json!({ "guest_cid": vsock::CID, "uds_path": vsock::socket(&vm) });
+    done(&mut vm.client, "PUT /vsock", socket.to_string());
+    vm.client.start().expect("the guest starts");
+    vm.console.wait_for("ready\n", tiny::LIMIT);
+    vm
+}
+
+#[test]
+fn each_test_has_its_own_drive_tap_and_socket() {
+    let places = [(); 2].map(|()| {
+        let namespace = Namespace::new();
+        namespace.add_tap("tap0");
+        (namespace, Image::new(4))
+    });
+    let (name, (first, image)) = (description(), &places[0]);
+    let booted = Booted::of(&name, || with_devices(first, image));
+    let vms = places.each_ref().map(|(namespace, image)| {
+        let mut vm = namespace.empty_vm();
+        let own = json!({
+            "drive_overrides": [{ "drive_id": "data", "path_on_host": image.path() }],
+            "vsock_override": { "uds_path": vsock::socket(&vm) },
+        });
+        booted.restore_into(&mut vm, &own);
+        vm
+    });
+    for ((_, image), mut vm) in places.iter().zip(vms) {
+        assert!(vsock::socket(&vm).exists());
+        let told = ok(&mut vm.client, "GET /vm/config", "");
+        let drive = &told["drives"][0]["path_on_host"];
+        assert_eq!(drive.as_str(), image.path().to_str());
+        assert_eq!(generation(&mut vm).changes, 0);
+    }
 }
 
 #[test]
