@@ -26,7 +26,7 @@ fn id(vm: &mut Vm) -> String {
 
 /// Three clones of one snapshot, and the original going on.
 fn three_clones(guest: Guest) {
-    let mut original = Boot::new(guest).cpus(2).ready();
+    let mut original = Boot::new(guest).cpus(2).booted();
     let first = id(&mut original);
     let snapshot = original.snapshot();
     original.client.resume().unwrap();
@@ -66,7 +66,7 @@ fn three_clones_of_the_small_kernel_know_that_they_are() {
 
 #[test]
 fn ten_restores_in_a_chain_are_each_noticed_once() {
-    let mut vm = Boot::new(Guest::Debian).ready();
+    let mut vm = Boot::new(Guest::Debian).booted();
     let mut ids = Vec::new();
     for generation in 1..=10 {
         let snapshot = vm.snapshot();
@@ -86,7 +86,7 @@ fn ten_restores_in_a_chain_are_each_noticed_once() {
 
 #[test]
 fn pausing_and_resuming_is_no_new_generation() {
-    let mut vm = Boot::new(Guest::Small).cpus(2).ready();
+    let mut vm = Boot::new(Guest::Small).cpus(2).booted();
     let before = id(&mut vm);
     for _ in 0..10 {
         vm.client.pause().unwrap();
@@ -126,7 +126,7 @@ fn a_restore_that_keeps_the_generation_raises_no_event() {
 
 #[test]
 fn a_new_generation_of_a_running_guest_is_noticed() {
-    let mut vm = Boot::new(Guest::Small).cpus(2).ready();
+    let mut vm = Boot::new(Guest::Small).cpus(2).booted();
     let mut ids = Vec::new();
     for changes in 1..=3 {
         ids.push(vm.client.new_generation().unwrap().raw);
@@ -190,7 +190,7 @@ fn a_snapshot_from_before_acpi_was_enabled_is_noticed_when_the_guest_gets_there(
 
 #[test]
 fn fifty_restores_of_one_snapshot_have_fifty_ids_and_none_hangs() {
-    let mut original = Boot::new(Guest::Small).cpus(2).ready();
+    let mut original = Boot::new(Guest::Small).cpus(2).booted();
     let mut ids = HashSet::from([id(&mut original)]);
     let snapshot: Snapshot = original.snapshot();
     drop(original);
