@@ -10,6 +10,7 @@ use guest_load::vsock::connect_to_guest;
 use serde_json::{Value, json};
 use vm_agent::patience::Patience;
 
+use crate::booted::Booted;
 use crate::{Guest, Snapshot, Vm, http};
 
 /// Where the guest's side of [`guest_load`] listens.
@@ -24,8 +25,16 @@ pub fn socket(vm: &Vm) -> PathBuf {
     vm.dir().join("v.sock")
 }
 
-/// Boots a guest with one vCPU and a vsock device, and waits for its shell.
+/// A guest with one vCPU and a vsock device, which has booted.
 pub fn boot(guest: Guest) -> Vm {
+    let booted = Booted::of(&format!("{guest:?} with vsock"), || really_boot(guest));
+    let mut vm = Vm::empty();
+    let own_socket = json!({ "vsock_override": { "uds_path": socket(&vm) } });
+    booted.restore_into(&mut vm, &own_socket);
+    vm
+}
+
+fn really_boot(guest: Guest) -> Vm {
     let mut vm = Vm::empty();
     let memory: u64 = guest.memory().trim_end_matches('M').parse().expect("MiB");
     let source = guest.boot_source();
