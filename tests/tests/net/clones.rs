@@ -89,7 +89,7 @@ fn a_clone_without_its_tap_is_refused_and_may_be_loaded_on_another() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
     namespace.add_tap("tap1");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     let snapshot = vm.snapshot();
     let mut clone = namespace.empty_vm();
     let mut body = json!({

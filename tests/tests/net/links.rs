@@ -17,7 +17,7 @@ const SPARE: u64 = 0x8000;
 fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     start_load(&mut vm);
     let stream = namespace.connect(LOAD_PORT);
@@ -143,7 +143,7 @@ fn needs_reset(vm: &mut Vm) -> bool {
 fn a_driver_that_lies_is_told_to_reset_and_one_that_does_not_works_afterwards() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Debian, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Debian, &[eth0("tap0")]);
     assert_eq!(peek(&mut vm, DEVICE), 0x7472_6976, "\"virt\"");
     let memory: u64 = Guest::Debian
         .memory()

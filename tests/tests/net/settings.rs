@@ -48,7 +48,7 @@ fn a_guest_has_the_addresses_and_the_mtu_that_were_asked_for() {
 fn a_cable_is_plugged_out_and_in_again_while_the_guest_runs() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     let ping = format!("ping -c 1 -W 10 {}", vmgenie_tests::net::HOST);
     vm.shell(&ping);

@@ -25,7 +25,7 @@ fn load(vm: &mut Vm, snapshot: &Snapshot) {
 fn a_transfer_goes_on_over_snapshots_and_in_the_restored_machine() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     let body = file(12 << 20);
     // Slow enough that it lasts longer than the snapshots.
@@ -63,7 +63,7 @@ fn a_transfer_goes_on_over_snapshots_and_in_the_restored_machine() {
 fn snapshots_under_load_lose_nothing() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     start_load(&mut vm);
     let streams = [(); 2].map(|()| namespace.connect(LOAD_PORT));

@@ -51,7 +51,7 @@ fn traffic_of_guest(vm: &mut Vm) -> [u64; 4] {
 fn the_small_kernel_talks_with_its_host() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     ping_and_http(&namespace, &mut vm);
     transfers(&namespace, &mut vm);
@@ -62,7 +62,7 @@ fn the_small_kernel_talks_with_its_host() {
 fn the_stock_kernel_talks_with_its_host() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Debian, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Debian, &[eth0("tap0")]);
     for module in MODULES {
         vm.shell(&format!("insmod /modules/{module}.ko"));
     }
@@ -102,7 +102,7 @@ fn packets_are_large(namespace: &Namespace, vm: &mut Vm, connect: impl Fn() -> T
 fn segments_and_checksums_are_left_to_the_other_side() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     start_load(&mut vm);
     packets_are_large(&namespace, &mut vm, || namespace.connect(LOAD_PORT));
@@ -114,7 +114,7 @@ fn segments_and_checksums_are_left_to_the_other_side_by_ipv6_as_well() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
     namespace.add_ipv6("tap0");
-    let mut vm = namespace.boot(Guest::Debian, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Debian, &[eth0("tap0")]);
     for module in MODULES {
         vm.shell(&format!("insmod /modules/{module}.ko"));
     }
@@ -133,7 +133,7 @@ fn segments_and_checksums_are_left_to_the_other_side_by_ipv6_as_well() {
 fn a_device_that_is_reset_under_load_works_again() {
     let namespace = Namespace::new();
     namespace.add_tap("tap0");
-    let mut vm = namespace.boot(Guest::Small, &[eth0("tap0")]);
+    let mut vm = namespace.booted(Guest::Small, &[eth0("tap0")]);
     set_up_guest(&mut vm);
     start_load(&mut vm);
     let device = vm.shell("basename $(readlink /sys/class/net/eth0/device)");
