@@ -53,6 +53,7 @@ impl Booted {
             mem_file_path: self.dir.join("memory"),
             resume_vm: false,
             copy_drives: false,
+            pause_vm: false,
         };
         let written = vm.client.create_snapshot(&request);
         written.expect("the snapshot is written");

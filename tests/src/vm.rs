@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::json;
 use tempfile::TempDir;
 use vm_agent::patience::Patience;
-use vmgenie::api::wire::{GenerationWait, GenerationChoice, GenerationWaited, Missing, SnapshotLoad};
+use vmgenie::api::wire::{
+    GenerationChoice, GenerationWait, GenerationWaited, Missing, SnapshotLoad,
+};
 use vmgenie::client::Client;
 
 use crate::booted::Booted;
