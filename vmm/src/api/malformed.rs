@@ -9,8 +9,11 @@ use tokio::io::AsyncWrite;
 
 use super::fault::ApiFault;
 
-/// What hyper's answers begin with, and what they mean. Those of the routes name the server.
-const ANSWERS: [(&[u8], fn() -> ApiFault); 3] = [
+/// What an answer begins with, and what it means.
+type Meaning = (&'static [u8], fn() -> ApiFault);
+
+/// hyper's answers. Those of the routes name the server.
+const ANSWERS: [Meaning; 3] = [
     (b"HTTP/1.1 400 ", || ApiFault::NoRequest),
     (b"HTTP/1.1 414 ", || ApiFault::HeadTooLarge),
     (b"HTTP/1.1 431 ", || ApiFault::HeadTooLarge),
