@@ -16,6 +16,8 @@ use crate::own_files::{self, DirLock, Purpose};
 
 /// Only the user who started the VMM may speak to it.
 const MODE: u32 = 0o600;
+/// The longest path of a socket in bytes: `sun_path`, less the zero at its end.
+const MAX_PATH: usize = 107;
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How long another VMM that takes the same path may keep us waiting.
@@ -36,7 +38,10 @@ pub enum SocketError {
     /// The socket that a dead VMM left could not be removed.
     #[error("could not remove the stale socket {0}")]
     RemoveStale(PathBuf, #[source] io::Error),
-    /// The path is too long, its directory is missing or not writable, ...
+    /// The path is too long.
+    #[error("could not listen on {0}: the path of a socket has 107 bytes at most, and this one has {len}", len = .0.as_os_str().len())]
+    TooLong(PathBuf),
+    /// Its directory is missing or not writable, ...
     #[error("could not listen on {0}")]
     Listen(PathBuf, #[source] io::Error),
 }
@@ -53,6 +58,9 @@ impl ListeningSocket {
     /// Binds and listens. A socket that nobody listens on any more is replaced.
     pub(crate) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
         let failed = |error| SocketError::Listen(path.to_owned(), error);
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(SocketError::TooLong(path.to_owned()));
+        }
         let listener = match listen(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => replace_dead(path)?,
             other => other.map_err(failed)?,

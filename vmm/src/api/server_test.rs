@@ -145,6 +145,20 @@ fn a_missing_directory_is_an_error_that_names_the_path() {
 }
 
 #[test]
+fn a_path_that_is_too_long_is_told_with_what_it_may_have() {
+    let mut fixture = Fixture::new();
+    fixture.socket = fixture.dir.path().join("x".repeat(108));
+    let ApiError::Socket(error) = fixture.try_serve(agreeable).unwrap_err() else {
+        panic!("another error")
+    };
+    let error = error.to_string();
+    assert!(
+        error.contains("107 bytes at most") && error.contains("xxx"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_client_speaks_every_request() {
     use crate::api::wire::*;
     let fixture = Fixture::new();
