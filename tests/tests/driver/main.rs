@@ -30,14 +30,14 @@ use vmgenie_tests::{Guest, Vm};
 /// How long a guest may take for something, on a host that may be emulated and busy.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A guest with both modules.
+/// A guest that has booted, and has both modules.
 fn boot(guest: Guest) -> Vm {
     boot_with(Boot::new(guest), "")
 }
 
 /// The same, with parameters for the first module.
 fn boot_with(boot: Boot, parameters: &str) -> Vm {
-    let mut vm = boot.ready();
+    let mut vm = boot.booted();
     load_modules(&mut vm, parameters);
     vm
 }

@@ -55,7 +55,7 @@ fn where_the_kernels_driver_is_absent_it_drives_the_device_and_reseeds() {
 
 #[test]
 fn without_a_backend_the_counter_moves_by_request_alone() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     vm.shell("insmod /modules/sysgenid.ko");
     assert_eq!(vm.shell("sysgenid-test read-write"), "ok read-write\n");
     let before = generation(&mut vm);
@@ -72,7 +72,7 @@ fn without_a_backend_the_counter_moves_by_request_alone() {
 
 #[test]
 fn a_wrong_numbering_is_refused_with_a_reason() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     let (status, _) = vm.run("insmod /modules/sysgenid.ko abi=7");
     assert_ne!(status, 0);
     let text = log(&mut vm);
@@ -127,7 +127,7 @@ fn unloading_under_load_is_refused_or_clean() {
 /// Without a backend nothing but the open file and the mapping holds the module.
 #[test]
 fn an_open_file_or_a_mapping_alone_keeps_the_module() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     vm.shell("insmod /modules/sysgenid.ko");
     vm.shell("exec 3<>/dev/sysgenid");
     assert_ne!(

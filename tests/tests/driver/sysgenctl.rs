@@ -101,7 +101,7 @@ fn watching_prints_each_generation_across_a_restore() {
 
 #[test]
 fn what_cannot_be_done_is_told_by_the_status() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     let (status, text) = vm.run("sysgenctl status 2>&1");
     assert_eq!(status, 1, "{text}");
     assert!(text.contains("could not open /dev/sysgenid"), "{text}");
