@@ -37,6 +37,7 @@ use vm_device::{
     bus::{PioAddress, PioAddressOffset},
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmgenie_acpi::GpeNotify;
 
 use crate::Persist;
 
@@ -45,6 +46,22 @@ mod state;
 
 pub use report::{DriverReport, Lack};
 pub use state::{LaterRegisters, SysGenState, SysGenStateV1};
+
+/// Name of the device in the ACPI namespace.
+pub const ACPI_PATH: &str = "\\_SB_.SGEN";
+/// The general-purpose event that is raised when the driver shall look at the device's registers.
+pub const GPE: u8 = 7;
+/// What its method notifies the device of.
+pub const NOTIFY_LOOK: u8 = 0x81;
+
+/// What `\_GPE._E07` does, for the machine's description.
+pub const fn gpe_notify() -> GpeNotify<'static> {
+    GpeNotify {
+        gpe: GPE,
+        device: ACPI_PATH,
+        value: NOTIFY_LOOK,
+    }
+}
 
 /// First I/O port of the doorbell.
 pub const PORT_BASE: u16 = 0x640;
@@ -177,6 +194,11 @@ impl SysGen {
     /// offers none. The driver looks at FEATURES before each use, so this may change at any time.
     pub fn offer_realtime(&mut self, clock: Option<RealtimeClock>) {
         self.realtime = clock;
+    }
+
+    /// Whether the guest is offered the host's time.
+    pub fn offers_realtime(&self) -> bool {
+        self.realtime.is_some()
     }
 
     /// Adds one to the counter, and expects the driver to tell when it has adapted. Returns the counter.
