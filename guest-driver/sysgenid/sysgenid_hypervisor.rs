@@ -21,6 +21,7 @@ use kernel::{
 use crate::{
     sysgenid_acpi::{wait_for_events, AcpiDevice, Mapping},
     sysgenid_backend::{Backend, Report},
+    sysgenid_clock,
     sysgenid_page::CounterPage,
     sysgenid_rng::Urandom,
     sysgenid_settle::{Id, Machine, Settled},
@@ -102,6 +103,13 @@ unsafe impl Send for Hypervisor {}
 unsafe impl Sync for Hypervisor {}
 
 impl Hypervisor {
+    /// Sets the clock to the hypervisor's time, if it offers that.
+    pub(crate) fn step_clock(&self) {
+        if let Some(page) = &self.page {
+            sysgenid_clock::step(page);
+        }
+    }
+
     /// The one that `device` is of; nothing happens until it is started.
     pub(crate) fn new(device: &AcpiDevice, teller: Teller) -> Result<Pin<KBox<Self>>> {
         let address = device.address()?;
@@ -342,6 +350,7 @@ impl Machine for Hypervisor {
     }
 
     fn adjust(&self) {
+        self.step_clock();
         self.chained.store(self.teller == Teller::Nobody, Relaxed);
         self.owed.store(self.teller == Teller::Us, Relaxed);
     }

@@ -69,6 +69,11 @@ impl CounterPage {
             .ok()
     }
 
+    /// The same device, for its notifications.
+    pub(crate) fn device() -> Option<AcpiDevice> {
+        AcpiDevice::find(SGEN)
+    }
+
     fn new(device: AcpiDevice) -> Result<Self> {
         let (start, length) = device.memory().ok_or(ENODEV)?;
         let (ports, count) = device.ports().ok_or(ENODEV)?;

@@ -19,11 +19,13 @@ use kernel::{
 use crate::{
     sysgenid_acpi::{AcpiDevice, NotifyHandler},
     sysgenid_hypervisor::{Hypervisor, Registered, Teller},
+    sysgenid_page::CounterPage,
     sysgenid_work::{Chain, Notifier},
 };
 
 mod sysgenid_acpi;
 mod sysgenid_backend;
+mod sysgenid_clock;
 mod sysgenid_hypervisor;
 mod sysgenid_page;
 mod sysgenid_rng;
@@ -61,6 +63,7 @@ impl kernel::Module for VmGenId {
 
 /// The running driver. What is named first is dropped first.
 struct Driver {
+    _resumed: Option<NotifyHandler>,
     _source: Source,
     _life: Life,
     _registered: Registered,
@@ -77,12 +80,32 @@ impl Driver {
         let life = Life::new(&hypervisor)?;
         let registered = hypervisor.start()?;
         Ok(Self {
+            _resumed: resumes(&hypervisor),
             _source: source,
             _life: life,
             _registered: registered,
             _hypervisor: hypervisor,
         })
     }
+}
+
+/// Has the clock set when the hypervisor says that the machine has stood still. Without it, the next
+/// generation has it set.
+fn resumes(hypervisor: &Pin<KBox<Hypervisor>>) -> Option<NotifyHandler> {
+    let context: *const Hypervisor = &raw const **hypervisor;
+    let device = CounterPage::device()?;
+    // SAFETY: The driver drops the handler before the hypervisor.
+    unsafe { NotifyHandler::install(device, resumed, context.cast_mut().cast()) }
+        .inspect_err(|error| pr_warn!("nobody tells of pauses: {error:?}\n"))
+        .ok()
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe extern "C" fn resumed(_: bindings::acpi_handle, _: u32, context: *mut c_void) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.step_clock();
 }
 
 /// Whether the kernel's own driver has the device. It must never be unbound.
