@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use vmgenie_devices::Persist;
 use vmgenie_devices::pm::{PmError, PowerManagement};
-use vmgenie_devices::sgen::{SysGen, SysGenError};
+use vmgenie_devices::sgen::{self, SysGen, SysGenError};
 use vmgenie_devices::vmclock::{self, VmClock, VmClockError, VmClockState};
 use vmgenie_devices::vmgenid::{self, VmGenId, VmGenIdError, VmGenIdState};
 
@@ -110,6 +110,13 @@ impl GenerationDevices {
         self.vmgenid.write_to(memory)?;
         Ok(self.vmclock.disrupt(memory)?)
     }
+}
+
+/// Has the guest's driver look at the registers of SGEN: the guest's clock is late. A guest that has not enabled the event, or has tables of
+/// an earlier version, does not.
+pub(crate) fn tell_of_time(pm: &Mutex<PowerManagement>) -> Result<(), PmError> {
+    let mut pm = pm.lock().unwrap_or_else(PoisonError::into_inner);
+    pm.raise_gpe(sgen::GPE)
 }
 
 /// Begins a new generation: ID, counter and clock page in guest memory, then the events that tell the guest.

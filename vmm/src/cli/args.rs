@@ -419,6 +419,19 @@ pub struct OverrideArgs {
     /// What happens if a drive's file is not what it was when the snapshot was taken.
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     pub changed_drives: ChangedDrives,
+    /// What becomes of the guest's time of day, which is that of the snapshot.
+    #[arg(long, value_name = "WHAT", default_value = "step")]
+    pub clock: Clock,
+}
+
+/// What becomes of the guest's time of day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Clock {
+    /// The guest's driver sets it to the host's.
+    #[default]
+    Step,
+    /// It is late by the time that the snapshot has lain there.
+    Keep,
 }
 
 /// What happens if a drive's file is not what it was.

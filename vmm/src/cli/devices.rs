@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::args::{ChangedDrives, OverrideArgs, RunArgs};
+use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};
 use crate::api::wire;
 use crate::config::{
@@ -304,6 +304,10 @@ fn try_override(
         (true, _) => wire::HostPaths::NamedOnly,
         (false, true) => wire::HostPaths::Any,
         (false, false) => wire::HostPaths::Trusted,
+    };
+    request.clock = match args.clock {
+        Clock::Step => wire::ClockChoice::Step,
+        Clock::Keep => wire::ClockChoice::Keep,
     };
     Ok(())
 }

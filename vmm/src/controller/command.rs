@@ -110,6 +110,20 @@ pub struct LoadSnapshot {
     pub host_paths: HostPaths,
     /// The snapshot that is meant; any if it is none.
     pub id: Option<SnapshotId>,
+    /// What becomes of the guest's time of day.
+    pub clock: ClockPolicy,
+    /// kvm-clock, and with it all clocks of a guest that has it, jumps by the time that the snapshot has lain there.
+    pub clock_realtime: bool,
+}
+
+/// What becomes of a guest's time of day after it has stood still. Its monotonic clock goes on in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockPolicy {
+    /// The guest's driver sets it to the host's.
+    #[default]
+    Step,
+    /// It is late.
+    Keep,
 }
 
 /// What happens if a drive's file is not what it was when a snapshot was taken: a guest that goes on with it damages its file system.

@@ -5,6 +5,8 @@
 //! Writing `IA32_TSC` of one vCPU after the other would say another instant for each. Differences that a guest made itself are in its
 //! `IA32_TSC_ADJUST`.
 
+use std::time::Instant;
+
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_clock_data,
     kvm_device_attr, kvm_msr_entry,
@@ -37,6 +39,8 @@ pub(super) struct GuestTime {
     pub(super) clock: kvm_clock_data,
     /// The TSC of vCPU 0.
     pub(super) tsc: u64,
+    /// When that was, by the host's clock; none for a time out of a snapshot.
+    pub(super) since: Option<Instant>,
 }
 
 impl GuestTime {
@@ -46,6 +50,7 @@ impl GuestTime {
         Ok(Self {
             tsc: first.map_or(Ok(0), |vcpu| tsc(&vcpu.fd))?,
             clock: vm.get_clock().map_err(at("get the clock"))?,
+            since: Some(Instant::now()),
         })
     }
 
@@ -91,6 +96,7 @@ impl GuestTime {
         Self {
             clock,
             tsc: saved_tsc(vcpus).unwrap_or(0),
+            since: None,
         }
     }
 
@@ -249,6 +255,7 @@ mod tests {
         let time = GuestTime {
             clock: kvm_clock_data::default(),
             tsc: 4_000,
+            since: None,
         };
         time.put_into(&mut vcpus);
         assert_eq!(tscs(&vcpus), [4_000; 3]);
@@ -262,6 +269,7 @@ mod tests {
         let time = GuestTime {
             clock: kvm_clock_data::default(),
             tsc: 4_000,
+            since: None,
         };
         time.put_into(&mut vcpus);
         assert_eq!(tscs(&vcpus), [4_000, 4_010, 3_890]);

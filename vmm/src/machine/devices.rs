@@ -1,6 +1,7 @@
 //! The devices of a machine, on their bus and their interrupt lines; and the ACPI tables that tell the guest of them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fmt, io};
 
 use kvm_ioctls::VmFd;
@@ -13,9 +14,10 @@ use vmgenie_acpi::{Aml, IoApic, MachineDescription};
 use vmgenie_devices::fw_cfg::{self, FwCfg};
 use vmgenie_devices::pm::{self, PmError, PmRestoreError, PowerManagement, PowerRequest};
 use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError};
-use vmgenie_devices::sgen::{self, OnReport};
+use vmgenie_devices::sgen::{self, OnReport, RealtimeClock};
 use vmgenie_devices::{BootTimer, InterruptLine, Persist, Restore, boot_timer, vmclock, vmgenid};
 
+use crate::controller::command::ClockPolicy;
 use crate::generation::{self, GenerationDevices, GenerationError};
 use crate::metrics::DEVICES;
 
@@ -193,6 +195,25 @@ impl Devices {
         generation::begin(standstill, memory, &mut self.generation, &self.pm)
     }
 
+    /// Whether the guest's driver is offered the host's time of day.
+    pub(super) fn offer_time(&self, policy: ClockPolicy) {
+        let clock = match policy {
+            ClockPolicy::Step => Some(realtime_ns as RealtimeClock),
+            ClockPolicy::Keep => None,
+        };
+        self.generation.sysgen().offer_realtime(clock);
+    }
+
+    /// Tells the guest's driver that the time of day is late. False if that could not be told, or is not offered.
+    pub(super) fn tell_of_time(&self) -> bool {
+        if !self.generation.sysgen().offers_realtime() {
+            return false;
+        }
+        generation::tell_of_time(&self.pm)
+            .inspect_err(|error| tracing::warn!(%error, "could not tell the guest of the time"))
+            .is_ok()
+    }
+
     /// Power management.
     pub(super) fn pm(&self) -> MutexGuard<'_, PowerManagement> {
         // Devices do not panic on what a guest does; if one did, its registers are still plain values.
@@ -264,7 +285,11 @@ impl Devices {
                 pm: pm::ports(),
                 s5_sleep_type: pm::S5_SLEEP_TYPE,
                 devices,
-                gpe_notifies: vec![vmgenid::gpe_notify(), vmclock::gpe_notify()],
+                gpe_notifies: vec![
+                    vmgenid::gpe_notify(),
+                    vmclock::gpe_notify(),
+                    sgen::gpe_notify(),
+                ],
                 io_apic: IoApic {
                     id: 0,
                     address: layout::IOAPIC,
@@ -296,6 +321,14 @@ fn event_of(request: PowerRequest) -> MachineEvent {
         PowerRequest::PowerOff => MachineEvent::PowerOff,
         PowerRequest::Reset => MachineEvent::Reset,
     }
+}
+
+/// Nanoseconds of CLOCK_REALTIME, which the guest's driver sets its clock to.
+pub(crate) fn realtime_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, which the PM timer counts.

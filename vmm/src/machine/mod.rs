@@ -27,6 +27,7 @@ pub mod virtio;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -37,7 +38,7 @@ use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
 use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
-use crate::controller::command::Generation;
+use crate::controller::command::{ClockPolicy, Generation};
 use crate::fatal::MemoryLoss;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 
@@ -111,6 +112,9 @@ pub enum BuildError {
     Virtio(#[from] VirtioError),
 }
 
+/// A guest whose time of day pauses have made late by this is told to set it.
+const TOLD_OF_TIME: Duration = Duration::from_secs(1);
+
 /// Why a machine could not go on. Its vCPUs stand still.
 #[derive(Debug, Error)]
 pub enum ResumeError {
@@ -162,6 +166,8 @@ pub struct Machine {
     generation_owed: bool,
     /// The guest's time when the vCPUs stopped, from which they will go on. None while they run, and before they first have.
     stopped_at: Option<GuestTime>,
+    /// By how much pauses have made the guest's time of day late since its driver was last told to set it.
+    late: Duration,
 }
 
 impl Machine {
@@ -196,6 +202,7 @@ impl Machine {
             on_report,
             io.boot_timer,
         )?;
+        devices.offer_time(ClockPolicy::Step);
         let rsdp = devices.write_acpi(memory.map(), config.vcpus())?;
         let entry = images.write_boot_data(memory.map(), bytes, &source.cmdline, rsdp)?;
         let vcpus = (0..config.vcpus())
@@ -219,6 +226,7 @@ impl Machine {
             pit,
             generation_owed: false,
             stopped_at: None,
+            late: Duration::ZERO,
         })
     }
 
@@ -234,6 +242,10 @@ impl Machine {
             time.set(&self.vm, standstill)?;
             self.stopped_at = None;
             self.devices.pm().let_timer_run(true);
+            self.late += time.since.map_or(Duration::ZERO, |since| since.elapsed());
+            if self.late >= TOLD_OF_TIME && self.devices.tell_of_time() {
+                self.late = Duration::ZERO;
+            }
         }
         self.vcpus.run(host);
         self.devices.virtio.wake_if_pending();

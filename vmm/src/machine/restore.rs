@@ -1,8 +1,9 @@
 //! Restoring a machine. What is on this path is paid by every clone: each system call counts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_CLOCK_REALTIME};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
@@ -44,6 +45,9 @@ pub enum RestoreError {
     /// A drive's image could not be copied.
     #[error("could not give the machine drives of its own")]
     CopyDrive(#[from] CopyError),
+    /// The host on which it was made did not tell the time.
+    #[error("clock_realtime requested but not present in the snapshot state")]
+    NoRealtime,
     /// The state contradicts itself.
     #[error("the state file contradicts itself: {0}")]
     Contradiction(String),
@@ -103,6 +107,9 @@ impl Machine {
         io: MachineIo,
     ) -> Result<Self, RestoreError> {
         let saved = SavedMachine::read(snapshot.reader)?;
+        if request.clock_realtime && saved.platform.clock.flags & KVM_CLOCK_REALTIME == 0 {
+            return Err(RestoreError::NoRealtime);
+        }
         saved
             .vcpus
             .iter()
@@ -146,6 +153,7 @@ impl Machine {
             saved.devices.fw_cfg.0.data,
         ));
         devices.sync_lines()?;
+        devices.offer_time(request.clock);
         // Until the vCPUs run, as the other clocks.
         devices.pm().let_timer_run(false);
         let vcpus = VcpuSet::spawn(vcpus, &devices.bus, &io.events)?;
@@ -157,13 +165,22 @@ impl Machine {
             config: saved.config,
             pit,
             generation_owed: false,
-            stopped_at: Some(GuestTime::saved(&saved.platform.clock, &saved.vcpus, false)),
+            stopped_at: Some(GuestTime::saved(
+                &saved.platform.clock,
+                &saved.vcpus,
+                request.clock_realtime,
+            )),
+            // The new generation tells of it.
+            late: Duration::ZERO,
         };
         match request.generation {
             RestoreAs::New => machine.begin_generation()?,
-            RestoreAs::Keep => machine.at_standstill(|devices, standstill, memory| {
-                devices.generation.keep(standstill, memory)
-            })?,
+            RestoreAs::Keep => {
+                machine.at_standstill(|devices, standstill, memory| {
+                    devices.generation.keep(standstill, memory)
+                })?;
+                machine.devices.tell_of_time();
+            }
         }
         copies.keep();
         Ok(machine)

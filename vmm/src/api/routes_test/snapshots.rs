@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::{self, DeviceOverrides};
-use crate::controller::command::{ChangedDrives, HostPaths, RestoreAs};
+use crate::controller::command::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 use crate::snapshot::SnapshotId;
 
 #[test]
@@ -82,6 +82,8 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             changed_drives: ChangedDrives::OwnCopies,
             host_paths: HostPaths::Any,
             id: None,
+            clock: ClockPolicy::Step,
+            clock_realtime: false,
         })
     };
     assert_eq!(
@@ -154,14 +156,11 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         changed_drives: ChangedDrives::Refuse,
         host_paths: HostPaths::NamedOnly,
         id: Some(SnapshotId::from_bytes([0x0a; 16])),
+        clock: ClockPolicy::Step,
+        clock_realtime: false,
     });
     assert_eq!(api.commands(), [expected]);
     for (field, value, expected) in [
-        (
-            "clock_realtime",
-            json!(true),
-            "clock_realtime is not supported",
-        ),
         ("huge_pages", json!("2M"), "huge pages are not supported"),
         (
             "network_overrides",

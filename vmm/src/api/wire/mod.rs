@@ -31,8 +31,9 @@ pub use generation::{
 pub use logging::{LineFormat, Logger, Metrics, parse_level};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use snapshot::{
-    ChangedDrives, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad, MemBackend,
-    MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
+    ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
+    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VsockOverride,
 };
 
 use crate::config::ConfigError;
@@ -97,9 +98,6 @@ pub enum WireError {
     /// No level of the log.
     #[error("{0:?} is no log level: Error, Warning, Info, Debug, Trace or Off")]
     Level(String),
-    /// `clock_realtime` is true.
-    #[error("clock_realtime is not supported: leave it out or set it to false")]
-    ClockRealtime,
     /// The configuration file asks for what is not there.
     #[error("{0} is not supported: take it out of the configuration file")]
     NotInConfigFile(&'static str),

@@ -97,9 +97,14 @@ pub struct SnapshotLoad {
     /// False only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub enable_diff_snapshots: bool,
-    /// False only.
+    /// Let the clocks of a guest with kvm-clock jump by the time that the snapshot has lain there, the monotonic one as well; false when
+    /// absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clock_realtime: bool,
+    /// What becomes of the guest's time of day: `step` has its driver set it to the host's, `keep` leaves it late. Ours; `step` when
+    /// absent.
+    #[serde(default, skip_serializing_if = "ClockChoice::is_default")]
+    pub clock: ClockChoice,
     /// The pages behind guest memory: `Snapshot` (the default) or `None`.
     #[serde(default, skip_serializing_if = "HugePagesAtLoad::is_default")]
     pub huge_pages: HugePagesAtLoad,
@@ -125,6 +130,23 @@ pub struct SnapshotLoad {
     /// The snapshot that is meant, 32 hexadecimal digits: another one at that path is refused. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<String>,
+}
+
+/// What becomes of a guest's time of day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockChoice {
+    /// The guest's driver sets it to the host's, before watchers are told of the new generation.
+    #[default]
+    Step,
+    /// It is late by the time that the snapshot has lain there.
+    Keep,
+}
+
+impl ClockChoice {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What happens if a drive's file is not what it was.
@@ -172,6 +194,7 @@ impl SnapshotLoad {
             track_dirty_pages: false,
             enable_diff_snapshots: false,
             clock_realtime: false,
+            clock: ClockChoice::Step,
             huge_pages: HugePagesAtLoad::Snapshot,
             network_overrides: Vec::new(),
             vsock_override: None,
@@ -333,9 +356,6 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
         if wire.enable_diff_snapshots {
             return Err(WireError::DirtyPages("enable_diff_snapshots"));
         }
-        if wire.clock_realtime {
-            return Err(WireError::ClockRealtime);
-        }
         if matches!(
             wire.huge_pages,
             HugePagesAtLoad::Transparent | HugePagesAtLoad::TwoMib
@@ -393,6 +413,11 @@ impl TryFrom<SnapshotLoad> for LoadSnapshot {
                 HostPaths::NamedOnly => command::HostPaths::NamedOnly,
             },
             id: id.transpose()?,
+            clock: match wire.clock {
+                ClockChoice::Step => command::ClockPolicy::Step,
+                ClockChoice::Keep => command::ClockPolicy::Keep,
+            },
+            clock_realtime: wire.clock_realtime,
         })
     }
 }
