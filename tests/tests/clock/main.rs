@@ -7,6 +7,7 @@
     reason = "a test fails by a panic"
 )]
 
+mod realtime;
 mod vcpus;
 
 use vmgenie_tests::Vm;

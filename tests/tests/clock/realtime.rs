@@ -1,0 +1,141 @@
+//! The guest's time of day after it has lain in a snapshot or stood still.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use vmgenie::api::wire::{ClockChoice, SnapshotLoad};
+use vmgenie_tests::shell::{load_modules, start, told};
+use vmgenie_tests::vm::Boot;
+use vmgenie_tests::{Guest, Snapshot, Vm};
+
+use crate::clock_source;
+
+/// How long a snapshot lies there.
+const NIGHT: Duration = Duration::from_secs(90);
+/// How long a guest may take to set its clock.
+const SOON: Duration = Duration::from_secs(20);
+
+/// By how many seconds the guest's time of day differs from the host's, and how long the question took.
+fn difference(vm: &mut Vm) -> (f64, f64) {
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.unwrap().as_secs_f64()
+    };
+    let before = now();
+    // `adjtimex` of busybox tells microseconds, which its `date` does not.
+    let text = vm.shell("adjtimex | grep time.tv");
+    let after = now();
+    let number = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.contains(name));
+        let word = line.and_then(|line| line.split_whitespace().last());
+        word.and_then(|word| word.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text:?}"))
+    };
+    let guest = number("time.tv_sec") + number("time.tv_usec") / 1e6;
+    ((guest - f64::midpoint(before, after)).abs(), after - before)
+}
+
+fn is_right(vm: &mut Vm) -> bool {
+    let (seconds, took) = difference(vm);
+    eprintln!("off by {seconds:.3} s, asked for {took:.3} s");
+    seconds < 0.05 + took / 2.0
+}
+
+fn becomes_right(vm: &mut Vm) {
+    let deadline = Instant::now() + SOON;
+    while !is_right(vm) {
+        assert!(Instant::now() < deadline, "the guest's clock stays wrong");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn restore(snapshot: &Snapshot, clock: ClockChoice) -> Vm {
+    let mut vm = Vm::empty();
+    vm.client
+        .load_snapshot(&SnapshotLoad {
+            resume_vm: true,
+            clock,
+            ..SnapshotLoad::of(snapshot.state(), snapshot.memory())
+        })
+        .expect("the snapshot is restored");
+    vm
+}
+
+/// A restore 90 s later, by the clock source `source`.
+fn right_after_a_night(guest: Guest, source: &str) {
+    let cmdline = format!("clocksource={source} tsc=reliable");
+    let mut vm = Boot::new(guest).cmdline(&cmdline).ready();
+    load_modules(&mut vm, "");
+    assert_eq!(clock_source(&mut vm), source);
+    assert!(is_right(&mut vm), "before the snapshot");
+    // A watcher says what the clock is when it is woken.
+    start(&mut vm, "sysgenid-test notice");
+    let snapshot = vm.snapshot();
+    drop(vm);
+    std::thread::sleep(NIGHT);
+
+    let mut late = restore(&snapshot, ClockChoice::Keep);
+    told(&mut late, "ok notice");
+    let (seconds, _) = difference(&mut late);
+    assert!(seconds > NIGHT.as_secs_f64() - 1.0, "kept: {seconds}");
+    drop(late);
+
+    let mut clone = restore(&snapshot, ClockChoice::Step);
+    // Its watchers were woken after the clock was set.
+    told(&mut clone, "ok notice");
+    assert!(is_right(&mut clone));
+    assert_eq!(clock_source(&mut clone), source);
+}
+
+#[test]
+fn the_small_kernel_has_the_right_time_by_kvm_clock_after_a_night() {
+    right_after_a_night(Guest::Small, "kvm-clock");
+}
+
+#[test]
+fn the_small_kernel_has_the_right_time_by_tsc_after_a_night() {
+    right_after_a_night(Guest::Small, "tsc");
+}
+
+#[test]
+fn the_stock_kernel_has_the_right_time_by_kvm_clock_after_a_night() {
+    right_after_a_night(Guest::Debian, "kvm-clock");
+}
+
+#[test]
+fn the_stock_kernel_has_the_right_time_by_tsc_after_a_night() {
+    right_after_a_night(Guest::Debian, "tsc");
+}
+
+/// A pause does not show in the monotonic clock, and the time of day is set after it.
+fn a_pause_does_not_show(guest: Guest, source: &str) {
+    let pause = Duration::from_secs(15);
+    let cmdline = format!("clocksource={source} tsc=reliable");
+    let mut vm = Boot::new(guest).cpus(2).cmdline(&cmdline).ready();
+    load_modules(&mut vm, "");
+    let stop = "/tmp/enough";
+    vm.shell(&format!("guest-load clock 2 1 {stop} > /tmp/over 2>&1 &"));
+    vm.client.pause().unwrap();
+    std::thread::sleep(pause);
+    vm.client.resume().unwrap();
+    becomes_right(&mut vm);
+    vm.shell(&format!("touch {stop}"));
+    vm.shell("n=0; while ! grep reads /tmp/over; do n=$((n+1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done");
+    let over = crate::Seen::in_text(&vm.shell("cat /tmp/over"));
+    eprintln!("{over:?}");
+    assert_eq!(over.backwards, 0, "{over:?}");
+    assert!(
+        over.largest_step_ns < pause.as_nanos() as u64 / 2,
+        "{over:?}"
+    );
+    assert_eq!(clock_source(&mut vm), source);
+}
+
+#[test]
+fn a_pause_does_not_show_by_kvm_clock() {
+    a_pause_does_not_show(Guest::Small, "kvm-clock");
+}
+
+#[test]
+fn a_pause_does_not_show_by_tsc_of_the_stock_kernel() {
+    a_pause_does_not_show(Guest::Debian, "tsc");
+}
