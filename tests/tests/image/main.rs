@@ -9,6 +9,10 @@ use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
 use vmgenie_tests::shell::no_complaints;
 
+mod watchdog;
+
+/// How long the machine stands still: longer than the service with a watchdog may be silent.
+const STANDSTILL: Duration = Duration::from_secs(8);
 /// How long a guest in an emulated host may take for something.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -32,9 +36,11 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
     );
     vm.shell("systemctl is-active ssh.service sysgenctl-agent.service");
     no_complaints(&mut vm);
+    let watched = watchdog::start(&mut vm);
 
     // The disk is copied while the machine stands still: the snapshot's memory and the copies are of one instant.
     let snapshot = vm.snapshot();
+    std::thread::sleep(STANDSTILL);
     let mut pages = vec![first];
     let mut clones = Vec::new();
     for number in 1..=2 {
@@ -74,10 +80,12 @@ fn the_image_boots_from_its_disk_alone_and_its_clones_are_machines_of_their_own(
         }
         assert_eq!(page.value("generation-counter"), "2");
         no_complaints(clone);
+        assert_eq!(watchdog::shown(clone), watched, "its watchdog barked");
         pages.push(page);
     }
     let last = Page::of(&vm.console, &home, GUEST, LIMIT);
     assert_eq!(last, pages[0], "the original is no clone");
+    assert_eq!(watchdog::shown(&mut vm), watched, "its watchdog barked");
     let button = json!({ "action_type": "SendCtrlAltDel" });
     done(&mut vm.client, "PUT /actions", button.to_string());
     assert!(
