@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::api::CONSOLE_PROTOCOL;
 use crate::api::wire::Fault;
+use crate::unix_socket::MAX_PATH;
 
 /// The longest head of an answer that is read, in bytes.
 const HEAD_LIMIT: usize = 16 << 10;
@@ -17,6 +18,9 @@ const FAULT_LIMIT: u64 = 64 << 10;
 /// Why nobody is attached.
 #[derive(Debug, Error)]
 pub enum AttachError {
+    /// The path is too long for a socket.
+    #[error("could not reach the VMM at {0}: the path of a socket has {MAX_PATH} bytes at most, and this one has {len}", len = .0.as_os_str().len())]
+    TooLong(PathBuf),
     /// Nobody listens there, or the connection broke.
     #[error("could not reach the VMM at {0}")]
     Io(PathBuf, #[source] io::Error),
@@ -32,6 +36,9 @@ pub enum AttachError {
 /// it, what is written to it is typed.
 pub fn attach(socket: &Path) -> Result<UnixStream, AttachError> {
     let failed = |error| AttachError::Io(socket.to_owned(), error);
+    if socket.as_os_str().len() > MAX_PATH {
+        return Err(AttachError::TooLong(socket.to_owned()));
+    }
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
     let request = format!(
         "GET /console HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: {CONSOLE_PROTOCOL}\r\n\r\n"
@@ -118,5 +125,8 @@ mod tests {
             assert!(answered(answer).is_err(), "{answer}");
         }
         assert!(attach(Path::new("/nowhere/s")).is_err());
+        let long = attach(Path::new(&"x".repeat(108)));
+        let told = long.unwrap_err().to_string();
+        assert!(told.contains("107 bytes at most"), "{told}");
     }
 }

@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::api::wire;
 use crate::api::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use crate::controller::command::SnapshotCreated;
+use crate::unix_socket::MAX_PATH;
 
 /// The longest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
@@ -39,6 +40,9 @@ pub enum ClientError {
     /// A socket whose owner is gone.
     #[error("nobody listens on {0}: the VMM that made it is not running any more")]
     NotRunning(PathBuf),
+    /// The path is too long for a socket.
+    #[error("could not connect to {0}: the path of a socket has {MAX_PATH} bytes at most, and this one has {len}", len = .0.as_os_str().len())]
+    TooLong(PathBuf),
     /// The socket cannot be connected to.
     #[error("could not connect to {0}")]
     Connect(PathBuf, #[source] io::Error),
@@ -380,7 +384,16 @@ impl Connection {
     }
 }
 
+/// Whether a socket can have this path.
+pub(crate) fn fits(socket: &Path) -> Result<(), ClientError> {
+    match socket.as_os_str().len() > MAX_PATH {
+        true => Err(ClientError::TooLong(socket.to_owned())),
+        false => Ok(()),
+    }
+}
+
 async fn connect(socket: &Path, peer: Option<i32>) -> Result<Connection, ClientError> {
+    fits(socket)?;
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     let stream = loop {
         match UnixStream::connect(socket).await {
@@ -472,6 +485,18 @@ fn number(answer: &Answer, header: &HeaderName) -> Result<u64, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_is_too_long_is_told_with_what_it_may_have() {
+        let socket = PathBuf::from(format!("/{}", "x".repeat(MAX_PATH)));
+        let error = Client::new(&socket).unwrap().connect().unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("107 bytes at most"), "{error}");
+        assert!(error.contains("xxx") && error.ends_with("108"), "{error}");
+        let socket = PathBuf::from(format!("/{}", "x".repeat(MAX_PATH - 1)));
+        let error = Client::new(&socket).unwrap().connect().unwrap_err();
+        assert!(matches!(error, ClientError::NoSocket(_)), "{error}");
+    }
 
     #[test]
     fn a_client_speaks_to_no_other_process_than_the_one_it_expects() {

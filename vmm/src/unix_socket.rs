@@ -17,7 +17,7 @@ use crate::own_files::{self, DirLock, Purpose};
 /// Only the user who started the VMM may speak to it.
 const MODE: u32 = 0o600;
 /// The longest path of a socket in bytes: `sun_path`, less the zero at its end.
-const MAX_PATH: usize = 107;
+pub(crate) const MAX_PATH: usize = 107;
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How long another VMM that takes the same path may keep us waiting.

@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::api::wire::{DriveOverride, SnapshotLoad};
 use crate::client::{Client, ClientError};
 use crate::own_files::OwnDir;
-use crate::unix_socket::is_listened_on;
+use crate::unix_socket::{MAX_PATH, is_listened_on};
 
 /// How long a VMM may take to open its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,8 +28,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_micros(200);
 /// How often to look for an interruption while drives are copied.
 const LOOK: Duration = Duration::from_millis(20);
-/// The longest path of a Unix socket, in bytes.
-const MAX_SOCKET_PATH: usize = 107;
 /// How much of the end of a log is shown when a VMM ends by itself, in bytes.
 const LOG_TAIL: u64 = 2048;
 
@@ -39,7 +37,7 @@ pub(super) enum CloneError {
     #[error("{0} is in use: a VMM listens on it; choose another --dir")]
     InUse(PathBuf),
     #[error(
-        "the path {0} is longer than {MAX_SOCKET_PATH} bytes, the most that a socket can have: choose a shorter --dir"
+        "the path {0} is longer than {MAX_PATH} bytes, the most that a socket can have: choose a shorter --dir"
     )]
     TooLong(PathBuf),
     #[error("{0} exists and is not a socket: choose another --dir or remove it")]
@@ -83,7 +81,7 @@ fn socket_path(dir: &Path, number: u16) -> PathBuf {
 /// Looks whether clone `number` can have its socket in `dir`. Touches nothing.
 pub(super) fn check_socket(dir: &Path, number: u16) -> Result<(), CloneError> {
     let socket = socket_path(dir, number);
-    if socket.as_os_str().len() > MAX_SOCKET_PATH {
+    if socket.as_os_str().len() > MAX_PATH {
         return Err(CloneError::TooLong(socket));
     }
     match fs::symlink_metadata(&socket) {

@@ -17,7 +17,7 @@ use super::args::StopArgs;
 use super::output::{plain, show, table};
 use super::units::parse_id;
 use crate::api::wire::{Action, ActionType, State};
-use crate::client::{Client, ClientError};
+use crate::client::{self, Client, ClientError};
 use crate::registry::{self, Entry};
 
 /// How long a machine may take to tell its state.
@@ -204,6 +204,7 @@ impl Process {
 
 /// The machine that serves its API at `socket`, and that no registry knows: its process could not list itself.
 fn behind(socket: &Path) -> Result<(Entry, Process), Failure> {
+    client::fits(socket)?;
     let asked = UnixStream::connect(socket).and_then(|stream| Ok(socket_peercred(&stream)?));
     let peer = asked.map_err(|error| ClientError::Connect(socket.to_owned(), error))?;
     let pid = peer.pid.as_raw_nonzero().get();
