@@ -146,7 +146,7 @@ impl Place {
 
 /// The steps before the tests on a KVM; a failure of one does not spare the others.
 fn unit_part() -> Vec<Line> {
-    let steps: [(&str, &[&str]); 4] = [
+    let steps: [(&str, &[&str]); 5] = [
         ("format", &["fmt", "--all", "--check"]),
         (
             "clippy",
@@ -159,17 +159,17 @@ fn unit_part() -> Vec<Line> {
                 "warnings",
             ],
         ),
+        // Those of the package with the tests on a KVM, too: they need none.
+        ("unit tests", &["test", "--workspace", "--lib", "--bins"]),
         (
-            "unit tests",
+            "tests of programs",
             &[
                 "test",
                 "--workspace",
                 "--exclude",
                 TESTS_PACKAGE,
-                "--lib",
-                "--bins",
-                // Of the packages that are left, because those need no KVM.
-                "--tests",
+                "--test",
+                "*",
             ],
         ),
         (
