@@ -41,6 +41,8 @@ pub(super) struct GuestTime {
     pub(super) tsc: u64,
     /// When that was, by the host's clock; none for a time out of a snapshot.
     pub(super) since: Option<Instant>,
+    /// As much time has passed in the guest as on the host when it goes on, where the KVM that read the clock told the host's.
+    pub(super) follow_host: bool,
 }
 
 impl GuestTime {
@@ -51,21 +53,31 @@ impl GuestTime {
             tsc: first.map_or(Ok(0), |vcpu| tsc(&vcpu.fd))?,
             clock: vm.get_clock().map_err(at("get the clock"))?,
             since: Some(Instant::now()),
+            follow_host: false,
         })
     }
 
     /// Has the machine go on from this time.
     pub(super) fn set(&self, vm: &VmFd, standstill: Standstill<'_>) -> Result<(), ClockError> {
         self.set_tscs(standstill)?;
-        // The other flags are what KVM tells, not what it takes.
-        let clock = kvm_clock_data {
+        // After the TSCs, by which KVM tells the guest of it.
+        let clock = self.clock_to_set();
+        vm.set_clock(&clock).map_err(at("set the clock"))
+    }
+
+    /// With the host's time KVM adds what has passed on the host since. The other flags are what KVM tells, not what it takes.
+    fn clock_to_set(&self) -> kvm_clock_data {
+        let wanted = if self.follow_host {
+            KVM_CLOCK_REALTIME
+        } else {
+            0
+        };
+        kvm_clock_data {
             clock: self.clock.clock,
             realtime: self.clock.realtime,
-            flags: self.clock.flags & KVM_CLOCK_REALTIME,
+            flags: self.clock.flags & wanted,
             ..Default::default()
-        };
-        // After the TSCs, by which KVM tells the guest of it.
-        vm.set_clock(&clock).map_err(at("set the clock"))
+        }
     }
 
     /// Moves the TSCs of all vCPUs by the same, so that the first one has this time.
@@ -89,14 +101,11 @@ impl GuestTime {
     /// The time that a snapshot has; a guest with `follow_host` finds that as much time has passed as on the host, where the host that
     /// made the snapshot told its own.
     pub(super) fn saved(clock: &kvm_clock_data, vcpus: &[VcpuState], follow_host: bool) -> Self {
-        let mut clock = *clock;
-        if !follow_host {
-            clock.flags &= !KVM_CLOCK_REALTIME;
-        }
         Self {
-            clock,
+            clock: *clock,
             tsc: saved_tsc(vcpus).unwrap_or(0),
             since: None,
+            follow_host,
         }
     }
 
@@ -256,6 +265,7 @@ mod tests {
             clock: kvm_clock_data::default(),
             tsc: 4_000,
             since: None,
+            follow_host: false,
         };
         time.put_into(&mut vcpus);
         assert_eq!(tscs(&vcpus), [4_000; 3]);
@@ -270,6 +280,7 @@ mod tests {
             clock: kvm_clock_data::default(),
             tsc: 4_000,
             since: None,
+            follow_host: false,
         };
         time.put_into(&mut vcpus);
         assert_eq!(tscs(&vcpus), [4_000, 4_010, 3_890]);
@@ -296,7 +307,12 @@ mod tests {
             flags: KVM_CLOCK_REALTIME,
             ..Default::default()
         };
-        assert_eq!(GuestTime::saved(&told, &[], true).clock.flags, told.flags);
-        assert_eq!(GuestTime::saved(&told, &[], false).clock.flags, 0);
+        let set = |follow_host| {
+            let time = GuestTime::saved(&told, &[], follow_host);
+            // A snapshot of a machine that has not run yet can still tell.
+            assert_eq!((time.clock.flags, time.clock.realtime), (told.flags, 9));
+            time.clock_to_set().flags
+        };
+        assert_eq!((set(true), set(false)), (told.flags, 0));
     }
 }
