@@ -341,6 +341,10 @@ impl SysGen {
                 later.chain |= current;
             }
             READY => {
+                // The guest has begun a generation by itself, and its agents begin anew.
+                if current && value != later.ready_counter {
+                    later.ready = 0;
+                }
                 later.ready_counter = value;
                 later.ready = later.ready.saturating_add(u32::from(current));
                 later.agents = later.agents.max(later.ready);

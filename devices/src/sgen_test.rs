@@ -267,6 +267,21 @@ fn as_many_agents_are_expected_as_have_ever_been_ready_in_one_generation() {
 }
 
 #[test]
+fn an_agent_is_one_in_each_generation_that_the_guest_begins_by_itself() {
+    let memory = memory();
+    let mut device = driven_by_a_new_one(&memory);
+    for counter in [0, 1, 1, 2] {
+        write(&mut device, READY, counter);
+    }
+    assert_eq!((device.report().ready, device.report().agents), (1, 2));
+    let host = device.begin(&memory).unwrap();
+    adapt(&mut device, host + 1, 0);
+    write(&mut device, CHAIN, host + 1);
+    write(&mut device, READY, host + 1);
+    assert_eq!(lacks(&device, 1), []);
+}
+
+#[test]
 fn only_privileged_watchers_hold_a_machine_up_and_both_numbers_are_told() {
     let memory = memory();
     let mut device = driven_by_a_new_one(&memory);
