@@ -103,8 +103,15 @@ unsafe impl Send for Hypervisor {}
 unsafe impl Sync for Hypervisor {}
 
 impl Hypervisor {
+    /// The machine has stood still in the midst of a generation.
+    pub(crate) fn resumed(&self) {
+        // Who reads the time latches it for all: one at a time.
+        let _settled = self.settled.lock();
+        self.step_clock();
+    }
+
     /// Sets the clock to the hypervisor's time, if it offers that.
-    pub(crate) fn step_clock(&self) {
+    fn step_clock(&self) {
         if let Some(page) = &self.page {
             sysgenid_clock::step(page);
         }

@@ -105,7 +105,7 @@ fn resumes(hypervisor: &Pin<KBox<Hypervisor>>) -> Option<NotifyHandler> {
 /// The context is a [`Hypervisor`].
 unsafe extern "C" fn resumed(_: bindings::acpi_handle, _: u32, context: *mut c_void) {
     // SAFETY: See above.
-    unsafe { &*context.cast::<Hypervisor>() }.step_clock();
+    unsafe { &*context.cast::<Hypervisor>() }.resumed();
 }
 
 /// Whether the kernel's own driver has the device. It must never be unbound.
