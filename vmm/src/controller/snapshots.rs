@@ -29,10 +29,12 @@ impl Controller {
         }
         let vm = self.take_vm().map_err(refused)?;
         let io = self.io().map_err(refused)?;
-        let mut machine = Machine::restore(&self.host, vm, loaded, request, io).map_err(refused)?;
+        let (mut machine, copies) =
+            Machine::restore(&self.host, vm, loaded, request, io).map_err(refused)?;
         if request.resume {
             machine.resume(&self.host).map_err(refused)?;
         }
+        copies.keep();
         self.machine = Some(machine);
         self.restored_from = Some((request.state.clone(), request.memory.clone()));
         tracing::info!(took = ?begun.elapsed(), "snapshot restored");

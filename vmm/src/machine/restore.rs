@@ -8,7 +8,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
 
-use super::backends::copy::{CopyError, make_drives};
+use super::backends::copy::{Copies, CopyError, make_drives};
 use super::clock::{self, ClockError, GuestTime};
 use super::devices::{DeviceError, Devices};
 use super::host_fit::{self, HostFitError};
@@ -98,14 +98,14 @@ impl Machine {
     ///
     /// The order: everything is checked before anything is built. Memory slots come before the interrupt controllers (after them
     /// they would cost milliseconds). The new generation comes after the states of interrupt controllers and devices, which would
-    /// overwrite its event.
+    /// overwrite its event. The files that were made for it go unless the caller keeps them.
     pub fn restore(
         host: &Host,
         vm: VmFd,
         snapshot: LoadedSnapshot,
         request: &LoadSnapshot,
         io: MachineIo,
-    ) -> Result<Self, RestoreError> {
+    ) -> Result<(Self, Copies), RestoreError> {
         let saved = SavedMachine::read(snapshot.reader)?;
         if request.clock_realtime && saved.platform.clock.flags & KVM_CLOCK_REALTIME == 0 {
             return Err(RestoreError::NoRealtime);
@@ -182,8 +182,7 @@ impl Machine {
                 machine.devices.tell_of_time();
             }
         }
-        copies.keep();
-        Ok(machine)
+        Ok((machine, copies))
     }
 }
 
