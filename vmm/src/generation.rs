@@ -100,7 +100,7 @@ impl GenerationDevices {
         })
     }
 
-    /// A restore that keeps the generation. No event. The memory file holds the ID already, unless the guest has written there;
+    /// A restore that keeps the generation. No event of it. The memory file holds the ID already, unless the guest has written there;
     /// the guest's clock has been disrupted.
     pub(crate) fn keep(
         &mut self,

@@ -204,9 +204,13 @@ impl Devices {
         self.generation.sysgen().offer_realtime(clock);
     }
 
-    /// Tells the guest's driver that the time of day is late. False if that could not be told, or is not offered.
+    /// Tells the guest's driver that the time of day is late. False if there is none, or that could not be told, or is not offered.
     pub(super) fn tell_of_time(&self) -> bool {
-        if !self.generation.sysgen().offers_realtime() {
+        let is_waited_for = {
+            let sysgen = self.generation.sysgen();
+            sysgen.offers_realtime() && sysgen.report().present()
+        };
+        if !is_waited_for {
             return false;
         }
         generation::tell_of_time(&self.pm)
