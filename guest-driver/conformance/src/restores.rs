@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Subject;
 use crate::clock::{VmClock, ticks};
@@ -54,7 +54,13 @@ pub(crate) fn notice(subject: Subject<'_>) -> Outcome {
         });
         let reading = scope.spawn(|| {
             let answer = blocked.generation();
-            tell(&format!("read {answer:?}"))
+            // What the time of day was when the first watcher was woken.
+            let woken = SystemTime::now().duration_since(UNIX_EPOCH);
+            tell(&format!("read {answer:?}"))?;
+            tell(&format!(
+                "woken {:.6}",
+                woken.unwrap_or_default().as_secs_f64()
+            ))
         });
         let polling = scope.spawn(|| {
             let events = polled.poll(-1);

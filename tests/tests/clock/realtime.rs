@@ -14,16 +14,26 @@ const NIGHT: Duration = Duration::from_secs(90);
 /// How long a guest may take to set its clock.
 const SOON: Duration = Duration::from_secs(20);
 
+/// The host's time of day, in seconds.
+fn host_time() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap().as_secs_f64()
+}
+
+/// What the guest's time of day was, in seconds, when the first watcher was woken.
+fn woken(clone: &mut Vm) -> f64 {
+    let text = told(clone, "ok notice");
+    let line = text.lines().find_map(|line| line.strip_prefix("woken "));
+    line.and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{text}"))
+}
+
 /// By how many seconds the guest's time of day differs from the host's, and how long the question took.
 fn difference(vm: &mut Vm) -> (f64, f64) {
-    let now = || {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        since.unwrap().as_secs_f64()
-    };
-    let before = now();
+    let before = host_time();
     // `adjtimex` of busybox tells microseconds, which its `date` does not.
     let text = vm.shell("adjtimex | grep time.tv");
-    let after = now();
+    let after = host_time();
     let number = |name: &str| -> f64 {
         let line = text.lines().find(|line| line.contains(name));
         let word = line.and_then(|line| line.split_whitespace().last());
@@ -67,21 +77,32 @@ fn right_after_a_night(guest: Guest, source: &str) {
     load_modules(&mut vm, "");
     assert_eq!(clock_source(&mut vm), source);
     assert!(is_right(&mut vm), "before the snapshot");
-    // A watcher says what the clock is when it is woken.
     start(&mut vm, "sysgenid-test notice");
     let snapshot = vm.snapshot();
     drop(vm);
     std::thread::sleep(NIGHT);
 
     let mut late = restore(&snapshot, ClockChoice::Keep);
-    told(&mut late, "ok notice");
+    // Not earlier than the snapshot was taken, by the guest's clock, and so late by the night.
+    let behind = host_time() - woken(&mut late);
+    assert!(behind > NIGHT.as_secs_f64() - 1.0, "kept: {behind}");
     let (seconds, _) = difference(&mut late);
     assert!(seconds > NIGHT.as_secs_f64() - 1.0, "kept: {seconds}");
     drop(late);
 
+    let before = host_time();
     let mut clone = restore(&snapshot, ClockChoice::Step);
-    // Its watchers were woken after the clock was set.
-    told(&mut clone, "ok notice");
+    // The clock was set before the first watcher was woken.
+    let at = woken(&mut clone);
+    let after = host_time();
+    eprintln!(
+        "woken {:.3} s after the request, by the guest's clock",
+        at - before
+    );
+    assert!(
+        (before - 0.05..after + 0.05).contains(&at),
+        "{before} {at} {after}"
+    );
     assert!(is_right(&mut clone));
     assert_eq!(clock_source(&mut clone), source);
 }
