@@ -39,9 +39,9 @@ impl Seen {
         }
     }
 
-    /// Reads the clock of a guest on all of its processors for three seconds.
+    /// Reads the clock of a guest on all of its processors for a second.
     fn of(vm: &mut Vm, cpus: u8) -> Self {
-        Self::in_text(&vm.shell(&format!("guest-load clock {cpus} 3")))
+        Self::in_text(&vm.shell(&format!("guest-load clock {cpus} 1")))
     }
 }
 

@@ -58,13 +58,13 @@ fn a_chain_of_restores(guest: Guest, cpus: u8, source: &str) {
         .ready();
     assert_eq!(clock_source(&mut vm), source);
     assert_eq!(spread(&vm, cpus), 0, "at boot");
-    // The clock is read over each snapshot as well, in the guest's background.
-    let stop = "/tmp/enough";
+    // The clock is read over each snapshot as well, in the guest's background: by as many as an emulated host can bear.
+    let (stop, readers) = ("/tmp/enough", cpus.min(8));
     vm.shell(&format!(
-        "guest-load clock {cpus} 1 {stop} > /tmp/over 2>&1 &"
+        "guest-load clock {readers} 1 {stop} > /tmp/over 2>&1 &"
     ));
     let mut all = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..2 {
         let snapshot = vm.snapshot();
         drop(vm);
         vm = Vm::restore(&snapshot);
