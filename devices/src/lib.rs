@@ -19,6 +19,7 @@ pub mod pm;
 pub mod random;
 pub mod serial;
 pub mod sgen;
+pub mod throttle;
 pub mod virtio;
 pub mod vmclock;
 pub mod vmgenid;

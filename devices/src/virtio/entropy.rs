@@ -11,13 +11,13 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::throttle::Throttle;
 use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
     VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
 use crate::metrics::Counter;
 use crate::random::{self, RandomError};
+use crate::throttle::Throttle;
 use crate::{DeviceState, metrics_group};
 
 /// The sizes of all queues: of the only one, for buffers to be filled.

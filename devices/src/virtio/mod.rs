@@ -20,7 +20,6 @@ mod queue;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
-mod throttle;
 pub mod vsock;
 
 use std::fmt::Debug;

@@ -17,11 +17,11 @@ use virtio_bindings::bindings::virtio_blk as ids;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::throttle::Throttle;
 use super::{
     ActivateError, Active, F_EVENT_IDX, F_INDIRECT_DESC, GuestMemory, QueueBroken, Turn,
     VirtioDevice, await_doorbell, give_back, mark_used, next_chain, notify_used,
 };
+use crate::throttle::Throttle;
 
 pub use backend::{BlockBackend, Buffers, Operation, SECTOR, Task};
 pub use metrics::BlockMetrics;

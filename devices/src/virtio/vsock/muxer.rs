@@ -12,7 +12,7 @@ use super::greeting::{Greeting, read_greeting};
 use super::host::{Event, Host, LISTENER, Token};
 use super::metrics::VsockMetrics;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
-use crate::virtio::throttle::Throttle;
+use crate::throttle::Throttle;
 
 /// The most connections, those included that have not said yet where they want to go. As many as Firecracker's.
 pub const MAX_CONNECTIONS: usize = 1023;

@@ -6,14 +6,14 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// Says when to complain.
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
+pub struct Throttle {
     last: Option<Instant>,
     silent: u64,
 }
 
 impl Throttle {
     /// Whether to complain at `now`; if so, how many complaints there were none of since the last one.
-    pub(super) fn allows(&mut self, now: Instant) -> Option<u64> {
+    pub fn allows(&mut self, now: Instant) -> Option<u64> {
         let early = self
             .last
             .is_some_and(|last| now.saturating_duration_since(last) < PERIOD);
