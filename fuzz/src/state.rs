@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use serde::Serialize;
 use vmgenie::config::{
-    Cid, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InterfaceName, NetConfig, VsockConfig,
+    Cid, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InterfaceName, NetConfig,
+    VsockConfig, VsockPeers,
 };
 use vmgenie::machine::SavedMachine;
 use vmgenie::machine::layout;
@@ -86,6 +87,7 @@ fn devices() -> DevicesConfig {
     devices.set_vsock(VsockConfig {
         guest_cid: Cid::new(3).expect("a CID"),
         uds_path: "/vsock".into(),
+        peers: VsockPeers::Own,
     });
     devices.set_entropy(EntropyConfig {});
     devices

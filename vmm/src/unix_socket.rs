@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -119,6 +119,32 @@ fn replace_dead(path: &Path) -> Result<UnixListener, SocketError> {
         ErrorKind::AddrInUse => SocketError::InUse(path.to_owned()),
         _ => SocketError::Listen(path.to_owned(), error),
     })
+}
+
+/// Who listens, or listened, on the socket that `socket` is connected to.
+pub(crate) fn peer_uid(socket: &impl AsFd) -> io::Result<libc::uid_t> {
+    // Not by rustix, whose type has no room for the process ID 0: that of a program in another PID namespace.
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `peer`, which has them, may have any bits and outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 if len as usize == size_of_val(&peer) => Ok(peer.uid),
+        0 => Err(ErrorKind::InvalidData.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn is_alive(path: &Path) -> bool {

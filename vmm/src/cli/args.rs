@@ -230,7 +230,8 @@ pub struct RunArgs {
     /// A network interface on a tap of the host: TAP[,mac=MAC][,mtu=MTU]; may be given several times.
     #[arg(long, value_name = "NET", value_parser = parse_net)]
     pub net: Vec<NetArg>,
-    /// A vsock device behind this Unix socket: PATH[,cid=CID].
+    /// A vsock device behind this Unix socket: PATH[,cid=CID][,peers=own|any]. The guest's connections to the host's port N go to who listens
+    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's.
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     pub vsock: Option<VsockConfig>,
     /// A device with the host's random numbers.
@@ -399,8 +400,9 @@ pub struct OverrideArgs {
     /// with `overlay` as a file that takes what the guest writes, while the snapshot's is only read.
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
     pub drive: Vec<Override>,
-    /// Another Unix socket for the vsock device.
-    #[arg(long, value_name = "PATH", value_parser = parse_template)]
+    /// Another Unix socket for the vsock device: PATH[,peers=own|any]. The guest reaches your own programs and root's there, or with
+    /// `peers=any` everybody's. Without this, the socket and the peers are the snapshot's.
+    #[arg(long, value_name = "VSOCK", value_parser = parse_template)]
     pub vsock: Option<Template>,
     /// Another CID for the vsock device: a number, or a sum of numbers.
     #[arg(long, value_name = "CID", value_parser = parse_template)]

@@ -9,7 +9,7 @@ use super::data::{DataError, instance_data};
 use crate::api::wire;
 use crate::config::{
     CacheMode, Cid, ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig,
-    InterfaceName, IoEngine, Mtu, NetConfig, VsockConfig,
+    InterfaceName, IoEngine, Mtu, NetConfig, VsockConfig, VsockPeers,
 };
 
 /// The CID of a guest that is given none.
@@ -95,23 +95,33 @@ pub(super) fn parse_net(text: &str) -> Result<NetArg, String> {
     Ok(net)
 }
 
-/// `PATH[,cid=CID]`.
+/// `PATH[,cid=CID][,peers=own|any]`.
 pub(super) fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
     let (path, options) = split(text);
     if path.is_empty() {
         return Err("the path is missing".to_owned());
     }
-    let mut cid = DEFAULT_CID;
+    let (mut cid, mut peers) = (DEFAULT_CID, VsockPeers::Own);
     for option in options {
         match option {
             ("cid", Some(value)) => cid = number(value)?,
-            (name, _) => return unknown(name, "cid=CID"),
+            ("peers", Some(value)) => peers = peers_of(value)?,
+            (name, _) => return unknown(name, "cid=CID, peers=own|any"),
         }
     }
     Ok(VsockConfig {
         guest_cid: Cid::new(cid).map_err(told)?,
         uds_path: path.into(),
+        peers,
     })
+}
+
+fn peers_of(text: &str) -> Result<VsockPeers, String> {
+    match text {
+        "own" => Ok(VsockPeers::Own),
+        "any" => Ok(VsockPeers::Any),
+        _ => Err(format!("peers={text}: it is own or any")),
+    }
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -286,15 +296,14 @@ fn try_override(
         request.drive_overrides.push(change);
     }
     if args.vsock.is_some() || args.cid.is_some() {
-        let path = args.vsock.as_ref().map(|path| path.checked(number));
-        let path = path.transpose()?.map(std::path::absolute);
+        let mut change = wire::VsockOverride::default();
+        if let Some(vsock) = &args.vsock {
+            let (path, peers) = vsock_of(&vsock.checked(number)?)?;
+            (change.uds_path, change.peers) = (Some(path), Some(peers.into()));
+        }
         let cid = args.cid.as_ref().map(|cid| cid_of(cid, number));
-        request.vsock_override = Some(wire::VsockOverride {
-            uds_path: path
-                .transpose()
-                .map_err(|error| format!("--vsock: {error}"))?,
-            guest_cid: cid.transpose()?,
-        });
+        change.guest_cid = cid.transpose()?;
+        request.vsock_override = Some(change);
     }
     request.changed_drives = Some(match args.changed_drives {
         ChangedDrives::Refuse => wire::ChangedDrives::Refuse,
@@ -310,6 +319,20 @@ fn try_override(
         Clock::Keep => wire::ClockChoice::Keep,
     };
     Ok(())
+}
+
+/// `PATH[,peers=own|any]`.
+fn vsock_of(text: &str) -> Result<(PathBuf, VsockPeers), String> {
+    let (path, options) = split(text);
+    let mut peers = VsockPeers::Own;
+    for option in options {
+        match option {
+            ("peers", Some(value)) => peers = peers_of(value)?,
+            (name, _) => return unknown(name, "peers=own|any"),
+        }
+    }
+    let path = std::path::absolute(path).map_err(|error| format!("--vsock: {error}"))?;
+    Ok((path, peers))
 }
 
 /// A number, or `N+{n}`: a different one for each clone.
@@ -345,6 +368,11 @@ mod tests {
         assert_eq!(parse_vsock("/v").unwrap().guest_cid.get(), 3);
         assert_eq!(parse_vsock("/v,cid=9").unwrap().guest_cid.get(), 9);
         assert!(parse_vsock("/v,cid=2").is_err() && parse_vsock(",cid=3").is_err());
+        let peers = |text| parse_vsock(text).map(|vsock| vsock.peers);
+        assert_eq!(peers("/v"), Ok(VsockPeers::Own), "safe unless told");
+        assert_eq!(peers("/v,peers=own,cid=4"), Ok(VsockPeers::Own));
+        assert_eq!(peers("/v,cid=4,peers=any"), Ok(VsockPeers::Any));
+        assert!(peers("/v,peers=all").is_err() && peers("/v,peers").is_err());
     }
 
     #[test]
@@ -402,7 +430,28 @@ mod tests {
         let vsock = request.vsock_override.unwrap();
         assert_eq!(vsock.uds_path.as_deref(), Some(Path::new("/v/7.sock")));
         assert_eq!(vsock.guest_cid, Some(107));
+        assert_eq!(vsock.peers, Some(wire::VsockPeers::Own));
         assert_eq!(request.instance_data.as_deref(), Some("web-7"));
+    }
+
+    #[test]
+    fn a_clone_reaches_its_users_programs_unless_it_is_told_or_keeps_its_socket() {
+        let changed = |vsock: Option<&str>, cid: Option<&str>| {
+            let args = OverrideArgs {
+                vsock: vsock.map(|text| parse_template(text).unwrap()),
+                cid: cid.map(|text| parse_template(text).unwrap()),
+                ..OverrideArgs::default()
+            };
+            let mut request = wire::SnapshotLoad::of("/s".into(), "/m".into());
+            override_devices(&mut request, &args, Some(1)).map(|()| request.vsock_override.unwrap())
+        };
+        let any = changed(Some("/v-{n},peers=any"), None).unwrap();
+        assert_eq!(any.peers, Some(wire::VsockPeers::Any));
+        assert_eq!(any.uds_path.as_deref(), Some(Path::new("/v-1")));
+        assert_eq!(changed(None, Some("7")).unwrap().peers, None);
+        for wrong in ["/v,peers=all", "/v,peers", "/v,cid=3", ",peers=any"] {
+            assert!(changed(Some(wrong), None).is_err(), "{wrong}");
+        }
     }
 
     #[test]

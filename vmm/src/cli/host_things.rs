@@ -198,7 +198,9 @@ fn lines(devices: &DevicesConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cid, DeviceId, DriveConfig, InterfaceName, NetConfig, VsockConfig};
+    use crate::config::{
+        Cid, DeviceId, DriveConfig, InterfaceName, NetConfig, VsockConfig, VsockPeers,
+    };
 
     fn drive(path: &str, overlay: Option<&str>, read_only: bool) -> DriveConfig {
         DriveConfig {
@@ -236,6 +238,7 @@ mod tests {
         devices.set_vsock(VsockConfig {
             guest_cid: Cid::new(3).unwrap(),
             uds_path: path.into(),
+            peers: VsockPeers::Own,
         });
         devices
     }

@@ -106,6 +106,18 @@ pub struct VsockConfig {
     pub guest_cid: Cid,
     /// The Unix socket on which hosts' programs connect to the guest. Connections of the guest to port P go to `<uds_path>_P`.
     pub uds_path: PathBuf,
+    /// Whose programs the guest reaches there.
+    pub peers: VsockPeers,
+}
+
+/// Whose programs on the host a guest reaches through its vsock device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VsockPeers {
+    /// Whoever listens.
+    #[default]
+    Any,
+    /// Programs of the VMM's user and of the superuser.
+    Own,
 }
 
 /// The entropy device; it takes the host's random numbers.
@@ -300,6 +312,7 @@ impl DevicesConfig {
         }
         if overrides.vsock != VsockOverride::default() {
             let vsock = self.vsock.as_mut().ok_or(ConfigError::NoVsock)?;
+            vsock.peers = overrides.vsock.peers.unwrap_or(vsock.peers);
             if let Some(path) = &overrides.vsock.uds_path {
                 vsock.uds_path = path.clone();
             }
@@ -378,13 +391,49 @@ pub struct NetOverride {
     pub guest_mac: Option<MacAddress>,
 }
 
-/// Another socket or CID for the vsock device.
+/// Another socket or CID for the vsock device, or other programs that the guest reaches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VsockOverride {
     /// The Unix socket.
     pub uds_path: Option<PathBuf>,
     /// The guest's address.
     pub guest_cid: Option<Cid>,
+    /// Whose programs the guest reaches.
+    pub peers: Option<VsockPeers>,
+}
+
+/// [`DevicesConfig`] as state files had it before a vsock device knew whose programs its guest may reach.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DevicesConfigV2 {
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
+    drives: Vec<DriveConfig>,
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
+    nets: Vec<NetConfig>,
+    vsock: Option<VsockConfigV2>,
+    entropy: Option<EntropyConfig>,
+}
+
+/// [`VsockConfig`] of that time.
+#[derive(Debug, Serialize, Deserialize)]
+struct VsockConfigV2 {
+    guest_cid: Cid,
+    uds_path: PathBuf,
+}
+
+impl From<DevicesConfigV2> for DevicesConfig {
+    fn from(old: DevicesConfigV2) -> Self {
+        Self {
+            drives: old.drives,
+            nets: old.nets,
+            vsock: old.vsock.map(|vsock| VsockConfig {
+                guest_cid: vsock.guest_cid,
+                uds_path: vsock.uds_path,
+                // As it was then.
+                peers: VsockPeers::Any,
+            }),
+            entropy: old.entropy,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -95,6 +95,7 @@ fn overrides_change_what_they_name_and_nothing_else() {
     devices.set_vsock(VsockConfig {
         guest_cid: Cid::new(3).unwrap(),
         uds_path: PathBuf::from("v.sock"),
+        peers: VsockPeers::Any,
     });
     let overrides = DeviceOverrides {
         drives: vec![DriveOverride {
@@ -118,6 +119,7 @@ fn overrides_change_what_they_name_and_nothing_else() {
         vsock: VsockOverride {
             uds_path: None,
             guest_cid: Some(Cid::new(9).unwrap()),
+            peers: Some(VsockPeers::Own),
         },
         instance_data: None,
     };
@@ -132,8 +134,8 @@ fn overrides_change_what_they_name_and_nothing_else() {
     );
     let vsock = changed.vsock().unwrap();
     assert_eq!(
-        (vsock.guest_cid.get(), vsock.uds_path.to_str()),
-        (9, Some("v.sock"))
+        (vsock.guest_cid.get(), vsock.uds_path.to_str(), vsock.peers),
+        (9, Some("v.sock"), VsockPeers::Own)
     );
 }
 
@@ -173,6 +175,7 @@ fn an_override_of_a_device_that_is_not_there_is_refused() {
         vsock: VsockOverride {
             uds_path: Some(PathBuf::from("x")),
             guest_cid: None,
+            peers: None,
         },
         ..DeviceOverrides::default()
     };

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub(crate) use devices::DevicesConfigV2;
 pub use devices::{
     CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, DriveSource,
     EntropyConfig, IoEngine, NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
+    VsockPeers,
 };
 pub use vmgenie_devices::fw_cfg::{
     FILE_LEN as MAX_INSTANCE_DATA_LEN, InstanceData, InstanceDataError,

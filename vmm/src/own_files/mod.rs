@@ -69,7 +69,7 @@ pub enum TrustError {
 }
 
 /// Files of this user's, or of the superuser's, are no attack.
-fn is_trusted_owner(uid: u32) -> bool {
+pub(crate) fn is_trusted_owner(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 

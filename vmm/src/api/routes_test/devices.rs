@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::config::{
     CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine, Mtu, NetConfig,
-    PartUuid, VsockConfig,
+    PartUuid, VsockConfig, VsockPeers,
 };
 use crate::logging::{LogConfig, LogFormat};
 use crate::metrics::MetricsConfig;
@@ -230,12 +230,18 @@ fn vsock_and_entropy_are_set() {
         (204, "true")
     );
     api.done("PUT", "/entropy", json!({}));
-    let vsock = Command::SetVsock(VsockConfig {
-        guest_cid: Cid::new(3).unwrap(),
-        uds_path: "/v.sock".into(),
-    });
+    let own = json!({ "guest_cid": 3, "uds_path": "/v.sock", "peers": "own" });
+    api.done("PUT", "/vsock", own);
+    let vsock = |peers| {
+        Command::SetVsock(VsockConfig {
+            guest_cid: Cid::new(3).unwrap(),
+            uds_path: "/v.sock".into(),
+            peers,
+        })
+    };
+    let (any, own) = (vsock(VsockPeers::Any), vsock(VsockPeers::Own));
     let entropy = Command::SetEntropy(EntropyConfig {});
-    assert_eq!(api.commands(), [vsock.clone(), vsock, entropy]);
+    assert_eq!(api.commands(), [any.clone(), any, entropy, own]);
     for (path, body, expected) in [
         (
             "/vsock",
@@ -253,6 +259,11 @@ fn vsock_and_entropy_are_set() {
             "empty path",
         ),
         ("/vsock", json!({ "guest_cid": 3 }), "uds_path"),
+        (
+            "/vsock",
+            json!({ "guest_cid": 3, "uds_path": "/v", "peers": "all" }),
+            "`any` or `own`",
+        ),
         (
             "/entropy",
             json!({ "rate_limiter": { "ops": { "size": 1, "refill_time": 1 } } }),

@@ -104,7 +104,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
             { "iface_id": "eth0", "host_dev_name": "tap7" },
             { "iface_id": "eth1", "guest_mac": "06:00:00:00:00:07" },
         ],
-        "vsock_override": { "uds_path": "/v7", "guest_cid": 7 },
+        "vsock_override": { "uds_path": "/v7", "guest_cid": 7, "peers": "own" },
         "drive_overrides": [
             { "drive_id": "root", "path_on_host": "/r7", "copy": true },
             { "drive_id": "data", "path_on_host": "/d7", "overlay": true },
@@ -144,6 +144,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         vsock: config::VsockOverride {
             uds_path: Some("/v7".into()),
             guest_cid: Some(config::Cid::new(7).unwrap()),
+            peers: Some(config::VsockPeers::Own),
         },
         instance_data: Some(config::InstanceData::new("web-7").unwrap()),
     };

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{WireError, not_empty};
 use crate::config::{
     CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine as Engine, Mtu,
-    NetConfig, PartUuid, VsockConfig,
+    NetConfig, PartUuid, VsockConfig, VsockPeers as PeersOfGuest,
 };
 
 /// PUT `/drives/{drive_id}`.
@@ -237,9 +237,47 @@ pub struct Vsock {
     /// guest to the host's port P go to the Unix socket `<uds_path>_P`.
     #[schema(value_type = String)]
     pub uds_path: PathBuf,
+    /// Whose programs the guest reaches there: `any`, or `own`. Ours; `any` when absent.
+    #[serde(default, skip_serializing_if = "VsockPeers::is_default")]
+    pub peers: VsockPeers,
     /// Deprecated; not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_id: Option<String>,
+}
+
+/// Whose programs on the host a guest reaches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VsockPeers {
+    /// Whoever listens.
+    #[default]
+    Any,
+    /// Programs of the VMM's user and of root; others are refused, with a warning in the log.
+    Own,
+}
+
+impl VsockPeers {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<VsockPeers> for PeersOfGuest {
+    fn from(wire: VsockPeers) -> Self {
+        match wire {
+            VsockPeers::Any => Self::Any,
+            VsockPeers::Own => Self::Own,
+        }
+    }
+}
+
+impl From<PeersOfGuest> for VsockPeers {
+    fn from(peers: PeersOfGuest) -> Self {
+        match peers {
+            PeersOfGuest::Any => Self::Any,
+            PeersOfGuest::Own => Self::Own,
+        }
+    }
 }
 
 impl TryFrom<Vsock> for VsockConfig {
@@ -249,6 +287,7 @@ impl TryFrom<Vsock> for VsockConfig {
         Ok(Self {
             guest_cid: Cid::new(wire.guest_cid)?,
             uds_path: not_empty("uds_path", wire.uds_path)?,
+            peers: wire.peers.into(),
         })
     }
 }
@@ -258,6 +297,7 @@ impl From<&VsockConfig> for Vsock {
         Self {
             guest_cid: vsock.guest_cid.get().into(),
             uds_path: lossy(&vsock.uds_path),
+            peers: vsock.peers.into(),
             vsock_id: None,
         }
     }

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 pub use config::{CheckedConfigFile, ConfigFile, FullConfig};
 pub use devices::{
     CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, PartialDrive,
-    PartialNetworkInterface, RateLimiter, TokenBucket, Vsock,
+    PartialNetworkInterface, RateLimiter, TokenBucket, Vsock, VsockPeers,
 };
 
 pub use generation::{

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{WireError, not_empty};
+use super::{VsockPeers, WireError, not_empty};
 use crate::config::{
     self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
 };
@@ -253,6 +253,9 @@ pub struct VsockOverride {
     /// The guest's address. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_cid: Option<u64>,
+    /// Whose programs the guest reaches; as in the snapshot when absent. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<VsockPeers>,
 }
 
 /// Another file behind a drive. Ours.
@@ -309,6 +312,7 @@ fn overrides(
         vsock: config::VsockOverride {
             uds_path: uds_path.transpose()?,
             guest_cid: vsock.guest_cid.map(Cid::new).transpose()?,
+            peers: vsock.peers.map(Into::into),
         },
         instance_data: None,
     })

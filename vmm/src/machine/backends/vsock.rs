@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use libc::c_int;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -15,13 +16,15 @@ use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
+use vmgenie_devices::throttle::Throttle;
 use vmgenie_devices::virtio::vsock::{
     Event, Host, LISTENER, MAX_CONNECTIONS, Stream, Token, Vsock, VsockError, VsockState,
 };
 
 use super::tap::pieces;
-use crate::config::VsockConfig;
-use crate::unix_socket::{ListeningSocket, SocketError};
+use crate::config::{VsockConfig, VsockPeers};
+use crate::own_files;
+use crate::unix_socket::{ListeningSocket, SocketError, peer_uid};
 
 /// How many events are taken at a time.
 const BATCH: usize = 64;
@@ -45,7 +48,7 @@ pub enum VsockHostError {
 
 /// The device of a machine that boots.
 pub(in crate::machine) fn boot(config: &VsockConfig) -> Result<Vsock<UnixHost>, VsockHostError> {
-    let host = UnixHost::listen(&config.uds_path)?;
+    let host = UnixHost::listen(&config.uds_path, config.peers)?;
     let limit = host.limit();
     Ok(Vsock::new(config.guest_cid.get().into(), host)?.with_limit(limit))
 }
@@ -55,7 +58,7 @@ pub(in crate::machine) fn restore(
     config: &VsockConfig,
     state: &VsockState,
 ) -> Result<Vsock<UnixHost>, VsockHostError> {
-    let host = UnixHost::listen(&config.uds_path)?;
+    let host = UnixHost::listen(&config.uds_path, config.peers)?;
     let state = VsockState {
         guest_cid: config.guest_cid.get().into(),
         ..state.clone()
@@ -70,6 +73,9 @@ pub struct UnixHost {
     listener: UnixListener,
     epoll: OwnedFd,
     path: PathBuf,
+    /// Whose programs the guest reaches.
+    peers: VsockPeers,
+    complaints: Throttle,
     /// Given up for an instant when there is no other, to tell a program that connects.
     spare: Option<OwnedFd>,
     /// Removes the file.
@@ -77,11 +83,11 @@ pub struct UnixHost {
 }
 
 impl UnixHost {
-    /// Listens at `path`. A socket there that nobody listens on any more is replaced.
+    /// Listens at `path`. A socket there that nobody listens on any more is replaced. Guests reach `peers`.
     ///
     /// # Errors
     /// [`VsockHostError`].
-    pub fn listen(path: &Path) -> Result<Self, VsockHostError> {
+    pub fn listen(path: &Path, peers: VsockPeers) -> Result<Self, VsockHostError> {
         let (file, listener) = ListeningSocket::bind(path)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|error| VsockHostError::Watch(error.into()))?;
@@ -94,6 +100,8 @@ impl UnixHost {
             epoll,
             spare,
             path: path.to_owned(),
+            peers,
+            complaints: Throttle::default(),
             _file: file,
         })
     }
@@ -113,6 +121,25 @@ impl UnixHost {
         let turned_away = turned_away.count();
         self.spare = self.epoll.try_clone().ok();
         turned_away
+    }
+
+    /// Whether the guest may speak to who listens at `path`, which `socket` is connected to.
+    fn check_peer(&mut self, socket: &Socket, path: &Path) -> io::Result<()> {
+        if self.peers == VsockPeers::Any {
+            return Ok(());
+        }
+        let uid = peer_uid(socket)?;
+        if own_files::is_trusted_owner(uid) {
+            return Ok(());
+        }
+        if let Some(more) = self.complaints.allows(Instant::now()) {
+            tracing::warn!(
+                path = %path.display(), uid, more,
+                "refused a guest's vsock connection, because a program of another user listens there: run it as this user or as root, or \
+                 let the guest reach everybody's (`peers=any` behind the path in --vsock, `\"peers\": \"any\"` in the API)"
+            );
+        }
+        Err(ErrorKind::PermissionDenied.into())
     }
 
     /// Where the program listens that serves `port` on the host.
@@ -148,11 +175,13 @@ impl Host for UnixHost {
     type Stream = UnixPeer;
 
     fn connect(&mut self, port: u32) -> io::Result<UnixPeer> {
-        let address = SockAddr::unix(self.path_of(port))?;
+        let path = self.path_of(port);
+        let address = SockAddr::unix(&path)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // The event loop waits for nobody: a program that lets connections wait in a full queue is one that does not answer.
         socket.set_nonblocking(true)?;
         socket.connect(&address)?;
+        self.check_peer(&socket, &path)?;
         Ok(UnixPeer(OwnedFd::from(socket).into()))
     }
 

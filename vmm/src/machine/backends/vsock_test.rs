@@ -9,7 +9,7 @@ use super::*;
 fn host() -> (tempfile::TempDir, PathBuf, UnixHost) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
-    let host = UnixHost::listen(&path).unwrap();
+    let host = UnixHost::listen(&path, VsockPeers::Own).unwrap();
     (dir, path, host)
 }
 
@@ -28,7 +28,10 @@ fn the_socket_is_private_and_goes_with_the_device() {
     let (_dir, path, host) = host();
     let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(UnixHost::listen(&path).is_err(), "stolen from a living one");
+    assert!(
+        UnixHost::listen(&path, VsockPeers::Own).is_err(),
+        "stolen from a living one"
+    );
     drop(host);
     assert!(!path.exists());
 }
@@ -39,7 +42,7 @@ fn a_socket_that_a_dead_vmm_left_is_replaced() {
     let path = dir.path().join("v.sock");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    UnixHost::listen(&path).unwrap();
+    UnixHost::listen(&path, VsockPeers::Own).unwrap();
 }
 
 #[test]
@@ -115,6 +118,44 @@ fn the_guest_reaches_a_port_through_a_socket_beside_the_devices() {
     let mut bytes = [0; 4];
     piece(300, 4).copy_to(&mut bytes);
     assert_eq!(&bytes, b"swer");
+}
+
+/// Listens as another user does. The kernel's own call changes the user of the calling thread alone.
+fn listener_of(uid: libc::uid_t, path: PathBuf) -> UnixListener {
+    let listener = std::thread::spawn(move || {
+        // SAFETY: it takes numbers only; the thread does nothing but what follows.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(changed, 0, "{}", io::Error::last_os_error());
+        UnixListener::bind(path).unwrap()
+    });
+    listener.join().unwrap()
+}
+
+#[test]
+fn a_guest_reaches_no_program_of_another_user_unless_it_is_allowed_to() {
+    if !rustix::process::geteuid().is_root() {
+        return; // only root can be somebody else
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let _foreign = listener_of(65_534, dir.path().join("own_52"));
+    let _ours = listener_of(0, dir.path().join("own_53"));
+    let mut own = UnixHost::listen(&dir.path().join("own"), VsockPeers::Own).unwrap();
+    for _ in 0..2 {
+        let refused = own.connect(52).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    }
+    // One of them was told, the other only counted.
+    assert_eq!(
+        own.complaints
+            .allows(Instant::now() + Duration::from_secs(2)),
+        Some(1)
+    );
+    own.connect(53).unwrap();
+    let _foreign = listener_of(65_534, dir.path().join("any_52"));
+    let mut any = UnixHost::listen(&dir.path().join("any"), VsockPeers::Any).unwrap();
+    any.connect(52).unwrap();
+    assert_eq!(any.complaints.allows(Instant::now()), Some(0));
 }
 
 #[test]

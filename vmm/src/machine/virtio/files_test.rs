@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::{
-    Cid, DeviceId, DriveOverride, InterfaceName, NetConfig, NetOverride, VsockConfig,
+    Cid, DeviceId, DriveOverride, InterfaceName, NetConfig, NetOverride, VsockConfig, VsockPeers,
 };
 use crate::machine::backends::copy::make_drives;
 use crate::machine::backends::drive::Drive;
@@ -352,6 +352,7 @@ fn taps_and_sockets_have_to_be_named_as_well() {
     place.devices.set_vsock(VsockConfig {
         guest_cid: Cid::new(3).unwrap(),
         uds_path: "/v".into(),
+        peers: VsockPeers::Any,
     });
     let mut overrides = DeviceOverrides::default();
     let refused = place.named(&overrides).unwrap_err().to_string();

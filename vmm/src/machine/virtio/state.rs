@@ -10,7 +10,7 @@ use vmgenie_devices::virtio::{TransportState, block, entropy, net, vsock};
 
 use super::VirtioError;
 use super::files::DriveFilePart;
-use crate::config::DevicesConfig;
+use crate::config::{DevicesConfig, DevicesConfigV2};
 use crate::machine::memory::GuestMemory;
 use crate::machine::state::device_part;
 use crate::snapshot::{Part, StateError, StateReader, StateWriter, WriteStateError};
@@ -22,7 +22,14 @@ pub struct DevicesPart(pub DevicesConfig);
 
 impl Part for DevicesPart {
     const TAG: &'static str = "virtio";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
+
+    fn from_older(version: u16, body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
+        (version == 2).then(|| {
+            let (old, rest) = postcard::take_from_bytes::<DevicesConfigV2>(body)?;
+            Ok((Self(old.into()), rest))
+        })
+    }
 }
 
 device_part!(
@@ -185,7 +192,7 @@ impl SavedVirtio {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::EntropyConfig;
+    use crate::config::{Cid, EntropyConfig, VsockConfig, VsockPeers};
     use crate::snapshot::SnapshotId;
     use vmgenie_devices::virtio::QueueRegisters;
 
@@ -238,6 +245,37 @@ mod tests {
         assert_eq!(again.transports(), saved.transports());
         assert!(again.entropy.is_some());
         assert_eq!(again.contradiction(), None);
+    }
+
+    /// The part as it was written before a vsock device knew whose programs its guest may reach.
+    #[derive(Serialize, Deserialize)]
+    struct OldDevicesPart(DevicesConfigV2);
+
+    impl Part for OldDevicesPart {
+        const TAG: &'static str = DevicesPart::TAG;
+        const VERSION: u16 = 2;
+    }
+
+    #[test]
+    fn devices_of_an_older_state_file_reach_whom_they_reached_then() {
+        let vsock = |peers| VsockConfig {
+            guest_cid: Cid::new(5).unwrap(),
+            uds_path: "/v".into(),
+            peers,
+        };
+        let mut saved = SavedVirtio::default();
+        saved.config.set_vsock(vsock(VsockPeers::Own));
+        saved.config.set_entropy(EntropyConfig {});
+        let again = read(written(&saved)).config;
+        assert_eq!(again, saved.config, "the choice is saved");
+        // No drive, no interface; a vsock device with its CID and path; an entropy device.
+        let old = [0, 0, 1, 5, 2, b'/', b'v', 1];
+        let old = OldDevicesPart(postcard::from_bytes(&old).unwrap());
+        let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
+        writer.part(&old).unwrap();
+        let read = read(writer.finish().unwrap()).config;
+        assert_eq!(read.vsock(), Some(&vsock(VsockPeers::Any)));
+        assert!(read.entropy().is_some());
     }
 
     #[test]
