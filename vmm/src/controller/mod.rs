@@ -21,9 +21,10 @@ use vmgenie_devices::sgen::DriverReport;
 
 use crate::boot::{self, BootError};
 use crate::config::{
-    BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig,
+    BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig, NetConfig,
 };
 use crate::generation::LastGeneration;
+use crate::machine::backends::tap::check_kind;
 use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
 use crate::machine::console_history::ConsoleHistory;
@@ -184,9 +185,7 @@ impl Controller {
             Command::SetMachineConfig(config) => self.set_machine_config(config),
             Command::SetBootSource(source) => self.set_boot_source(source),
             Command::SetDrive(drive) => self.set_drive(drive),
-            Command::SetNet(net) => {
-                self.set_device("network interfaces", |devices| devices.put_net(net))
-            }
+            Command::SetNet(net) => self.set_net(net),
             Command::SetVsock(vsock) => self.set_device("the vsock device", |devices| {
                 devices.set_vsock(vsock);
                 Ok(())
@@ -345,6 +344,13 @@ impl Controller {
             CommandError(format!("could not open the drive {path}: {error}"))
         })?;
         self.set_device("drives", |devices| devices.put_drive(drive))
+    }
+
+    fn set_net(&mut self, net: NetConfig) -> CommandResult {
+        self.before_start("network interfaces")?;
+        // As with drives: one that can never be used would stay, and keep its MAC address from others.
+        check_kind(net.host_dev_name.as_str()).map_err(refused)?;
+        self.set_device("network interfaces", |devices| devices.put_net(net))
     }
 
     fn set_device(
@@ -527,3 +533,7 @@ fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
 fn refused(error: impl std::error::Error + 'static) -> CommandError {
     CommandError(report(&error))
 }
+
+#[cfg(test)]
+#[path = "nets_test.rs"]
+mod nets_tests;

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use thiserror::Error;
@@ -113,6 +114,52 @@ impl Tap {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// Whether an interface called `name` is there that is no tap, in this process's network namespace. It is not opened: that would make one
+/// that is missing, and one that another program has may be free when the machine starts.
+///
+/// # Errors
+/// [`TapError::NoTap`].
+pub(crate) fn check_kind(name: &str) -> Result<(), TapError> {
+    let no_tap = || TapError::NoTap(name.to_owned());
+    let mut info = DriverInfo {
+        command: GET_DRIVER_INFO,
+        driver: [0; 32],
+        versions: [0; 64],
+        bus: [0; 32],
+        rest: [0; 64],
+    };
+    let (Some(mut request), Ok(socket)) = (request(name), UnixDatagram::unbound()) else {
+        return Ok(()); // what it is shows when it is opened
+    };
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: SIOCETHTOOL reads one `ifreq`, and reads and writes what it points to: the command says that it is a `DriverInfo`. Both live
+    // through the call.
+    let asked =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    match check(asked) {
+        Ok(()) if info.driver.starts_with(b"tun\0") && info.bus.starts_with(b"tap\0") => Ok(()),
+        Ok(()) => Err(no_tap()),
+        // It has no driver to tell of.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(no_tap()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// `ETHTOOL_GDRVINFO`.
+const GET_DRIVER_INFO: u32 = 3;
+
+/// The kernel's `struct ethtool_drvinfo`.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    /// The driver's, and the firmware's.
+    versions: [u8; 64],
+    bus: [u8; 32],
+    /// Another version, bytes in reserve, and five numbers.
+    rest: [u8; 64],
 }
 
 /// Asks for the interface called `name`; none if no interface can be called that. (The kernel makes a number of a `%d`, and

@@ -141,6 +141,11 @@ fn what_cannot_be_opened_is_refused_with_the_reason() {
         let _first = Tap::open("tap0").unwrap();
         assert!(matches!(Tap::open("tap0"), Err(TapError::Busy(_))));
         assert!(matches!(Tap::open("lo"), Err(TapError::NoTap(_))));
+        assert!(matches!(check_kind("lo"), Err(TapError::NoTap(_))));
+        for fine in ["tap0", "missing"] {
+            check_kind(fine).unwrap();
+        }
+        assert!(Tap::open("missing").is_ok(), "the look has made none");
         for name in ["", "tap%d", "a/b", "a b", ".", "sixteen_bytes_abc"] {
             assert!(matches!(Tap::open(name), Err(TapError::Name(_))), "{name}");
         }
