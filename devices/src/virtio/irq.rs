@@ -3,8 +3,11 @@
 use std::fmt::Debug;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use super::Interrupt;
+use crate::throttle::Throttle;
 
 /// A device has used buffers (section 4.2.2).
 pub(super) const USED: u32 = 1;
@@ -32,6 +35,8 @@ pub(super) struct IrqState {
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
     wires: Box<dyn Wires>,
+    /// Of interrupts that were not raised. Taken on that way alone, and with no other lock inside.
+    complaints: Mutex<Throttle>,
 }
 
 impl IrqState {
@@ -41,6 +46,7 @@ impl IrqState {
             config_generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             wires,
+            complaints: Mutex::default(),
         }
     }
 
@@ -92,8 +98,14 @@ impl IrqState {
     }
 
     fn signal(&self) {
-        if let Err(error) = self.wires.interrupt() {
-            tracing::warn!(%error, "a device's interrupt");
+        let Err(error) = self.wires.interrupt() else {
+            return;
+        };
+        // As often as the driver has buffers used.
+        let complaints = self.complaints.lock();
+        let mut complaints = complaints.unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = complaints.allows(Instant::now()) {
+            tracing::warn!(%error, more, "a device's interrupt");
         }
     }
 }
@@ -112,5 +124,37 @@ impl Interrupt for IrqState {
         if !self.needs_reset.swap(true, Ordering::SeqCst) {
             self.raise(CONFIG);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[derive(Debug)]
+    struct Cut;
+
+    impl Wires for Cut {
+        fn interrupt(&self) -> io::Result<()> {
+            Err(io::Error::other("the test wants it so"))
+        }
+
+        fn kick(&self) {}
+    }
+
+    #[test]
+    fn a_wire_that_is_cut_does_not_fill_the_log() {
+        let irq = IrqState::new(Box::new(Cut));
+        let begun = Instant::now();
+        (0..100).for_each(|_| irq.used());
+        assert_eq!(irq.status(), USED, "the driver may still look");
+        let mut complaints = irq.complaints.lock().unwrap();
+        let silent = complaints.allows(begun + Duration::from_secs(3600));
+        let told = 100 - silent.unwrap();
+        assert!(
+            (1..=1 + begun.elapsed().as_secs()).contains(&told),
+            "{told}"
+        );
     }
 }

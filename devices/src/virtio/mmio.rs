@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -16,6 +17,7 @@ use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use super::irq::{IrqState, Wires};
 use super::state::{TransportRestoreError, TransportState};
 use super::{Active, F_EVENT_IDX, F_VERSION_1, GuestMemory, Interrupt, Turn, VirtioDevice};
+use crate::throttle::Throttle;
 
 /// `MagicValue`: "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -48,6 +50,7 @@ struct Inner<D> {
     device: D,
     registers: Registers,
     queues: Vec<Queue>,
+    complaints: Throttle,
 }
 
 /// The registers that hold something, without the queues'.
@@ -116,6 +119,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
                 queues: queues.collect(),
                 device,
                 registers: Registers::default(),
+                complaints: Throttle::default(),
             }),
         }
     }
@@ -146,6 +150,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
                 device,
                 registers: state.registers(),
                 queues,
+                complaints: Throttle::default(),
             }),
         })
     }
@@ -288,7 +293,10 @@ impl<D: VirtioDevice> VirtioMmio<D> {
         match activated {
             Ok(()) => self.irq.kick(),
             Err(error) => {
-                tracing::warn!(%error, "a virtio device");
+                // The driver may reset the device and try again, as often as it likes.
+                if let Some(more) = inner.complaints.allows(Instant::now()) {
+                    tracing::warn!(%error, more, "a virtio device");
+                }
                 self.irq.needs_reset();
             }
         }

@@ -1,5 +1,7 @@
 //! Tests of the MMIO transport, register by register, with a device that records what is done to it.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
@@ -336,6 +338,31 @@ fn a_device_that_cannot_be_activated_needs_a_reset() {
     assert_eq!(device.status(), LIVE | NEEDS_RESET);
     assert_eq!(device.take_interrupt(), 2);
     assert_eq!(recorded(&device, |d| d.doorbells.len()), 0);
+}
+
+#[test]
+fn a_driver_that_tries_again_and_again_does_not_fill_the_log() {
+    let mut device = Harness::new(Recorder {
+        refuse_activation: true,
+        ..Default::default()
+    });
+    let begun = Instant::now();
+    for _ in 0..100 {
+        device.write(0x070, 0);
+        device.start(0);
+    }
+    assert_eq!(recorded(&device, |d| d.activations), 100);
+    let silent = device
+        .transport
+        .lock()
+        .complaints
+        .allows(begun + Duration::from_secs(3600));
+    // One a second.
+    let told = 100 - silent.unwrap();
+    assert!(
+        (1..=1 + begun.elapsed().as_secs()).contains(&told),
+        "{told}"
+    );
 }
 
 #[test]

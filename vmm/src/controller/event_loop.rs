@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
+use vmgenie_devices::throttle::Throttle;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -46,6 +47,8 @@ pub(super) struct EventLoop {
     pub(super) machine_events: EventReceiver,
     pub(super) signals: EndSignals,
     pub(super) pm_timer: TimerFd,
+    /// Of that timer, which a guest may have set as often as it likes.
+    pub(super) pm_complaints: Throttle,
     pub(super) metrics_timer: TimerFd,
     /// The timer for metrics runs.
     pub(super) writes_metrics: bool,
@@ -283,8 +286,10 @@ impl EventLoop {
             }
             None => self.pm_timer.clear(),
         };
-        if let Err(error) = armed {
-            tracing::warn!(%error, "could not arm the PM timer");
+        if let Err(error) = armed
+            && let Some(more) = self.pm_complaints.allows(Instant::now())
+        {
+            tracing::warn!(%error, more, "could not arm the PM timer");
         }
     }
 

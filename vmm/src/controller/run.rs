@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use event_manager::{EventManager, SubscriberOps};
 use thiserror::Error;
+use vmgenie_devices::throttle::Throttle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -141,6 +142,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         machine_events,
         signals,
         pm_timer: TimerFd::new().map_err(io::Error::from)?,
+        pm_complaints: Throttle::default(),
         metrics_timer: TimerFd::new().map_err(io::Error::from)?,
         writes_metrics: false,
         input: console_input.then(ConsoleInput::stdin),

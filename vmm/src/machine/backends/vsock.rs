@@ -215,7 +215,9 @@ impl Host for UnixHost {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return true,
             Err(error) => {
-                tracing::error!(%error, "the events of the vsock device");
+                if let Some(more) = self.complaints.allows(Instant::now()) {
+                    tracing::error!(%error, more, "the events of the vsock device");
+                }
                 return false;
             }
         }

@@ -13,12 +13,14 @@ pub mod state;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_device::bus::{self, MmioAddress, MmioRange};
 use vm_device::device_manager::{IoManager, MmioManager};
 use vmgenie_acpi::Aml;
+use vmgenie_devices::throttle::Throttle;
 use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
 
 use super::backends::drive::DriveError;
@@ -111,6 +113,7 @@ pub(super) struct VirtioDevices {
     config: DevicesConfig,
     slots: Vec<Slot>,
     events: Arc<VirtioEvents>,
+    complaints: Throttle,
 }
 
 impl VirtioDevices {
@@ -128,6 +131,7 @@ impl VirtioDevices {
             slots: device::boot(config, &mut slots)?,
             config: config.clone(),
             events: Arc::clone(events),
+            complaints: Throttle::default(),
         })
     }
 
@@ -151,6 +155,7 @@ impl VirtioDevices {
             slots: device::restore(&config, found, saved, &mut slots)?,
             config,
             events: Arc::clone(events),
+            complaints: Throttle::default(),
         })
     }
 
@@ -256,8 +261,10 @@ impl VirtioDevices {
                 }
             }
         });
-        if let Err(error) = taken {
-            tracing::error!(%error, "the events of the virtio devices");
+        if let Err(error) = taken
+            && let Some(more) = self.complaints.allows(Instant::now())
+        {
+            tracing::error!(%error, more, "the events of the virtio devices");
         }
     }
 
