@@ -6,6 +6,7 @@ use super::command::{
     CommandError, CommandResult, CreateSnapshot, HostPaths, LoadSnapshot, Reply, SnapshotCreated,
 };
 use super::{Controller, refused};
+use crate::end_request;
 use crate::machine::{DriveCopies, Host, Machine};
 use crate::snapshot::{
     CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
@@ -73,8 +74,12 @@ pub(super) fn create_snapshot(
         machine.resume(host).map_err(refused)?;
     }
     let (staging, state, copies, memory_bytes) = copied?;
+    // What waits for a disk cannot be called off: looked at before each such wait.
+    end_request::check().map_err(refused)?;
     machine.sync_drives().map_err(refused)?;
+    end_request::check().map_err(refused)?;
     copies.sync().map_err(refused)?;
+    end_request::check().map_err(refused)?;
     publish(staging, &state, copies, request).map_err(refused)?;
     let created = created(begun, standstill, memory_bytes);
     tracing::info!(?created, "snapshot written");

@@ -11,6 +11,8 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::end_request;
+
 /// How often a lock that is held by another process is asked for again.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -115,7 +117,7 @@ pub(crate) fn lock(
             Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
                 return locked(None);
             }
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline && !end_request::is_pending() => {
                 std::thread::sleep(POLL);
                 // A file that is gone is not waited for.
                 if !has_name(directory, &name, &file) {

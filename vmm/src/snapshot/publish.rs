@@ -13,6 +13,7 @@ use super::{
     Header, HeaderError, MemorySource, SnapshotId, TargetError, WriteMemoryError, Written, fault,
     memory_file,
 };
+use crate::end_request;
 use crate::own_files::LockError;
 
 /// How long a create waits for others that publish in the same directories. They need a few syncs.
@@ -258,6 +259,7 @@ impl Staging {
             .sync_all()
             .map_err(|source| self.write_error(&self.targets.memory, source))?;
         self.pass("memory-synced", |staging| &staging.targets.memory)?;
+        end_request::check().map_err(|source| self.write_error(&self.targets.state, source))?;
         self.state_file
             .file()
             .sync_all()
@@ -299,6 +301,8 @@ impl Staging {
         let of_state = |error: io::Error| (state.path(), error);
         let of_memory = |error: io::Error| (memory.path(), error);
         fault::pass("locked").map_err(of_state)?;
+        // The last look: what follows is short, but for what has been synced already.
+        end_request::check().map_err(of_state)?;
         // A create that died between its renames must be finished first: its memory is the only
         // memory of the snapshot that is current until ours is.
         let _ = sweep_locked(&self.targets);

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::super::test_support::{Label, Mapping, PAGE, Place, create, load, names};
 use super::super::{LoadError, MemoryFileError, StateWriter, open_snapshot};
 use super::*;
+use crate::end_request::told_to_end;
 
 #[test]
 fn a_snapshot_is_loaded_as_it_was_created() {
@@ -40,6 +41,29 @@ fn nothing_is_seen_before_the_snapshot_is_published() {
     assert!(place.files().is_empty(), "{:?}", place.files());
     drop(staging);
     assert!(place.files().is_empty());
+}
+
+#[test]
+fn who_is_told_to_end_publishes_nothing_and_leaves_nothing() {
+    let place = Place::new(false);
+    let old = create(&place.state, &place.memory, 1).unwrap();
+    told_to_end(|| create(&place.state, &place.memory, 2)).unwrap_err();
+    // Also when all is written, and in the last instant.
+    let memory = Mapping::anonymous(PAGE);
+    let mut staging = Staging::new(&place.state, &place.memory).unwrap();
+    staging.write_memory(&[memory.source(0)]).unwrap();
+    let state = StateWriter::new(staging.id(), PAGE as u64)
+        .finish()
+        .unwrap();
+    staging.write_state(&state).unwrap();
+    assert!(told_to_end(|| staging.sync()).is_err());
+    staging.sync().unwrap();
+    assert!(matches!(
+        told_to_end(|| staging.publish()),
+        Err(CreateError::Publish { .. })
+    ));
+    assert_eq!(open_snapshot(&place.state, &place.memory).unwrap().id, old);
+    place.assert_only_snapshot();
 }
 
 #[test]

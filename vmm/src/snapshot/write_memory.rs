@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::MemorySource;
 use super::pagemap::{Pagemap, page_size};
+use crate::end_request::{self, Ended, LOOK_EVERY};
 
 /// Bytes copied at once where the kernel does not copy by itself.
 const COPY_CHUNK: usize = 1 << 20;
@@ -58,6 +59,9 @@ pub enum WriteMemoryError {
     /// The kernel did not say which pages exist.
     #[error("Could not find the touched pages of guest memory in /proc/self/pagemap: {0}")]
     Pagemap(#[from] io::Error),
+    /// There is no time for the rest.
+    #[error(transparent)]
+    Ended(#[from] Ended),
     /// Pages could not be written.
     #[error("Could not write {length} bytes of guest memory at offset {offset:#x}: {source}")]
     Write {
@@ -149,7 +153,9 @@ fn copy_range(base: &File, range: &Range<u64>, out: &File, at: u64) -> io::Resul
     let mut from = range.start;
     let mut to = at;
     while from < range.end {
+        end_request::check()?;
         let left = usize::try_from(range.end - from).unwrap_or(usize::MAX);
+        let left = left.min(LOOK_EVERY);
         match rustix::fs::copy_file_range(base, Some(&mut from), out, Some(&mut to), left) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(Errno::INTR) => {}
@@ -165,6 +171,7 @@ fn copy_range(base: &File, range: &Range<u64>, out: &File, at: u64) -> io::Resul
 fn copy_through_memory(base: &File, range: Range<u64>, out: &File, at: u64) -> io::Result<()> {
     let mut buffer = vec![0; COPY_CHUNK];
     for from in range.clone().step_by(COPY_CHUNK) {
+        end_request::check()?;
         let length = (range.end - from).min(COPY_CHUNK as u64) as usize;
         let chunk = &mut buffer[..length];
         base.read_exact_at(chunk, from)?;
@@ -198,15 +205,33 @@ fn write_by_pagemap(
         memory_length: total_length(sources)?,
         ..Written::default()
     };
+    let mut until_look = 0;
     for source in sources {
         pagemap.changed(source.address(), source.length(), |run| {
             written.touched += run.len() as u64;
-            let bytes = source.bytes(run.start, run.len());
-            written.written += write_run(out, source, run.start, bytes)?;
+            for start in run.clone().step_by(LOOK_EVERY) {
+                let length = LOOK_EVERY.min(run.end - start);
+                look_at_times(&mut until_look, length)?;
+                let bytes = source.bytes(start, length);
+                written.written += write_run(out, source, start, bytes)?;
+            }
             Ok::<_, WriteMemoryError>(())
         })?;
     }
     Ok(written)
+}
+
+/// Looks whether this process shall end, but not for each of many small runs.
+fn look_at_times(until_look: &mut usize, length: usize) -> Result<(), Ended> {
+    if *until_look == 0 && end_request::is_pending() {
+        return Err(Ended);
+    }
+    *until_look = match *until_look {
+        0 => LOOK_EVERY,
+        left => left,
+    }
+    .saturating_sub(length);
+    Ok(())
 }
 
 /// The same by looking at all of the memory, which may be in swap or in the base: what is zero or as in the base need not be written.
@@ -218,6 +243,9 @@ fn write_by_content(out: &File, sources: &[MemorySource<'_>]) -> Result<Written,
     let (mut now, mut then) = (vec![0; COPY_CHUNK], vec![0; COPY_CHUNK]);
     for source in sources {
         for start in (0..source.length()).step_by(COPY_CHUNK) {
+            if end_request::is_pending() {
+                return Err(Ended.into());
+            }
             let length = COPY_CHUNK.min(source.length() - start);
             let (now, then) = (&mut now[..length], &mut then[..length]);
             source.read(start, now);

@@ -5,6 +5,7 @@ use tempfile::tempfile;
 
 use super::super::test_support::{Mapping, PAGE};
 use super::*;
+use crate::end_request::told_to_end;
 
 /// Writes `sources` into a new file, as a create does.
 fn write(sources: &[MemorySource<'_>]) -> Result<(File, Written), WriteMemoryError> {
@@ -46,6 +47,50 @@ fn a_gigabyte_with_three_touched_pages_takes_three_pages_of_disk() {
             .unwrap();
         assert_eq!(bytes, [page as u8 | 1; PAGE]);
     }
+}
+
+#[test]
+fn who_is_told_to_end_writes_no_memory_and_copies_none() {
+    let mut memory = Mapping::anonymous(8 * PAGE);
+    memory.page(3).fill(1);
+    let (base, _) = write(&[memory.source(0)]).unwrap();
+    let out = tempfile().unwrap();
+    let ended = told_to_end(|| write_changed(&out, &[memory.source(0)]));
+    assert!(
+        matches!(ended, Err(WriteMemoryError::Ended(_))),
+        "{ended:?}"
+    );
+    let ended = told_to_end(|| write_by_content(&out, &[memory.source(0)]));
+    assert!(
+        matches!(ended, Err(WriteMemoryError::Ended(_))),
+        "{ended:?}"
+    );
+    let all = 0..8 * PAGE as u64;
+    for copy in [
+        copy_range,
+        |base: &File, range: &Range<u64>, out: &File, at| {
+            copy_through_memory(base, range.clone(), out, at)
+        },
+    ] {
+        told_to_end(|| copy(&base, &all, &out, 0)).unwrap_err();
+    }
+    assert_eq!(out.metadata().unwrap().len(), 0);
+}
+
+#[test]
+fn it_is_looked_at_times_whether_to_end_and_after_a_large_run_at_once() {
+    told_to_end(|| {
+        let mut until_look = 0;
+        look_at_times(&mut until_look, PAGE).unwrap_err();
+        until_look = LOOK_EVERY;
+        for _ in 0..LOOK_EVERY / PAGE {
+            look_at_times(&mut until_look, PAGE).unwrap();
+        }
+        look_at_times(&mut until_look, PAGE).unwrap_err();
+    });
+    let mut until_look = 0;
+    look_at_times(&mut until_look, LOOK_EVERY).unwrap();
+    assert_eq!(until_look, 0);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::drive::{self, OverlayError, extents, overlay};
 use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
+use crate::end_request::{self, LOOK_EVERY};
 use crate::machine::virtio::files::{FileStamp, Located};
 use crate::snapshot::NamedFile;
 
@@ -173,7 +174,7 @@ pub(super) fn copy_file(mut source: File, to: &Path, layered: bool) -> io::Resul
     Ok(target)
 }
 
-/// Copies the parts that are no holes.
+/// Copies the parts that are no holes, unless this process is told to end.
 fn copy_data(source: &mut File, target: &mut File, len: u64) -> io::Result<()> {
     target.set_len(len)?;
     let mut at = 0;
@@ -184,7 +185,9 @@ fn copy_data(source: &mut File, target: &mut File, len: u64) -> io::Result<()> {
             Err(Errno::NXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
+        end_request::check()?;
         let end = seek(&*source, At::Hole(begin))?.min(len);
+        let end = end.min(begin.saturating_add(LOOK_EVERY as u64));
         source.seek(SeekFrom::Start(begin))?;
         target.seek(SeekFrom::Start(begin))?;
         let copied = io::copy(&mut source.take(end.saturating_sub(begin)), target)?;
@@ -217,6 +220,14 @@ mod tests {
         copy(&from, None, &to, false).unwrap();
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+        let sized = |len| {
+            let file = dir.path().join(len);
+            (File::open(&from).unwrap(), File::create(file).unwrap())
+        };
+        let (mut source, mut target) = sized("told");
+        let ended =
+            crate::end_request::told_to_end(|| copy_data(&mut source, &mut target, 32 << 20));
+        assert!(ended.unwrap_err().to_string().contains("told to end"));
         let refused = copy(&from, None, &to, false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert!(to.exists(), "what was there stays");
