@@ -72,6 +72,7 @@ fn a_reader_has_three_descriptors() {
     use crate::machine::virtio::VirtioEvents;
 
     let _events = EventSender::new().unwrap();
+    let _loop = event_manager::EventManager::<Box<dyn event_manager::MutEventSubscriber>>::new();
     let _virtio = VirtioEvents::new().unwrap();
     let _handle = crate::api::testing::controller_handle();
     // Descriptors of other tests, and of who runs them, may be there: none is an eventfd or an epoll.
