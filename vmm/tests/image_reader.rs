@@ -2,12 +2,13 @@
 //!
 //! Each of these images made the reader of file systems that is used crash, take all memory, or never come back.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
@@ -18,10 +19,15 @@ const BLOCKS: u64 = 1024;
 
 /// An image with a kernel, and the bytes of its metadata without checksums.
 fn image() -> NamedTempFile {
+    image_with(b"kernel", BLOCKS)
+}
+
+/// The same with another kernel, of so many blocks.
+fn image_with(kernel: &[u8], blocks: u64) -> NamedTempFile {
     let tree = tempfile::tempdir().unwrap();
-    std::fs::write(tree.path().join("vmlinux"), "kernel").unwrap();
+    std::fs::write(tree.path().join("vmlinux"), kernel).unwrap();
     let image = NamedTempFile::new().unwrap();
-    image.as_file().set_len(BLOCKS * BLOCK).unwrap();
+    image.as_file().set_len(blocks * BLOCK).unwrap();
     let made = Command::new("mke2fs")
         .env("PATH", TOOLS)
         .args([
@@ -156,4 +162,117 @@ fn a_tree_that_leads_to_the_same_blocks_again_and_again_ends_with_the_time_that_
         .output()
         .unwrap();
     assert_eq!(done.status.signal(), Some(libc::SIGXCPU), "{done:?}");
+}
+
+/// What the descriptors of a process lead to; none if it has ended, or is no reader (yet).
+fn descriptors(process: &Path) -> Option<Vec<PathBuf>> {
+    let named = || {
+        let line = fs::read(process.join("cmdline")).ok()?;
+        line.windows(12)
+            .any(|part| part == b"--read-image")
+            .then_some(())
+    };
+    named()?;
+    let entries: Vec<_> = fs::read_dir(process.join("fd")).ok()?.collect();
+    let paths = entries
+        .into_iter()
+        .map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let paths: Option<Vec<_>> = paths.collect();
+    // One that was closed in between is no reason to look away: the next look has the others.
+    paths.filter(|paths| !paths.is_empty())
+}
+
+/// The processes that `parent` has started.
+fn children(parent: u32) -> Vec<PathBuf> {
+    let of_parent = |process: &PathBuf| {
+        let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+        status.contains(&format!("\nPPid:\t{parent}\n"))
+    };
+    let all = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    all.map(|entry| entry.path()).filter(of_parent).collect()
+}
+
+/// Looks at readers, which `start` starts, until one was seen at work: each has its image, the two files to write to and copies of those three.
+fn nothing_else_is_open(
+    image: &Path,
+    start: impl Fn() -> Child,
+    readers: impl Fn(u32) -> Vec<PathBuf>,
+) {
+    for _ in 0..50 {
+        let mut started = start();
+        let mut at_work = false;
+        while started.try_wait().unwrap().is_none() {
+            for found in readers(started.id())
+                .iter()
+                .filter_map(|reader| descriptors(reader))
+            {
+                let to = |end: &str| {
+                    let ends = |path: &&PathBuf| path.to_string_lossy().ends_with(end);
+                    found.iter().filter(ends).count()
+                };
+                let to_image = found.iter().filter(|path| *path == image).count();
+                let (to_kernel, to_initrd) = (to("kernel (deleted)"), to("initrd (deleted)"));
+                assert_eq!(to_image + to_kernel + to_initrd, found.len(), "{found:?}");
+                assert!(found.len() <= 5, "{found:?}");
+                at_work |= to_kernel == 2;
+            }
+        }
+        if at_work {
+            return;
+        }
+    }
+    panic!("no reader was seen at work");
+}
+
+const LARGE: usize = 32 << 20;
+
+#[test]
+fn a_reader_has_its_image_and_what_it_writes_to_and_nothing_else() {
+    let image = image_with(&vec![0xff; LARGE], 16 << 10);
+    // The VMM keeps its own descriptors to itself.
+    let start = || {
+        Command::new(env!("CARGO_BIN_EXE_vmgenie"))
+            .args(["run", "--kernel"])
+            .arg(image.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    nothing_else_is_open(image.path(), start, children);
+}
+
+#[test]
+fn a_reader_closes_what_its_parent_left_open() {
+    let image = image_with(&vec![0xff; LARGE], 16 << 10);
+    let dir = tempfile::tempdir().unwrap();
+    let opened = |name: &str| {
+        let path = dir.path().join(name);
+        let file = File::create(&path).unwrap();
+        fs::remove_file(path).unwrap();
+        file
+    };
+    // Only at work: it is given a moment to close it.
+    let start = || {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "exec 9<. && exec \"$@\"", "sh"])
+            .args([env!("CARGO_BIN_EXE_vmgenie"), "--read-image", "100000000"])
+            .current_dir(dir.path())
+            .stdin(Stdio::from(File::open(image.path()).unwrap()))
+            .stdout(opened("kernel"))
+            .stderr(opened("initrd"));
+        command.spawn().unwrap()
+    };
+    let readers = |pid| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let limits = fs::read_to_string(process.join("limits")).unwrap_or_default();
+        // It bounds itself right after it has closed them.
+        let bound =
+            |line: &str| line.starts_with("Max address space") && line.contains(" 536870912 ");
+        let confined = limits.lines().any(bound);
+        confined.then_some(process).into_iter().collect()
+    };
+    nothing_else_is_open(image.path(), start, readers);
 }
