@@ -177,7 +177,7 @@ fn records() -> Vec<Record> {
         once("vmclock", &vmclock.save()),
         once("fw-cfg", &FwCfg::new(InstanceData::default()).save()),
         Record {
-            version: 2,
+            version: 3,
             ..once("virtio", &devices())
         },
     ];
