@@ -252,7 +252,7 @@ fn clones_that_could_not_be_told_apart_or_share_a_drive_are_refused_before_there
         fail(clone(&["-n", number, "--drive", &unknown]), 1, "{n}");
     }
     let named = ["-n", "1", "--only-named"];
-    let told = fail(clone(&named), 1, "does not name");
+    let told = fail(clone(&named), 1, "was not named");
     assert!(!told.contains("opens"), "{told}");
     assert!(!dir.exists());
     assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 1, "the image");
