@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -44,6 +44,14 @@ pub(super) enum StopError {
         "the process of the machine behind {0} cannot be seen from here: it is in another PID namespace"
     )]
     Elsewhere(PathBuf),
+    #[error(
+        "the machine behind {0} belongs to another user ({1}): only that user and root may end it"
+    )]
+    Foreign(PathBuf, u32),
+    #[error(
+        "the process {1}, which opened {0}, is not to be found any more: another user's may have its number. Look for the machine with ps(1), and end it with kill(1)"
+    )]
+    Replaced(PathBuf, i32),
     #[error("the process {0} could not be ended")]
     Signal(i32, #[source] std::io::Error),
     #[error("the process {0} has not ended within {1:?}")]
@@ -175,6 +183,25 @@ impl Process {
         Ok(entry.lives().then_some(Self { pid, fd }))
     }
 
+    /// Checks that it may be the one that `uid` had listen at `socket`. The kernel tells who called listen(2). That process
+    /// may have ended since, a child of its may answer, and its number may be any other user's process by now. One of the
+    /// same user's that user could have ended as well.
+    fn check_is_of(&self, uid: u32, socket: &Path) -> Result<(), StopError> {
+        let own = geteuid();
+        if uid != own.as_raw() && !own.is_root() {
+            return Err(StopError::Foreign(socket.to_owned(), uid));
+        }
+        let owner = owner_of(self.pid);
+        // If it has not ended by now, it was the one that was looked at.
+        let is_it = owner == Some(uid) && !self.ended(Duration::ZERO)?;
+        // Without /proc nobody can tell. What belongs to us is then taken for it.
+        let cannot_tell = owner.is_none() && !Path::new("/proc/self").exists();
+        match is_it || cannot_tell && uid == own.as_raw() {
+            true => Ok(()),
+            false => Err(StopError::Replaced(socket.to_owned(), self.pid)),
+        }
+    }
+
     fn terminate(&self) -> Result<(), StopError> {
         match pidfd_send_signal(&self.fd, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => {}
@@ -202,6 +229,13 @@ impl Process {
     }
 }
 
+/// The effective user of a process. The owner of its directory in /proc is root where the process may not be looked into.
+fn owner_of(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    uids.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The machine that serves its API at `socket`, and that no registry knows: its process could not list itself.
 fn behind(socket: &Path) -> Result<(Entry, Process), Failure> {
     client::fits(socket)?;
@@ -215,7 +249,8 @@ fn behind(socket: &Path) -> Result<(Entry, Process), Failure> {
         }
         Err(error) => return Err(StopError::Signal(pid, error.into()).into()),
     };
-    // That it answers now shows that the process that listens has not ended before there was the descriptor, and what it is.
+    let process = Process { pid, fd };
+    process.check_is_of(peer.uid.as_raw(), socket)?;
     let mut client = Client::new(socket)?;
     client.set_timeout(Some(ASK));
     let entry = Entry {
@@ -225,7 +260,7 @@ fn behind(socket: &Path) -> Result<(Entry, Process), Failure> {
         id: client.info()?.id,
         api_socket: Some(socket.to_owned()),
     };
-    Ok((entry, Process { pid, fd }))
+    Ok((entry, process))
 }
 
 /// Where the machine of this name, process number or socket serves its API.
@@ -290,6 +325,43 @@ mod tests {
         assert!(process.ended(Duration::ZERO).unwrap());
         assert!(!child.wait().unwrap().success());
         process.terminate().unwrap();
+    }
+
+    #[test]
+    fn the_process_behind_a_socket_is_ended_only_if_it_is_of_the_user_who_listens() {
+        let own = geteuid().as_raw();
+        let socket = Path::new("vm.sock");
+        let start = |uid: u32| {
+            let mut command = std::process::Command::new("sleep");
+            let mut child = std::os::unix::process::CommandExt::uid(command.arg("60"), uid)
+                .spawn()
+                .unwrap();
+            let pid = child.id().cast_signed();
+            let fd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+            let process = Process { pid, fd };
+            let told = [own, 4242].map(|uid| process.check_is_of(uid, socket));
+            child.kill().unwrap();
+            let ended = process.ended(TERM).unwrap();
+            assert!(ended && process.check_is_of(own, socket).is_err());
+            child.wait().unwrap();
+            assert!(process.check_is_of(own, socket).is_err());
+            told
+        };
+        let [ours, strangers] = start(own);
+        ours.unwrap();
+        let why = strangers.unwrap_err();
+        match own {
+            0 => assert!(matches!(why, StopError::Replaced(..)), "{why}"),
+            _ => assert!(matches!(why, StopError::Foreign(_, 4242)), "{why}"),
+        }
+        if own != 0 {
+            eprintln!("not looked at: needs root, who may end others' processes");
+            return;
+        }
+        // As if its number had been one of ours, and then one of that user's.
+        let [ours, theirs] = start(4242);
+        assert!(matches!(ours, Err(StopError::Replaced(..))), "{ours:?}");
+        theirs.unwrap();
     }
 
     #[test]
