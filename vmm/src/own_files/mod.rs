@@ -11,6 +11,7 @@ mod directory;
 mod links;
 mod lock;
 mod rotation;
+mod sync;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ pub(crate) use directory::OwnDir;
 pub(crate) use links::{follow, is_trusted_dir, open_append};
 pub(crate) use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
 pub(crate) use rotation::{output_grew, output_rotations, rotate_output};
+pub(crate) use sync::{sync_directory, uninterrupted};
 
 /// Whoever may write to a directory besides its owner: the group and all others.
 const OTHERS_WRITE: u32 = 0o022;

@@ -151,11 +151,7 @@ impl Target {
 
     /// Makes the names in the directory durable.
     pub(super) fn sync_directory(&self) -> io::Result<()> {
-        match rustix::fs::fsync(&self.directory) {
-            // Some network file systems have no sync of directories; their servers do it.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
-            result => Ok(result?),
-        }
+        own_files::sync_directory(&self.directory)
     }
 
     /// Whether there are staged files for this target, or the lock of one who publishes or was

@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use crate::own_files::uninterrupted;
+
 /// What every sync after one that has failed is answered.
 const LOST: &str = "an earlier sync of the file has failed, and what was written before it may be lost. Check the file and the disk that it is on, then have \
                     it opened anew, or another one in its place (PATCH /drives)";
@@ -37,12 +39,7 @@ impl Durability {
             .one_at_a_time
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match sync() {
-                Err(Errno::INTR) => {}
-                ended => return self.ended(ended.map_err(io::Error::from)),
-            }
-        }
+        self.ended(uninterrupted(sync).map_err(io::Error::from))
     }
 
     /// The answer to a sync that has ended like this. No other was under way.

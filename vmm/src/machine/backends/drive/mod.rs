@@ -32,6 +32,7 @@ use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
 use super::copy::copy_file;
 use crate::config::{CacheMode, DriveConfig, IoEngine};
 use crate::machine::virtio::files::{DriveFiles, FileStamp};
+use crate::own_files::{self, uninterrupted};
 use crate::snapshot::NamedFile;
 
 use durability::Durability;
@@ -213,11 +214,7 @@ pub(in crate::machine) fn sync_name(path: &Path) -> io::Result<()> {
     let Ok(dir) = File::open(dir) else {
         return Ok(());
     };
-    match rustix::fs::fsync(dir) {
-        // Some network file systems have no sync of directories; their servers do it.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) | Ok(()) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    own_files::sync_directory(&dir)
 }
 
 /// A drive's file with what serves its requests.
@@ -352,7 +349,8 @@ impl Drive {
             Some(overlay) => Some(overlay.base()),
             None => self.read_only.then(|| self.file()),
         };
-        match only_read.map_or(Ok(()), rustix::fs::fdatasync) {
+        let sync = |file| uninterrupted(|| rustix::fs::fdatasync(file));
+        match only_read.map_or(Ok(()), sync) {
             // On a file system that nobody can write to.
             Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP | Errno::NOSYS) | Ok(()) => {}
             Err(error) => return Err(error.into()),
