@@ -73,12 +73,13 @@ pub(crate) struct DirLock {
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        let Some(file) = &self.file else { return };
         // While it is locked: whoever gets a lock on the file that was removed sees that.
         let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
         // Closing is not enough: a process that another thread is starting this very moment has a copy of the descriptor
         // until its exec.
-        let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        if let Some(file) = &self.file {
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -96,6 +97,17 @@ pub(crate) fn lock(
     purpose: Purpose,
     patience: Duration,
 ) -> Result<DirLock, LockError> {
+    let try_lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    lock_by(directory, purpose, patience, try_lock)
+}
+
+/// The same with another `flock`.
+fn lock_by(
+    directory: &File,
+    purpose: Purpose,
+    patience: Duration,
+    try_lock: impl Fn(&File) -> Result<(), Errno>,
+) -> Result<DirLock, LockError> {
     let name = purpose.file_name();
     let failed = |error: Errno| LockError::File(purpose.file_name(), error.into());
     let deadline = Instant::now() + patience;
@@ -110,7 +122,7 @@ pub(crate) fn lock(
     };
     let mut file = open(directory, &name)?;
     loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match try_lock(&file) {
             Ok(()) if has_name(directory, &name, &file) => return locked(Some(file)),
             // Its holder has removed it before it let go.
             Ok(()) => file = open(directory, &name)?,
@@ -182,4 +194,20 @@ fn holder(file: &File) -> Option<u32> {
             _ => None,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_used_and_nothing_stays_there() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = File::open(place.path()).unwrap();
+        let no_locks = |_: &File| Err(Errno::NOLCK);
+        let lock = lock_by(&directory, Purpose::Clones, Duration::ZERO, no_locks).unwrap();
+        assert!(is_locked_name(&directory, Purpose::Clones));
+        drop(lock);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
 }
