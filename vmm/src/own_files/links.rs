@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{OTHERS_WRITE, STICKY, TrustError, is_trusted_owner, others_may_change};
+use super::{TrustError, is_for_everybody, is_trusted_owner, others_may_change};
 
 /// As many links as the kernel follows.
 const MAX_LINKS: usize = 40;
@@ -85,16 +85,11 @@ pub(crate) fn open_append(path: &Path) -> io::Result<File> {
     }
     let file = File::from(rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR)?);
     let uid = file.metadata()?.uid();
-    match is_for_everybody(parent(&place)) && !is_trusted_owner(uid) {
+    let for_everybody = fs::metadata(parent(&place)).is_ok_and(|it| is_for_everybody(it.mode()));
+    match for_everybody && !is_trusted_owner(uid) {
         true => Err(io::Error::other(TrustError::Planted { path: place, uid })),
         false => Ok(file),
     }
-}
-
-/// A directory like `/tmp`.
-fn is_for_everybody(directory: &Path) -> bool {
-    let both = |mode| mode & STICKY != 0 && mode & OTHERS_WRITE != 0;
-    fs::metadata(directory).is_ok_and(|metadata| both(metadata.mode()))
 }
 
 /// Whether nobody else can change what is in the directory that `path` leads to.

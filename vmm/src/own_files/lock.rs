@@ -5,12 +5,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::{is_for_everybody, is_trusted_owner};
 use crate::end_request;
 
 /// How often a lock that is held by another process is asked for again.
@@ -143,7 +144,16 @@ fn lock_by(
     }
 }
 
+/// Opens the lock's file, or makes it. One that another user has put into a directory for everybody goes, if we may take it
+/// away: that user would keep us from the directory otherwise.
 fn open(directory: &File, name: &str) -> Result<File, LockError> {
+    match open_own(directory, name) {
+        Err(LockError::NotOurs(_)) if remove_planted(directory, name) => open_own(directory, name),
+        opened => opened,
+    }
+}
+
+fn open_own(directory: &File, name: &str) -> Result<File, LockError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
     let not_ours = || LockError::NotOurs(name.to_owned());
@@ -163,6 +173,35 @@ fn open(directory: &File, name: &str) -> Result<File, LockError> {
     match ours {
         true => Ok(file),
         false => Err(not_ours()),
+    }
+}
+
+/// Takes away what another user has put into a directory like `/tmp` under this name. There only the superuser and the
+/// directory's owner can. True if it is gone.
+fn remove_planted(directory: &File, name: &str) -> bool {
+    let for_everybody = directory
+        .metadata()
+        .is_ok_and(|metadata| is_for_everybody(metadata.mode()));
+    let is_planted = || {
+        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| !is_trusted_owner(stat.st_uid))
+    };
+    if !for_everybody || !is_planted() {
+        return false;
+    }
+    tracing::warn!(
+        name,
+        "another user has put a file where a lock of ours belongs: it is removed"
+    );
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) => true,
+        // A directory, which need not be empty. Nobody can guess the name and put something there first.
+        Err(Errno::ISDIR) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let aside = format!("{name}.{}", now.unwrap_or_default().as_nanos());
+            rustix::fs::renameat(directory, name, directory, aside).is_ok()
+        }
+        Err(_) => false,
     }
 }
 
@@ -198,7 +237,11 @@ fn holder(file: &File) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+
     use super::*;
+
+    const NOBODY: u32 = 65534;
 
     #[test]
     fn a_file_system_without_locks_is_used_and_nothing_stays_there() {
@@ -209,5 +252,37 @@ mod tests {
         assert!(is_locked_name(&directory, Purpose::Clones));
         drop(lock);
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_another_user_has_put_into_a_directory_for_everybody_keeps_not_the_superuser_out() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = File::open(place.path()).unwrap();
+        let path = place.path().join(Purpose::Snapshots.file_name());
+        let plant: [(&str, &dyn Fn()); 3] = [
+            ("a file", &|| fs::write(&path, "").unwrap()),
+            ("a link", &|| symlink("/etc/passwd", &path).unwrap()),
+            ("a directory", &|| {
+                fs::create_dir_all(path.join("in it")).unwrap()
+            }),
+        ];
+        for (what, plant) in plant {
+            plant();
+            if lchown(&path, Some(NOBODY), None).is_err() {
+                eprintln!("not looked at: needs root, who may give files away");
+                return;
+            }
+            let lock = || lock(&directory, Purpose::Snapshots, Duration::ZERO);
+            let mode = |mode| fs::set_permissions(place.path(), PermissionsExt::from_mode(mode));
+            // It is there by the leave of the directory's owner.
+            mode(0o755).unwrap();
+            assert!(matches!(lock(), Err(LockError::NotOurs(_))), "{what}");
+            mode(0o1777).unwrap();
+            let held = lock().expect(what);
+            drop(held);
+            assert!(fs::symlink_metadata(&path).is_err(), "{what}");
+        }
+        // The directory that was not empty.
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
     }
 }

@@ -80,5 +80,10 @@ fn others_may_change(mode: u32) -> bool {
     mode & OTHERS_WRITE != 0 && mode & STICKY == 0
 }
 
+/// A directory like `/tmp`?
+fn is_for_everybody(mode: u32) -> bool {
+    mode & OTHERS_WRITE != 0 && mode & STICKY != 0
+}
+
 #[cfg(test)]
 mod tests;
