@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{TrustError, is_trusted_owner, others_may_change};
+use super::{TrustError, check_way, is_trusted_owner, others_may_change};
 
 /// A directory in which files of ours are safe.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ impl OwnDir {
         // Without a slash at the end, behind which a link would be followed.
         let path: PathBuf = path.components().collect();
         let failed = |error| TrustError::Make(path.clone(), error);
+        // Before anything is made. It is looked at again when all is there.
+        check_way(&path)?;
         if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
             DirBuilder::new()
                 .recursive(true)
@@ -50,8 +52,9 @@ impl OwnDir {
     /// Makes a directory that must not be there yet, for its owner alone.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made, or somebody else can exchange what is above it.
     pub(crate) fn make_new(path: &Path) -> Result<Self, TrustError> {
+        check_way(path)?;
         DirBuilder::new()
             .mode(0o700)
             .create(path)
@@ -62,7 +65,7 @@ impl OwnDir {
         })
     }
 
-    /// Opens a directory, which must be trusted and no link.
+    /// Opens a directory, which must be trusted and no link. The way to it must be trusted as well.
     ///
     /// # Errors
     /// It is not there, or not trusted.
@@ -80,6 +83,7 @@ impl OwnDir {
             Err(error) => return Err(TrustError::Look(path.to_owned(), error.into())),
         };
         check(&file, path)?;
+        check_way(path)?;
         Ok(Self {
             file,
             path: path.to_owned(),

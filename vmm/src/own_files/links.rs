@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{TrustError, is_for_everybody, is_trusted_owner, others_may_change};
+use super::{TrustError, check_way, is_for_everybody, is_trusted_owner, others_may_change};
 
 /// As many links as the kernel follows.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// The directory that a path's last name is in.
 fn parent(path: &Path) -> &Path {
@@ -20,7 +20,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Follows symbolic links at the end of `path`; returns what they lead to, which may not exist. Each must be trusted: it and
-/// its directory are this user's or the superuser's, and nobody else can replace it.
+/// its directory are this user's or the superuser's, and nobody else can replace it, or a directory above it.
 ///
 /// # Errors
 /// A link is not trusted, or there are too many.
@@ -64,7 +64,7 @@ fn check_link(link: &Path, uid: u32) -> Result<(), TrustError> {
             mode: metadata.mode() & 0o7777,
         });
     }
-    Ok(())
+    check_way(link)
 }
 
 /// Opens a file or named pipe to append to, or makes a file for its owner alone. A link is followed if it is trusted, and in a

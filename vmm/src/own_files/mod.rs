@@ -3,7 +3,8 @@
 //!
 //! A directory in a shared place (`/tmp`) may be anybody's. Its owner can put a link where this program makes a file, and
 //! take away or exchange what this program has made. So a directory is trusted only if it belongs to this user or to the
-//! superuser, and nobody else may write to it (in a sticky one, as `/tmp` is, nobody can touch files of ours).
+//! superuser, and nobody else may write to it (in a sticky one, as `/tmp` is, nobody can touch files of ours). The same
+//! holds for all directories above it ([`check_way`]).
 //!
 //! Knows no machine and no snapshot.
 
@@ -12,6 +13,7 @@ mod links;
 mod lock;
 mod rotation;
 mod sync;
+mod way;
 
 use std::path::PathBuf;
 
@@ -22,6 +24,7 @@ pub(crate) use links::{follow, is_trusted_dir, open_append};
 pub(crate) use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
 pub(crate) use rotation::{output_grew, output_rotations, rotate_output};
 pub(crate) use sync::{sync_directory, uninterrupted};
+pub(crate) use way::check_way;
 
 /// Whoever may write to a directory besides its owner: the group and all others.
 const OTHERS_WRITE: u32 = 0o022;
@@ -33,6 +36,16 @@ pub enum TrustError {
     /// It belongs to somebody else.
     #[error("{path:?} belongs to another user ({uid}): choose a place of your own")]
     Owner {
+        /// The directory or link.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// A directory above it, or a link on the way, belongs to somebody else.
+    #[error(
+        "{path:?} belongs to another user ({uid}), who can exchange what is below it: choose a place below directories of your own or of root's"
+    )]
+    Above {
         /// The directory or link.
         path: PathBuf,
         /// Whose it is.

@@ -58,6 +58,37 @@ fn a_directory_of_somebody_elses_or_for_all_is_not_trusted() {
 }
 
 #[test]
+fn nothing_is_made_below_a_directory_that_somebody_else_can_exchange() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    fs::create_dir_all(at("m/snap")).unwrap();
+    fs::write(at("m/snap/file"), "").unwrap();
+    symlink("file", at("m/snap/link")).unwrap();
+    let refused = |is_it: fn(&TrustError) -> bool| {
+        let results = [
+            OwnDir::make(&at("m/snap")).map(drop),
+            OwnDir::make(&at("m/new/dir")).map(drop),
+            OwnDir::make_new(&at("m/snap/new")).map(drop),
+            OwnDir::open(&at("m/snap")).map(drop),
+            follow(&at("m/snap/link")).map(drop),
+        ];
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(is_it(&error), "{error}");
+        }
+        assert!(!at("m/new").exists() && !at("m/snap/new").exists());
+    };
+    fs::set_permissions(at("m"), Permissions::from_mode(0o777)).unwrap();
+    refused(|error| matches!(error, TrustError::Writable { .. }));
+    fs::set_permissions(at("m"), Permissions::from_mode(0o755)).unwrap();
+    OwnDir::make(&at("m/snap")).unwrap();
+    follow(&at("m/snap/link")).unwrap();
+    if give_away(&at("m")) {
+        refused(|error| matches!(error, TrustError::Above { uid: NOBODY, .. }));
+    }
+}
+
+#[test]
 fn a_link_or_a_file_is_no_directory() {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);

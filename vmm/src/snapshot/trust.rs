@@ -1,7 +1,8 @@
 //! Whether a snapshot is of this user's own making, or may be somebody else's.
 //!
 //! What decides is who could have put it there: owner and mode of the state file, of the directory that it was opened in, and of the memory file. All are
-//! asked of what is open, so that nobody can change it between the look and the use.
+//! asked of what is open, so that nobody can change it between the look and the use. Nor may anybody exchange the directories above, by whose names
+//! copies of drives are found later.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -14,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{StateError, StateReader};
+use crate::own_files::{self, TrustError};
 
 /// The bits of a mode that let others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -44,6 +46,14 @@ pub enum Distrust {
     /// The state file is elsewhere.
     #[error("the state file {0:?} is a symbolic link")]
     Link(PathBuf),
+    /// What is above it cannot be looked at.
+    #[error("could not look at what is above the state file {path:?}: {why}")]
+    Way {
+        /// The state file.
+        path: PathBuf,
+        /// What went wrong.
+        why: String,
+    },
 }
 
 /// Opens a state file; with the reason, if it may be somebody else's.
@@ -54,6 +64,7 @@ pub(super) fn open_state(path: &Path) -> Result<(StateReader, Option<Distrust>),
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = File::from(rustix::fs::open(parent, flags, Mode::empty()).map_err(io_error)?);
     let of_directory = judge("directory", parent, &directory.metadata()?);
+    let of_directory = of_directory.or_else(|| judge_way(path));
     match open_in(&directory, name) {
         Ok(file) => {
             let metadata = file.metadata()?;
@@ -65,6 +76,20 @@ pub(super) fn open_state(path: &Path) -> Result<(StateReader, Option<Distrust>),
             Ok((StateReader::open(path)?, of_directory.or(Some(link))))
         }
         Err(error) => Err(io_error(error).into()),
+    }
+}
+
+/// Whether somebody else can exchange a directory above the file.
+fn judge_way(path: &Path) -> Option<Distrust> {
+    let what = "directory";
+    match own_files::check_way(path) {
+        Ok(()) => None,
+        Err(TrustError::Above { path, uid }) => Some(Distrust::Owner { what, path, uid }),
+        Err(TrustError::Writable { path, mode }) => Some(Distrust::Mode { what, path, mode }),
+        Err(error) => Some(Distrust::Way {
+            path: path.to_owned(),
+            why: error.to_string(),
+        }),
     }
 }
 
@@ -192,6 +217,32 @@ mod tests {
             matches!(distrust, Some(Distrust::Owner { .. })),
             "{distrust:?}"
         );
+    }
+
+    #[test]
+    fn a_snapshot_below_a_directory_that_others_can_exchange_is_not_trusted() {
+        let place = Place::new();
+        let below = place.path("above/snap/state");
+        fs::create_dir_all(place.path("above/snap")).unwrap();
+        fs::copy(place.path("state"), &below).unwrap();
+        for name in ["above", "above/snap"] {
+            place.mode(name, 0o755);
+        }
+        let told = || open_state(&below).unwrap().1.map(|why| why.to_string());
+        assert_eq!(told(), None);
+        place.mode("above", 0o777);
+        let expected = format!(
+            "others may write to the directory {:?} (its mode is 777)",
+            fs::canonicalize(place.path("above")).unwrap()
+        );
+        assert_eq!(told(), Some(expected));
+        place.mode("above", 0o755);
+        if chown(place.path("above"), Some(NOBODY), None).is_err() {
+            eprintln!("not looked at: needs root, who may give files away");
+            return;
+        }
+        let told = told().unwrap();
+        assert!(told.ends_with("belongs to the user 65534"), "{told}");
     }
 
     #[test]
