@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vm_agent::patience::processor_time;
 use vmgenie_tests::net::{HOST, LOAD_PORT, Namespace, eth0, set_up_guest, start_load};
+use vmgenie_tests::process::is_alive;
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
 use vmgenie_tests::{Guest, Vm, http, vsock};
@@ -34,7 +35,10 @@ fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
     let used = || {
         let before = processor_time(vm.pid());
         std::thread::sleep(Duration::from_secs(3));
-        processor_time(vm.pid()) - before
+        let after = processor_time(vm.pid());
+        // Of one that has ended there is no time at all.
+        assert!(is_alive(vm.pid()), "the machine has ended");
+        after - before
     };
     // A loop without end would use all of it, each time; an idle guest that is emulated uses some, and more on a busy machine.
     let used = [(); 3].map(|()| used());
