@@ -16,6 +16,8 @@ pub mod generation;
 pub mod logging;
 pub mod machine;
 pub mod metrics;
+#[cfg(test)]
+mod not_looked_at;
 mod own_files;
 pub mod registry;
 pub mod report;

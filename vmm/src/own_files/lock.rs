@@ -240,6 +240,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
+    use crate::not_looked_at::not_looked_at;
 
     const NOBODY: u32 = 65534;
 
@@ -269,7 +270,7 @@ mod tests {
         for (what, plant) in plant {
             plant();
             if lchown(&path, Some(NOBODY), None).is_err() {
-                eprintln!("not looked at: needs root, who may give files away");
+                not_looked_at("only root may give files away");
                 return;
             }
             let lock = || lock(&directory, Purpose::Snapshots, Duration::ZERO);
