@@ -32,14 +32,17 @@ pub fn resident_kib(pid: u32) -> u64 {
     number.parse().expect("a number of kB")
 }
 
-/// Is there such a process that has not ended? A zombie has.
+/// Is there such a process that has not ended? A zombie has, once it has no more threads: they hold its files open.
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // The name in parentheses may hold anything; the state follows it.
-    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-    !state.starts_with(['Z', 'X'])
+    // The name in parentheses may hold anything. The state, the third field, follows it; the threads are the 20th.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let mut fields = fields.split_whitespace();
+    let (state, threads) = (fields.next(), fields.nth(16));
+    !matches!(state, Some("Z" | "X"))
+        || threads.is_some_and(|threads| threads != "1" && threads != "0")
 }
 
 /// The processes whose command line holds `text`.
