@@ -113,7 +113,7 @@ fn clones_are_told_by_templates_who_they_are_and_what_they_have() {
         );
         assert_eq!(
             config["vsock"],
-            json!({ "guest_cid": 100 + n, "uds_path": at(&format!("v-{n}.sock")) })
+            json!({ "guest_cid": 100 + n, "uds_path": at(&format!("v-{n}.sock")), "peers": "own" })
         );
         assert_eq!(client.instance_data().unwrap(), format!("web-{n}"));
         let said = ask(socket, 1, "sysgenctl data; head -c 9 /dev/vda");
