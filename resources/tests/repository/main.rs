@@ -1,8 +1,11 @@
-//! What the repository's documents say of themselves holds: names exist, links lead somewhere.
+//! What the repository says of itself holds: names in its documents exist, and what it depends on is
+//! allowed.
 //!
-//! Nothing here needs a KVM, root or the network.
+//! Nothing here needs a KVM or root.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod dependencies;
 mod files;
+mod licence;
 mod promises;
