@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Instant;
 
 use virtio_bindings::virtio_config::{
@@ -14,7 +14,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
+use super::held::Held;
 use super::irq::{IrqState, Wires};
+use super::registers::Registers;
 use super::state::{TransportRestoreError, TransportState};
 use super::{Active, F_EVENT_IDX, F_VERSION_1, GuestMemory, Interrupt, Turn, VirtioDevice};
 use crate::throttle::Throttle;
@@ -39,12 +41,13 @@ const DRIVER_STATUS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 #[derive(Debug)]
 pub struct VirtioMmio<D> {
     // Dropped first: a device that goes ends what the kernel still does to guest memory for it.
-    inner: Mutex<Inner<D>>,
+    inner: Held<Inner<D>>,
     irq: IrqState,
     memory: GuestMemory,
+    queue_count: u16,
 }
 
-/// What the transport's lock guards.
+/// What the lock of the transport guards.
 #[derive(Debug)]
 struct Inner<D> {
     device: D,
@@ -53,43 +56,17 @@ struct Inner<D> {
     complaints: Throttle,
 }
 
-/// The registers that hold something, without the queues'.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Registers {
-    /// As the driver wrote it; `DEVICE_NEEDS_RESET` is in [`IrqState`].
-    pub(super) status: u32,
-    pub(super) driver_features: u64,
-    pub(super) device_features_sel: u32,
-    pub(super) driver_features_sel: u32,
-    pub(super) queue_sel: u32,
-}
-
-impl Registers {
-    fn has(&self, bits: u32) -> bool {
-        self.status & bits == bits
-    }
-
-    /// The driver uses the device.
-    pub(super) fn is_live(&self) -> bool {
-        self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.has(VIRTIO_CONFIG_S_FAILED)
-    }
-
-    /// The driver may set up queues (section 3.1.1, step 7).
-    fn in_setup(&self) -> bool {
-        self.has(VIRTIO_CONFIG_S_FEATURES_OK)
-            && self.status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FAILED) == 0
-    }
-}
-
 /// A device on its transport, of whatever kind.
 pub trait Transport: DeviceMmio + Send + Sync + Debug {
     /// How many queues the device has.
     fn queue_count(&self) -> u16;
 
-    /// The driver has rung the doorbell of `queue`, which may be any number. *Caller:* the event loop.
+    /// The driver has rung the doorbell of `queue`, which may be any number. *Caller:* the event loop. It does not wait for a vCPU that is in the
+    /// device: the device is kicked when that vCPU leaves it.
     fn doorbell(&self, queue: u16) -> Turn;
 
-    /// The device's backend is ready, or the device was kicked ([`Wires::kick`]; then all doorbells are rung as well). *Caller:* the event loop.
+    /// The device's backend is ready, or the device was kicked ([`Wires::kick`]; then all doorbells are rung as well). *Caller:* the event loop,
+    /// which does not wait, as above.
     fn backend_ready(&self) -> Turn;
 
     /// The file descriptor to watch. It stays open as long as the device, unless the caller has another backend put in.
@@ -115,7 +92,8 @@ impl<D: VirtioDevice> VirtioMmio<D> {
         Self {
             memory,
             irq: IrqState::new(wires),
-            inner: Mutex::new(Inner {
+            queue_count: queue_count(&device),
+            inner: Held::new(Inner {
                 queues: queues.collect(),
                 device,
                 registers: Registers::default(),
@@ -146,7 +124,8 @@ impl<D: VirtioDevice> VirtioMmio<D> {
         Ok(Self {
             memory,
             irq,
-            inner: Mutex::new(Inner {
+            queue_count: queue_count(&device),
+            inner: Held::new(Inner {
                 device,
                 registers: state.registers(),
                 queues,
@@ -168,21 +147,27 @@ impl<D: VirtioDevice> VirtioMmio<D> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<D>> {
-        // Devices do not panic on what a guest does; if one did, its state is still plain values.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     fn is_active(&self, inner: &Inner<D>) -> bool {
         inner.registers.is_live() && !self.irq.is_broken()
     }
 
-    /// Calls the device if the driver uses it.
-    fn if_active<T>(&self, default: T, action: impl FnOnce(&mut D, &mut Active<'_>) -> T) -> T {
-        let mut inner = self.lock();
-        if self.is_active(&inner) {
-            inner.call(&self.memory, &self.irq, action)
-        } else {
-            default
+    /// Calls the device if the driver uses it, and no vCPU is in it.
+    fn if_free(&self, action: impl FnOnce(&mut D, &mut Active<'_>) -> Turn) -> Turn {
+        match self.inner.try_lock() {
+            Some(mut inner) if self.is_active(&inner) => {
+                inner.call(&self.memory, &self.irq, action)
+            }
+            _ => Turn::Done,
+        }
+    }
+
+    /// A vCPU leaves the device: the event loop may have found it there, and not waited.
+    fn left(&self) {
+        if self.inner.was_missed() {
+            self.irq.kick();
         }
     }
 
@@ -418,11 +403,11 @@ impl<D: VirtioDevice> Inner<D> {
 
 impl<D: VirtioDevice> Transport for VirtioMmio<D> {
     fn queue_count(&self) -> u16 {
-        u16::try_from(self.lock().queues.len()).unwrap_or(u16::MAX)
+        self.queue_count
     }
 
     fn doorbell(&self, queue: u16) -> Turn {
-        self.if_active(Turn::Done, |device, active| {
+        self.if_free(|device, active| {
             let queues = &active.queues;
             if queues.get(usize::from(queue)).is_some_and(Queue::ready) {
                 device.queue_ready(queue, active)
@@ -433,7 +418,7 @@ impl<D: VirtioDevice> Transport for VirtioMmio<D> {
     }
 
     fn backend_ready(&self) -> Turn {
-        self.if_active(Turn::Done, VirtioDevice::backend_ready)
+        self.if_free(VirtioDevice::backend_ready)
     }
 
     fn backend_fd(&self) -> Option<RawFd> {
@@ -455,7 +440,7 @@ impl<D: VirtioDevice> Transport for VirtioMmio<D> {
 
     fn restored(&self) {
         self.irq.raise_pending();
-        self.if_active((), VirtioDevice::restored);
+        self.with_device(|device, active| active.map_or((), |active| device.restored(active)));
     }
 }
 
@@ -469,6 +454,7 @@ impl<D: VirtioDevice> DeviceMmio for VirtioMmio<D> {
             let data: &mut [u8; 4] = data;
             *data = self.read_register(offset).to_le_bytes();
         }
+        self.left();
     }
 
     fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
@@ -480,7 +466,12 @@ impl<D: VirtioDevice> DeviceMmio for VirtioMmio<D> {
         } else if let (Ok(offset), Ok(data)) = (u32::try_from(offset), data.try_into()) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
+        self.left();
     }
+}
+
+fn queue_count(device: &impl VirtioDevice) -> u16 {
+    u16::try_from(device.queue_sizes().len()).unwrap_or(u16::MAX)
 }
 
 /// The low (0) or high (1) half of the features; there are no more.

@@ -13,10 +13,12 @@
 mod acpi;
 pub mod block;
 pub mod entropy;
+mod held;
 mod irq;
 mod mmio;
 pub mod net;
 mod queue;
+mod registers;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::{
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::irq::{CONFIG, IrqState, USED};
-use super::mmio::Registers;
+use super::registers::Registers;
 use super::{F_EVENT_IDX, F_VERSION_1, GuestMemory};
 use crate::DeviceState;
 
