@@ -17,6 +17,7 @@ ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 
 pub(super) const MSR_IA32_TSC: u32 = 0x10;
+const MSR_IA32_DEBUGCTL: u32 = 0x1d9;
 /// AMD's oldest performance counters, `PERF_CTL0` to `PERF_CTR3`.
 const MSR_K7_COUNTERS: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -309,7 +310,8 @@ pub(super) fn counts_events(state: &VcpuState) -> bool {
     state.cpuid.iter().any(told) || state.msrs.iter().any(used)
 }
 
-/// The snapshot's MSRs with the TSC before its deadline, and without the TSC if the vCPU has it.
+/// The snapshot's MSRs with the TSC before its deadline, and without those that the vCPU has: the TSC if `has_tsc`, and a `DEBUGCTL` of
+/// nothing. A KVM may list that one and not implement it; it ignores the write, and complains of it in the host's log.
 fn ordered_msrs(state: &VcpuState, has_tsc: bool) -> Vec<kvm_msr_entry> {
     let mut msrs: Vec<_> = state.msrs.clone();
     msrs.sort_by_key(|msr| msr.index == MSR_IA32_TSC_DEADLINE);
@@ -325,9 +327,11 @@ fn ordered_msrs(state: &VcpuState, has_tsc: bool) -> Vec<kvm_msr_entry> {
         // Disarmed, or expired with its interrupt still on the way: one tick too many is harmless, one too few is not.
         last.data = tsc;
     }
-    if has_tsc {
-        msrs.retain(|msr| msr.index != MSR_IA32_TSC);
-    }
+    msrs.retain(|msr| match msr.index {
+        MSR_IA32_TSC => !has_tsc,
+        MSR_IA32_DEBUGCTL => msr.data != 0,
+        _ => true,
+    });
     msrs
 }
 
@@ -411,3 +415,7 @@ pub(super) fn set_tsc_khz(host: &Host, fd: &VcpuFd, wanted: u32) -> Result<(), V
     }
     fd.set_tsc_khz(wanted).map_err(set("TSC frequency"))
 }
+
+#[cfg(test)]
+#[path = "vcpu_state_test.rs"]
+mod tests;
