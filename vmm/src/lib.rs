@@ -13,6 +13,7 @@ pub mod controller;
 mod end_request;
 pub mod fatal;
 pub mod generation;
+mod line_file;
 pub mod logging;
 pub mod machine;
 pub mod metrics;

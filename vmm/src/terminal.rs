@@ -49,7 +49,6 @@ impl RawMode {
             settings,
         }));
         SAVED.store(saved, Ordering::SeqCst);
-        crate::fatal::install();
         if set(fd.as_raw_fd(), &raw).is_err() {
             SAVED.store(ptr::null_mut(), Ordering::SeqCst);
             return None;

@@ -98,6 +98,7 @@ const ENDS: [&str; 7] = [
 #[ignore = "run by the next test, in a terminal of its own"]
 fn a_process_that_makes_its_terminal_raw() {
     let stdin = std::io::stdin();
+    crate::fatal::install();
     let raw = RawMode::enter(stdin.as_fd()).unwrap();
     stdin.lock().read_exact(&mut [0]).unwrap(); // the other side has seen it
     if std::env::var("VMGENIE_TEST_END").unwrap() == "drop" {

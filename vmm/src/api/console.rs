@@ -15,15 +15,12 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::headers::CONSOLE_PROTOCOL;
 use super::http10::Kept;
 use super::wait::{Peer, gone};
 use crate::controller::command::{Command, ControllerHandle};
 use crate::machine::console_history::{Follower, Piece};
 
-/// How many clients may be attached at the same time: they hold connections, of which others need some.
-pub const MAX_ATTACHED: usize = 8;
-/// The protocol that a client asks for.
-pub const PROTOCOL: &str = "vmgenie-console";
 /// The most bytes that are typed at once.
 const TYPED: usize = 1 << 10;
 
@@ -36,7 +33,7 @@ pub(super) fn asked_for(headers: &HeaderMap) -> bool {
                 .any(|token| token.trim().eq_ignore_ascii_case(wanted))
         })
     };
-    names(CONNECTION, "upgrade") && names(UPGRADE, PROTOCOL)
+    names(CONNECTION, "upgrade") && names(UPGRADE, CONSOLE_PROTOCOL)
 }
 
 /// What goes on with a connection when it no longer speaks HTTP.

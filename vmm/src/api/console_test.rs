@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::api::testing::controller_handle;
-use crate::api::{ApiInfo, ApiThread, BODY_LIMIT, spawn};
+use crate::api::{ApiInfo, ApiThread, BODY_LIMIT, MAX_ATTACHED, spawn};
 use crate::attach::{AttachError, attach};
 use crate::controller::command::{Envelope, Reply};
 use crate::machine::console_history::ConsoleHistory;

@@ -7,8 +7,8 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use thiserror::Error;
 
-use super::console::PROTOCOL;
-use super::server::HEAD_LIMIT;
+use super::bounds::HEAD_LIMIT;
+use super::headers::CONSOLE_PROTOCOL;
 use super::wire::{Fault, WireError};
 use crate::controller::command::CommandError;
 
@@ -69,7 +69,7 @@ pub(super) enum ApiFault {
     TooManyWaits(usize),
     /// GET `/console` without the upgrade.
     #[error(
-        "the console is a connection of its own: ask for it with the headers \"Connection: Upgrade\" and \"Upgrade: {PROTOCOL}\""
+        "the console is a connection of its own: ask for it with the headers \"Connection: Upgrade\" and \"Upgrade: {CONSOLE_PROTOCOL}\""
     )]
     NoUpgrade,
     /// Too many clients are attached already.

@@ -1,8 +1,6 @@
 //! What one request may cost: its body is read here, whole, bounded in size and time, before a
 //! route sees it.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -12,12 +10,9 @@ use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::{Request, StatusCode};
 use tower::ServiceExt;
 
+use super::bounds::BODY_TIMEOUT;
 use super::fault::ApiFault;
 
-/// The longest body in bytes, when nothing else was said; Firecracker's default, too.
-pub const BODY_LIMIT: usize = 51_200;
-/// How long a body may take to arrive.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a body that is too long is read and thrown away before it is refused, in bytes. A
 /// client that writes all of its body before it reads would otherwise find its connection closed
 /// and never see the reason.

@@ -26,8 +26,10 @@
 //!
 //! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
 
+mod bounds;
 mod console;
 mod fault;
+mod headers;
 mod http10;
 mod limits;
 mod malformed;
@@ -39,11 +41,12 @@ mod wait;
 pub mod wire;
 
 pub use crate::unix_socket::SocketError;
-pub use console::{MAX_ATTACHED, PROTOCOL as CONSOLE_PROTOCOL};
-pub use limits::{BODY_LIMIT, BODY_TIMEOUT};
-pub use routes::{FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, router};
-pub use server::{ApiError, ApiThread, MAX_CONNECTIONS, spawn};
-pub use wait::MAX_WAITS;
+pub use bounds::{BODY_LIMIT, BODY_TIMEOUT, HEAD_LIMIT, MAX_ATTACHED, MAX_CONNECTIONS, MAX_WAITS};
+pub use headers::{
+    CONSOLE_PROTOCOL, FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER,
+};
+pub use routes::router;
+pub use server::{ApiError, ApiThread, spawn};
 
 /// What the API tells about the process it runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]

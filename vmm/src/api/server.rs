@@ -26,6 +26,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::bounds::{HEAD_LIMIT, MAX_CONNECTIONS};
 use super::console::Takeover;
 use super::http10::Kept;
 use super::wait::Peer;
@@ -34,12 +35,8 @@ use crate::controller::command::ControllerHandle;
 use crate::metrics;
 use crate::unix_socket::{ListeningSocket, SocketError};
 
-/// How many clients may be connected at the same time.
-pub const MAX_CONNECTIONS: usize = 64;
 /// How long the head of a request may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest head of a request in bytes, and the size to which a connection's buffers may grow.
-pub(super) const HEAD_LIMIT: usize = 16 << 10;
 /// The stack of the API thread in bytes.
 const STACK_SIZE: usize = 256 << 10;
 /// How long answers that are under way may take to leave when the API is shut down.

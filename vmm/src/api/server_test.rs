@@ -314,7 +314,7 @@ fn a_client_may_wait_for_100_continue_and_close_its_side() {
 fn a_body_that_is_too_long_is_refused_with_a_message_over_the_socket() {
     let fixture = Fixture::new();
     let _api = fixture.serve();
-    for len in [limits::BODY_LIMIT + 1, 500_000] {
+    for len in [crate::api::BODY_LIMIT + 1, 500_000] {
         let answer = fixture
             .client()
             .request(Method::PUT, "/actions", vec![b' '; len])

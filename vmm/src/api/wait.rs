@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{Semaphore, TryAcquireError};
 
+use super::bounds::MAX_WAITS;
 use super::fault::ApiFault;
 use super::wire::{GenerationWait, GenerationWaited};
 use crate::controller::command::{Command, ControllerHandle, Reply, VmState};
 
-/// How many waits there may be at the same time: they hold connections, of which others need some.
-pub const MAX_WAITS: usize = 16;
 /// How often to look whether the client is still there.
 const CLIENT_CHECK: Duration = Duration::from_millis(100);
 

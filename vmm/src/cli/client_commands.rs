@@ -8,8 +8,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
-use super::devices::override_devices;
 use super::output::{pairs, show};
+use super::requests::override_devices;
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
 use super::{host_things, machines};

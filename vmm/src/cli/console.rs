@@ -16,6 +16,7 @@ use super::Failure;
 use super::args::ConsoleArgs;
 use super::machines;
 use crate::attach::attach;
+use crate::fatal;
 use crate::terminal::{self, Escape, EscapeFilter, RawMode};
 
 /// How long a signal may go unnoticed.
@@ -61,6 +62,7 @@ pub(super) fn console(args: &ConsoleArgs) -> Result<(), Failure> {
         eprintln!("Attached to {}: Ctrl-A d detaches.", args.machine);
     }
     let raw = if input {
+        fatal::install();
         RawMode::enter(stdin().as_fd())
     } else {
         None

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::api::wire::{SnapshotLoad, WireError};
 use crate::config::DevicesConfig;
 use crate::controller::command::LoadSnapshot;
-use crate::machine::{RestoreError, SavedMachine};
+use crate::machine::{SavedError, SavedMachine};
 use crate::snapshot::{LoadError, open_judged};
 
 /// Why a snapshot cannot be restored so, on any host.
@@ -19,7 +19,7 @@ pub(super) enum CheckError {
     #[error("the snapshot cannot be restored")]
     Load(#[from] LoadError),
     #[error("the snapshot cannot be restored so")]
-    Restore(#[from] RestoreError),
+    Saved(#[from] SavedError),
 }
 
 /// Two clones would have one thing of the host that only one machine can have.

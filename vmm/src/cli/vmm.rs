@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
-use super::{Failure, devices, host_things};
+use super::{Failure, host_things, requests};
 use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::command::{Command, LoadSnapshot};
@@ -19,7 +19,7 @@ const KERNEL_MEMORY_MIB: u64 = 128;
 const IMAGE_MEMORY_MIB: u64 = 512;
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
-    let devices = devices::of_run(&args)?;
+    let devices = requests::of_run(&args)?;
     let data = args.data.as_deref().map(instance_data).transpose()?;
     let image = args.disk.as_ref().map(|disk| disk.path().to_owned());
     let default = match args.kernel {
@@ -75,7 +75,7 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
 /// `vmgenie restore` without an empty VMM: this process becomes the machine.
 pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
-    devices::override_devices(&mut request, &args.overrides, None)?;
+    requests::override_devices(&mut request, &args.overrides, None)?;
     host_things::tell_if_allowed(&request);
     become_vmm(RunOptions {
         api_socket: args.serve,

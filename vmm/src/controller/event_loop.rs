@@ -16,7 +16,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::command::{Command, CommandError, CommandResult, Envelope, Reply};
 use super::console_input::{AttachedInput, ConsoleInput, Input, read_some};
-use super::run::{Outcome, RunError};
+use super::ending::{Outcome, RunError};
 use super::signals::EndSignals;
 use super::{Controller, refused};
 use crate::config::OnReboot;

@@ -3,6 +3,7 @@
 pub mod command;
 mod console_input;
 mod descriptors;
+mod ending;
 mod event_loop;
 mod monitoring;
 mod run;
@@ -36,8 +37,9 @@ use crate::report::report;
 use crate::snapshot::{self, NamedFile};
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
+pub use ending::{Outcome, RunError};
 use monitoring::Measured;
-pub use run::{Outcome, RunError, RunOptions, run};
+pub use run::{RunOptions, run};
 use snapshots::create_snapshot;
 
 /// Why a machine could not be started.

@@ -5,22 +5,21 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use event_manager::{EventManager, SubscriberOps};
-use thiserror::Error;
 use vmgenie_devices::throttle::Throttle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::command::{Command, CommandError, ControllerHandle, LoadSnapshot};
+use super::Controller;
+use super::command::{Command, ControllerHandle, LoadSnapshot};
 use super::console_input::{AttachedInput, ConsoleInput};
 use super::descriptors::raise_limit;
+use super::ending::{Outcome, RunError};
 use super::event_loop::EventLoop;
 use super::signals::{EndSignals, ignore_file_size_signal};
-use super::{Controller, StartError};
-use crate::api::{self, ApiError, ApiInfo};
+use crate::api::{self, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
-use crate::fatal::{self, MemoryLoss};
-use crate::machine::HostError;
-use crate::machine::events::{EventSender, MachineEvent};
+use crate::fatal;
+use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
 use crate::registry;
 use crate::terminal::{self, RawMode};
@@ -48,60 +47,6 @@ pub struct RunOptions {
     pub boot_timer: bool,
     /// End when standard input ends before a byte has come from it, and remove these files.
     pub lifeline: Option<Vec<PathBuf>>,
-}
-
-/// How a process ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest powered itself off.
-    PoweredOff,
-    /// The guest rebooted, and that ends the process.
-    Rebooted,
-    /// The user ended it: Ctrl-A x, SIGTERM, SIGINT or SIGHUP.
-    Quit,
-}
-
-/// How a process ended badly.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// KVM.
-    #[error("this host cannot run microVMs")]
-    Host(#[from] HostError),
-    /// eventfd, signalfd, epoll.
-    #[error("could not set up the event loop")]
-    Setup(#[from] io::Error),
-    /// epoll.
-    #[error("the event loop failed")]
-    EventLoop(#[source] event_manager::Error),
-    /// The API.
-    #[error("could not serve the API")]
-    Api(#[from] ApiError),
-    /// The first start.
-    #[error("could not start the microVM")]
-    Start(#[source] StartError),
-    /// The configuration or the snapshot named on the command line.
-    #[error("could not start the microVM")]
-    Command(#[source] CommandError),
-    /// A start after a reboot.
-    #[error("could not start the microVM again after its reboot")]
-    Restart(#[source] StartError),
-    /// The guest or KVM failed.
-    #[error("the microVM has crashed: {0}")]
-    Guest(MachineEvent),
-    /// The guest failed, and its memory has gone.
-    #[error("the microVM cannot go on ({0})")]
-    Memory(MachineEvent, #[source] Box<MemoryLoss>),
-}
-
-impl RunError {
-    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Guest(_) => 3,
-            Self::Host(_) => 4,
-            _ => 1,
-        }
-    }
 }
 
 /// Runs one microVM: serves the API, boots or restores what `options` name, and returns when the process shall end.

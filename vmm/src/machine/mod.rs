@@ -54,7 +54,7 @@ use memory::{GuestMemory, Memory, MemoryError};
 use platform::PlatformError;
 pub use restore::RestoreError;
 pub use save::SaveError;
-pub use saved::SavedMachine;
+pub use saved::{SavedError, SavedMachine};
 use vcpu::{Vcpu, VcpuError};
 use vcpus::VcpuSet;
 pub use vcpus::{Standstill, StillRunning};

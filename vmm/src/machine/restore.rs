@@ -14,43 +14,30 @@ use super::devices::{DeviceError, Devices};
 use super::host_fit::{self, HostFitError};
 use super::memory::{Memory, MemoryError};
 use super::platform::{self, PlatformError};
-use super::saved::{SavedMachine, WantedDevices};
+use super::saved::{SavedError, SavedMachine, WantedDevices};
 use super::state::VcpuState;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{self, VcpuStateError};
 use super::vcpus::VcpuSet;
-use super::virtio::files::HostPathError;
 use super::virtio::{VirtioDevices, VirtioError};
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
-use crate::config::{ConfigError, DeviceOverrides};
+use crate::config::DeviceOverrides;
 use crate::controller::command::{LoadSnapshot, RestoreAs};
 use crate::generation::GenerationError;
-use crate::snapshot::{LoadedSnapshot, StateError};
+use crate::snapshot::LoadedSnapshot;
 
 /// Why a machine could not be restored.
 #[derive(Debug, Error)]
 pub enum RestoreError {
-    /// The state file.
-    #[error("could not decode the state file")]
-    State(#[from] StateError),
-    /// The state is out of range.
-    #[error("the state file describes an impossible machine")]
-    Config(#[from] ConfigError),
-    /// What was to be changed is not there, or cannot be so.
-    #[error("could not change the devices as the request says")]
-    Overrides(#[source] ConfigError),
-    /// The host's files, taps or sockets are not what they should be.
+    /// What the state file says.
     #[error(transparent)]
-    HostPath(#[from] HostPathError),
+    Saved(#[from] SavedError),
     /// A drive's image could not be copied.
     #[error("could not give the machine drives of its own")]
     CopyDrive(#[from] CopyError),
     /// The host on which it was made did not tell the time.
     #[error("clock_realtime requested but not present in the snapshot state")]
     NoRealtime,
-    /// The state contradicts itself.
-    #[error("the state file contradicts itself: {0}")]
-    Contradiction(String),
     /// The host lacks something.
     #[error("the snapshot does not fit this host")]
     HostFit(#[from] HostFitError),
@@ -84,9 +71,6 @@ pub enum RestoreError {
     /// Virtio devices.
     #[error("could not restore the virtio devices")]
     Virtio(#[from] VirtioError),
-    /// Generation ID, counter, VMClock.
-    #[error("could not restore the devices that tell of generations")]
-    GenerationDevices(#[source] GenerationError),
     /// The new generation.
     #[error("could not begin a new generation")]
     Generation(#[from] GenerationError),
@@ -219,7 +203,7 @@ fn restore_vcpus(host: &Host, vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcp
 
 fn make_vcpu(vm: &VmFd, index: u8, state: &VcpuState) -> Result<Vcpu, RestoreError> {
     let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| {
-        RestoreError::Contradiction(format!(
+        SavedError::Contradiction(format!(
             "vCPU {index} has {} CPUID entries",
             state.cpuid.len()
         ))

@@ -10,7 +10,7 @@ use super::clock::{ClockError, GuestTime};
 use super::platform::{self, PlatformError};
 use super::state::{MachineState, VcpuState};
 use super::vcpu_state::{self, VcpuStateError};
-use super::virtio::{CopyDrivesError, DriveCopies};
+use super::virtio::{CopyDrivesError, DriveCopies, SyncDriveError};
 use super::{Host, Machine};
 use crate::snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
 
@@ -35,14 +35,8 @@ pub enum SaveError {
         source: VcpuStateError,
     },
     /// A drive: a snapshot would refer to what is not on its disk.
-    #[error("could not make durable what the guest has written to the drive {id:?}")]
-    Drive {
-        /// Its name.
-        id: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Drive(#[from] SyncDriveError),
     /// A copy of a drive.
     #[error(transparent)]
     CopyDrive(#[from] CopyDrivesError),
@@ -79,7 +73,7 @@ impl Machine {
     /// # Errors
     /// [`SaveError::Drive`].
     pub fn sync_drives(&self) -> Result<(), SaveError> {
-        self.devices.virtio.sync_drives()
+        Ok(self.devices.virtio.sync_drives()?)
     }
 
     /// The content of the state file of snapshot `id`, which has these copies of drives.

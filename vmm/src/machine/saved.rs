@@ -3,19 +3,43 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use thiserror::Error;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 
+use super::backends::found::Located;
 use super::devices::DeviceStates;
 use super::layout;
 use super::memory::GuestMemory;
-use super::restore::RestoreError;
 use super::state::{MachineState, PlatformState, VcpuState};
-use super::virtio::files::{self, HostPathError, Located};
+use super::virtio::files::{self, HostPathError};
 use super::virtio::{SavedVirtio, VirtioError};
-use crate::config::{DevicesConfig, MachineConfig};
+use crate::config::{ConfigError, DevicesConfig, MachineConfig};
 use crate::controller::command::LoadSnapshot;
-use crate::generation::GenerationDevices;
-use crate::snapshot::{Distrust, SnapshotId, StateReader};
+use crate::generation::{GenerationDevices, GenerationError};
+use crate::snapshot::{Distrust, SnapshotId, StateError, StateReader};
+
+/// Why a machine cannot be what a state file says, or not with what the request wants.
+#[derive(Debug, Error)]
+pub enum SavedError {
+    /// The state file.
+    #[error("could not decode the state file")]
+    State(#[from] StateError),
+    /// The state is out of range.
+    #[error("the state file describes an impossible machine")]
+    Config(#[from] ConfigError),
+    /// What was to be changed is not there, or cannot be so.
+    #[error("could not change the devices as the request says")]
+    Overrides(#[source] ConfigError),
+    /// The host's files, taps or sockets are not what they should be.
+    #[error(transparent)]
+    HostPath(#[from] HostPathError),
+    /// The state contradicts itself.
+    #[error("the state file contradicts itself: {0}")]
+    Contradiction(String),
+    /// Generation ID, counter, VMClock.
+    #[error("could not restore the devices that tell of generations")]
+    GenerationDevices(#[source] GenerationError),
+}
 
 /// Everything that a state file says, checked against itself.
 #[derive(Debug)]
@@ -49,7 +73,7 @@ impl SavedMachine {
     ///
     /// # Errors
     /// The file lacks something, has too much, or contradicts itself.
-    pub fn read(mut reader: StateReader) -> Result<Self, RestoreError> {
+    pub fn read(mut reader: StateReader) -> Result<Self, SavedError> {
         let machine: MachineState = reader.take()?;
         let config =
             MachineConfig::new(machine.vcpus.into(), machine.memory_mib)?.with_smt(machine.smt)?;
@@ -66,7 +90,7 @@ impl SavedMachine {
         };
         devices.virtio.config.check()?;
         if let Some(contradiction) = devices.virtio.contradiction() {
-            return Err(RestoreError::Contradiction(contradiction));
+            return Err(SavedError::Contradiction(contradiction));
         }
         let (id, memory_length) = (reader.header().id, reader.header().memory_length);
         reader.finish()?;
@@ -125,7 +149,7 @@ impl SavedMachine {
         &self,
         request: &LoadSnapshot,
         distrust: Option<Distrust>,
-    ) -> Result<WantedDevices, RestoreError> {
+    ) -> Result<WantedDevices, SavedError> {
         let located = self.located(request)?;
         let files = &self.devices.virtio.files;
         files::check_named(
@@ -138,7 +162,7 @@ impl SavedMachine {
         files::check_unchanged(&located, files, &request.overrides, request.changed_drives)?;
         let wanted = located.devices.clone().overridden(&request.overrides);
         Ok(WantedDevices {
-            wanted: wanted.map_err(RestoreError::Overrides)?,
+            wanted: wanted.map_err(SavedError::Overrides)?,
             located,
         })
     }
@@ -165,8 +189,8 @@ impl SavedMachine {
 fn restore_generation(
     states: &DeviceStates,
     memory_bytes: u64,
-) -> Result<GenerationDevices, RestoreError> {
-    let refused = RestoreError::GenerationDevices;
+) -> Result<GenerationDevices, SavedError> {
+    let refused = SavedError::GenerationDevices;
     let vmgenid = VmGenId::from_state(&states.vmgenid.0).map_err(|e| refused(e.into()))?;
     let sysgen = SysGen::from_state(&states.sysgen.0).map_err(|e| refused(e.into()))?;
     let vmclock = VmClock::from_state(&states.vmclock.0).map_err(|e| refused(e.into()))?;
@@ -193,6 +217,6 @@ fn restore_generation(
     Ok(GenerationDevices::new(vmgenid, sysgen, vmclock))
 }
 
-fn contradiction<T>(what: String) -> Result<T, RestoreError> {
-    Err(RestoreError::Contradiction(what))
+fn contradiction<T>(what: String) -> Result<T, SavedError> {
+    Err(SavedError::Contradiction(what))
 }

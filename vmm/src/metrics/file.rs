@@ -10,7 +10,7 @@ use thiserror::Error;
 use vmgenie_devices::metrics::{Kind, Number};
 
 use super::{METRICS, Sample, samples};
-use crate::logging::LineFile;
+use crate::line_file::LineFile;
 
 /// How often a line is written while a machine is there.
 pub const WRITE_PERIOD: Duration = Duration::from_secs(60);

@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{TrustError, check_way, is_for_everybody, is_trusted_owner, others_may_change};
-
-/// As many links as the kernel follows.
-pub(super) const MAX_LINKS: usize = 40;
+use super::way::{MAX_LINKS, check_way};
+use super::{TrustError, is_for_everybody, is_trusted_owner, others_may_change};
 
 /// The directory that a path's last name is in.
 fn parent(path: &Path) -> &Path {

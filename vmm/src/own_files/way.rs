@@ -9,8 +9,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::links::MAX_LINKS;
 use super::{TrustError, others_may_change};
+
+/// As many links as the kernel follows.
+pub(super) const MAX_LINKS: usize = 40;
 
 /// Checks that nobody else can lead `path` elsewhere. What it leads to is not looked at, and may be missing with directories
 /// above it.

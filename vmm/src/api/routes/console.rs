@@ -9,8 +9,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, StatusCode};
 
 use super::{Answer, Api, NoBody};
-use crate::api::console::{MAX_ATTACHED, PROTOCOL, Takeover, asked_for};
+use crate::api::bounds::MAX_ATTACHED;
+use crate::api::console::{Takeover, asked_for};
 use crate::api::fault::ApiFault;
+use crate::api::headers::CONSOLE_PROTOCOL;
 use crate::api::wire;
 use crate::controller::command::CommandError;
 
@@ -40,6 +42,6 @@ pub(super) async fn console(
         .map_err(|error| CommandError(format!("there is no room for one more console: {error}")))?;
     let follower = handle.console().follow();
     takeover.attach(upgrade, follower, handle, place);
-    let headers = [(CONNECTION, "Upgrade"), (UPGRADE, PROTOCOL)];
+    let headers = [(CONNECTION, "Upgrade"), (UPGRADE, CONSOLE_PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }

@@ -17,32 +17,20 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Semaphore};
 use utoipa::OpenApi;
 
-use super::console::MAX_ATTACHED;
+use super::bounds::{MAX_ATTACHED, MAX_WAITS};
 use super::fault::{ApiFault, json_response};
-use super::wait::MAX_WAITS;
+use super::headers::DEPRECATION_HEADER;
 use super::{ApiInfo, wire};
 use crate::config::ConfigError;
 use crate::controller::command::{Command, ControllerHandle, Reply, VmConfig};
 use crate::metrics::METRICS;
-
-/// The version of Firecracker whose requests and fields the API follows.
-pub const FIRECRACKER_DIALECT: &str = "1.12.0";
-
-/// In the answer to PUT `/snapshot/create`: how long the vCPUs stood still, in microseconds.
-pub const STANDSTILL_HEADER: HeaderName = HeaderName::from_static("x-vmgenie-standstill-us");
-/// In the answer to PUT `/snapshot/create`: how long everything took, in microseconds.
-pub const TOTAL_HEADER: HeaderName = HeaderName::from_static("x-vmgenie-total-us");
-/// In the answer to PUT `/snapshot/create`: how many bytes of guest memory were written.
-pub const MEMORY_HEADER: HeaderName = HeaderName::from_static("x-vmgenie-memory-bytes");
-/// In the answer to a request with a deprecated field.
-const DEPRECATION_HEADER: HeaderName = HeaderName::from_static("deprecation");
 
 /// What of Firecracker's API is not here: how its paths begin, and what it is.
 const ABSENT: [(&str, &str); 6] = [

@@ -5,8 +5,9 @@ use axum::response::{IntoResponse, Response};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use utoipa::OpenApi;
 
-use super::{Answer, Api, Document, FIRECRACKER_DIALECT, Json, NoBody, ok};
+use super::{Answer, Api, Document, Json, NoBody, ok};
 use crate::api::fault::ApiFault;
+use crate::api::headers::FIRECRACKER_DIALECT;
 use crate::api::wire;
 use crate::controller::command::{Command, Reply};
 use crate::metrics;

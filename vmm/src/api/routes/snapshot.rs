@@ -7,10 +7,9 @@ use axum::response::IntoResponse;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, StatusCode};
 
-use super::{
-    Answer, Api, Json, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER, deprecated, microseconds,
-};
+use super::{Answer, Api, Json, deprecated, microseconds};
 use crate::api::fault::ApiFault;
+use crate::api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use crate::api::wire;
 use crate::controller::command::{Command, CreateSnapshot, LoadSnapshot, Reply};
 use crate::metrics::METRICS;

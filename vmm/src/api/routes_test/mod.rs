@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::api::limits::{self, BODY_LIMIT};
+use crate::api::bounds::BODY_LIMIT;
+use crate::api::headers::FIRECRACKER_DIALECT;
+use crate::api::limits;
 use crate::api::testing::{Seen, agreeable, controller, refusing};
 use crate::config::{BootSource, Cmdline, HugePages, MachineConfig};
 use crate::controller::command::{CommandResult, CreateSnapshot, LoadSnapshot};

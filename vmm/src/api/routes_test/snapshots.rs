@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use crate::config::{self, DeviceOverrides};
 use crate::controller::command::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 use crate::snapshot::SnapshotId;

@@ -3,19 +3,16 @@
 //! Where the file system can, original and copy share their blocks until one is written (FICLONE); elsewhere the data is copied and holes stay
 //! holes. That is a plain image again, which needs no layer of ours on the way of each request. An overlay costs what is written.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom as At, ioctl_ficlone, seek};
-use rustix::io::Errno;
 use thiserror::Error;
 
-use super::drive::{self, OverlayError, extents, overlay};
+use super::drive::copy_file::{copy_file, new_file, no_file};
+use super::drive::{self, OverlayError, overlay};
+use super::found::Located;
 use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
-use crate::end_request::{self, LOOK_EVERY};
-use crate::machine::virtio::files::{FileStamp, Located};
 use crate::snapshot::NamedFile;
 
 /// A clone's own file could not be made.
@@ -116,12 +113,6 @@ fn make_overlay(base: &Path, found: &mut Option<NamedFile>, to: &Path) -> Result
     })
 }
 
-fn new_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    options.open(path)
-}
-
 /// Copies a regular file, what was found at `from`, to a place where nothing is.
 fn copy(from: &Path, found: Option<NamedFile>, to: &Path, layered: bool) -> io::Result<()> {
     let source = found.map_or_else(|| NamedFile::at(from), Ok)?;
@@ -132,73 +123,6 @@ fn copy(from: &Path, found: Option<NamedFile>, to: &Path, layered: bool) -> io::
     }
 }
 
-fn no_file() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "only a regular file can be copied",
-    )
-}
-
-/// Copies an open regular file, which is an overlay if it is `layered`, to a place where nothing is.
-pub(super) fn copy_file(mut source: File, to: &Path, layered: bool) -> io::Result<File> {
-    let metadata = source.metadata()?;
-    if !metadata.is_file() {
-        return Err(no_file());
-    }
-    let mut target = new_file(to)?;
-    let before = FileStamp::of(&source)?;
-    // On another file system it would be a copy that no restore takes.
-    let fits = match layered {
-        true => extents::check(&target).map_err(io::Error::other),
-        false => Ok(()),
-    };
-    let copied = fits.and_then(|()| match ioctl_ficlone(&target, &source) {
-        Ok(()) => Ok(()),
-        Err(_) => copy_data(&mut source, &mut target, metadata.len()),
-    });
-    let copied = copied.and_then(|()| match FileStamp::of(&source)? == before {
-        true => Ok(()),
-        false => Err(io::Error::other("it was written to while it was copied")),
-    });
-    // There may be more in the copy than there was: a file system with huge pages has no smaller ones.
-    let copied = copied.and_then(
-        |()| match layered && !extents::are_the_same(&source, &target)? {
-            false => Ok(()),
-            true => Err(io::Error::other(OverlayError::FileSystem)),
-        },
-    );
-    if let Err(error) = copied {
-        let _ = fs::remove_file(to);
-        return Err(error);
-    }
-    Ok(target)
-}
-
-/// Copies the parts that are no holes, unless this process is told to end.
-fn copy_data(source: &mut File, target: &mut File, len: u64) -> io::Result<()> {
-    target.set_len(len)?;
-    let mut at = 0;
-    while at < len {
-        let begin = match seek(&*source, At::Data(at)) {
-            Ok(begin) => begin,
-            // Nothing but a hole from here on.
-            Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        end_request::check()?;
-        let end = seek(&*source, At::Hole(begin))?.min(len);
-        let end = end.min(begin.saturating_add(LOOK_EVERY as u64));
-        source.seek(SeekFrom::Start(begin))?;
-        target.seek(SeekFrom::Start(begin))?;
-        let copied = io::copy(&mut source.take(end.saturating_sub(begin)), target)?;
-        if copied == 0 || copied < end.saturating_sub(begin) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        at = end;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -206,7 +130,13 @@ mod tests {
 
     use rustix::fs::inotify;
 
+    use std::fs::File;
+    use std::io::{Seek, SeekFrom};
+
+    use rustix::io::Errno;
+
     use super::*;
+    use crate::machine::backends::drive::copy_file::copy_data;
 
     #[test]
     fn a_copy_has_the_same_bytes_and_the_same_holes_and_replaces_nothing() {
@@ -255,7 +185,7 @@ mod tests {
     #[test]
     fn an_overlay_is_made_on_a_file_and_a_copy_of_it_on_the_same() {
         use crate::config::{DeviceId, DevicesConfig, DriveConfig};
-        use crate::machine::virtio::files::DriveFiles;
+        use crate::machine::backends::found::DriveFiles;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("image"), [7; 10_000]).unwrap();

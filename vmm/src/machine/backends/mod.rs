@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod drive;
+pub mod found;
 pub mod net;
 pub mod tap;
 pub mod vsock;

@@ -1,4 +1,4 @@
-//! From the configuration to the devices: the one place that knows all kinds of them.
+//! A device of any kind.
 
 use std::sync::Arc;
 
@@ -9,17 +9,12 @@ use vmgenie_devices::virtio::net::Net;
 use vmgenie_devices::virtio::vsock::Vsock;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
-use super::VirtioError;
-use super::drives::DriveCopies;
-use super::files::{DriveFilePart, DriveFiles};
-use super::slot::{Slot, Slots};
+use super::copies::DriveCopies;
+use super::files::DriveFilePart;
 use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio, VsockPart};
-use crate::config::{DevicesConfig, DriveConfig, NetConfig};
-use crate::machine::backends::drive::{Drive, DriveError};
-use crate::machine::backends::net::{self, NetError};
+use crate::machine::backends::drive::Drive;
 use crate::machine::backends::tap::Tap;
-use crate::machine::backends::vsock::{self, UnixHost};
-use crate::metrics::DEVICES;
+use crate::machine::backends::vsock::UnixHost;
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]
@@ -86,91 +81,5 @@ impl Device {
                 saved.entropy = Some(EntropyPart(state));
             }
         }
-    }
-}
-
-/// Makes the devices of a machine that boots, in the order of their slots.
-pub(super) fn boot(
-    config: &DevicesConfig,
-    slots: &mut Slots<'_>,
-) -> Result<Vec<Slot>, VirtioError> {
-    let mut devices = Vec::with_capacity(config.len());
-    for config in config.drives() {
-        let drive = Drive::open(config).map_err(|source| drive_error(config, source))?;
-        let device = Block::new(config.id.as_str(), drive);
-        let device = device.with_metrics(DEVICES.drive(config.id.as_str()));
-        devices.push(slots.put(device, Device::Block)?);
-    }
-    for config in config.nets() {
-        let device = net::boot(config).map_err(|source| net_error(config, source))?;
-        let device = device.with_metrics(DEVICES.net(config.id.as_str()));
-        devices.push(slots.put(device, Device::Net)?);
-    }
-    if let Some(config) = config.vsock() {
-        let device = vsock::boot(config)?.with_metrics(DEVICES.vsock());
-        devices.push(slots.put(device, Device::Vsock)?);
-    }
-    if config.entropy().is_some() {
-        let device = Entropy::default().with_metrics(DEVICES.entropy());
-        devices.push(slots.put(device, Device::Entropy)?);
-    }
-    Ok(devices)
-}
-
-/// Makes the devices of a machine that is restored; their own states are in `saved`, the transports' are taken by `slots`.
-pub(super) fn restore(
-    config: &DevicesConfig,
-    found: Vec<DriveFiles>,
-    saved: &SavedVirtio,
-    slots: &mut Slots<'_>,
-) -> Result<Vec<Slot>, VirtioError> {
-    let mut devices = Vec::with_capacity(config.len());
-    if saved.drives.len() != config.drives().len() || found.len() != config.drives().len() {
-        return Err(VirtioError::Missing("a drive"));
-    }
-    let drives = config.drives().iter().zip(found);
-    for ((config, found), state) in drives.zip(&saved.drives) {
-        let failed = |source| drive_error(config, source);
-        let drive = Drive::open_found(config, found).map_err(failed)?;
-        let device = Block::from_state(&state.0, drive).map_err(|error| failed(error.into()))?;
-        let device = device.with_metrics(DEVICES.drive(config.id.as_str()));
-        devices.push(slots.put(device, Device::Block)?);
-    }
-    if saved.nets.len() != config.nets().len() {
-        return Err(VirtioError::Missing("a network interface"));
-    }
-    for (config, state) in config.nets().iter().zip(&saved.nets) {
-        let device = net::restore(config, &state.0).map_err(|source| net_error(config, source))?;
-        let device = device.with_metrics(DEVICES.net(config.id.as_str()));
-        devices.push(slots.put(device, Device::Net)?);
-    }
-    if let Some(config) = config.vsock() {
-        let state = saved.vsock.as_ref();
-        let state = state.ok_or(VirtioError::Missing("the vsock device"))?;
-        let device = vsock::restore(config, &state.0)?.with_metrics(DEVICES.vsock());
-        devices.push(slots.put(device, Device::Vsock)?);
-    }
-    if config.entropy().is_some() {
-        saved
-            .entropy
-            .as_ref()
-            .ok_or(VirtioError::Missing("entropy"))?;
-        let device = Entropy::default().with_metrics(DEVICES.entropy());
-        devices.push(slots.put(device, Device::Entropy)?);
-    }
-    Ok(devices)
-}
-
-fn drive_error(config: &DriveConfig, source: DriveError) -> VirtioError {
-    VirtioError::Drive {
-        id: config.id.to_string(),
-        source,
-    }
-}
-
-fn net_error(config: &NetConfig, source: NetError) -> VirtioError {
-    VirtioError::Net {
-        id: config.id.to_string(),
-        source,
     }
 }

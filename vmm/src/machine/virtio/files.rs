@@ -3,9 +3,6 @@
 //! A snapshot refers to its drives by path: if the machine goes on, they move away from the memory that knows them. So each file is recorded as it was, and
 //! looked at again at the restore; and a snapshot may have copies of its own, beside its state file.
 
-use std::fs::{File, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,44 +10,8 @@ use thiserror::Error;
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
 use crate::controller::command::{ChangedDrives, HostPaths};
+use crate::machine::backends::found::{DriveFiles, FileStamp, Located};
 use crate::snapshot::{Distrust, NamedFile, Part, SnapshotId};
-
-/// A regular file as it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileStamp {
-    /// Bytes.
-    pub len: u64,
-    /// When it was modified last: seconds and nanoseconds since the Unix epoch.
-    pub modified: (i64, i64),
-    /// Which file it was.
-    pub inode: u64,
-}
-
-impl FileStamp {
-    /// None for what is no regular file: a block device does not tell.
-    pub(in crate::machine) fn of(file: &File) -> io::Result<Option<Self>> {
-        Ok(Self::by(&file.metadata()?))
-    }
-
-    fn by(metadata: &Metadata) -> Option<Self> {
-        metadata.is_file().then(|| Self {
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            inode: metadata.ino(),
-        })
-    }
-
-    /// What is different now, in words. A copy that belongs to a snapshot may have moved with it: then it is another file, of the same length.
-    fn difference(&self, now: &Self, may_have_moved: bool) -> Option<&'static str> {
-        if self.len != now.len {
-            return Some("it has another length");
-        }
-        if self.inode != now.inode {
-            return (!may_have_moved).then_some("it is another file");
-        }
-        (self.modified != now.modified).then_some("it has been written to")
-    }
-}
 
 /// What the name of the copy that snapshot `id` has of a drive ends with.
 pub(super) fn copy_suffix(drive: &str, id: SnapshotId) -> String {
@@ -121,24 +82,6 @@ pub enum HostPathError {
         /// What the state file calls it.
         name: String,
     },
-}
-
-/// The files of one drive as they were found; where there is none, the drive's path is followed when it is opened.
-#[derive(Debug, Default)]
-pub(in crate::machine) struct DriveFiles {
-    /// The drive's file.
-    pub(in crate::machine) file: Option<NamedFile>,
-    /// Its overlay.
-    pub(in crate::machine) overlay: Option<NamedFile>,
-}
-
-/// The devices of a snapshot, with its own copies of drives, and the files of each drive.
-#[derive(Debug)]
-pub(in crate::machine) struct Located {
-    /// The devices.
-    pub(in crate::machine) devices: DevicesConfig,
-    /// What was found, one for each drive.
-    pub(in crate::machine) found: Vec<DriveFiles>,
 }
 
 /// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those, unless `overrides` name another

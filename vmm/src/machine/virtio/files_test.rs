@@ -1,6 +1,7 @@
 //! Snapshots of somebody else's, and of drives that have moved on.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 
 use tempfile::TempDir;
 

@@ -3,6 +3,8 @@
 //! All work on queues and backends is done in the event loop's thread, while the vCPUs run. What happens while they stand still is
 //! remembered and done when they run again, so that a machine that stands still stays as it is.
 
+mod build;
+mod copies;
 mod device;
 mod drives;
 mod events;
@@ -24,18 +26,18 @@ use vmgenie_devices::throttle::Throttle;
 use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
 
 use super::backends::drive::DriveError;
+use super::backends::found::DriveFiles;
 use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
-use super::save::SaveError;
 use crate::config::{DevicesConfig, MacAddress};
 use crate::machine::backends::vsock::VsockHostError;
 
+pub use copies::{CopyDrivesError, DriveCopies};
 use device::Device;
-pub use drives::{CopyDrivesError, DriveCopies, UpdateDriveError};
+pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
-use files::DriveFiles;
 use slot::{Pending, Slot, Slots};
 pub(super) use state::SavedVirtio;
 use state::TransportPart;
@@ -107,6 +109,15 @@ pub enum VirtioError {
     },
 }
 
+/// What the guest has written to a drive may not be on its disk.
+#[derive(Debug, Error)]
+#[error("could not make durable what the guest has written to the drive {id:?}")]
+pub struct SyncDriveError {
+    id: String,
+    #[source]
+    source: io::Error,
+}
+
 /// The virtio devices of a machine.
 #[derive(Debug)]
 pub(super) struct VirtioDevices {
@@ -128,7 +139,7 @@ impl VirtioDevices {
         check_number(config)?;
         let mut slots = Slots::new(vm, memory, events, None);
         Ok(Self {
-            slots: device::boot(config, &mut slots)?,
+            slots: build::boot(config, &mut slots)?,
             config: config.clone(),
             events: Arc::clone(events),
             complaints: Throttle::default(),
@@ -152,7 +163,7 @@ impl VirtioDevices {
         }
         let mut slots = Slots::new(vm, memory, events, Some(&transports));
         Ok(Self {
-            slots: device::restore(&config, found, saved, &mut slots)?,
+            slots: build::restore(&config, found, saved, &mut slots)?,
             config,
             events: Arc::clone(events),
             complaints: Throttle::default(),
@@ -208,13 +219,13 @@ impl VirtioDevices {
     /// Makes durable what is on the drives. *vCPUs:* any; drained, and nothing was taken up since.
     ///
     /// # Errors
-    /// [`SaveError::Drive`].
-    pub(super) fn sync_drives(&self) -> Result<(), SaveError> {
+    /// The first drive's that has one.
+    pub(super) fn sync_drives(&self) -> Result<(), SyncDriveError> {
         for slot in &self.slots {
             if let Device::Block(device) = &slot.device {
                 device
                     .with_device(|block, _| block.sync().map_err(|e| (block.id().to_owned(), e)))
-                    .map_err(|(id, source)| SaveError::Drive { id, source })?;
+                    .map_err(|(id, source)| SyncDriveError { id, source })?;
             }
         }
         Ok(())

@@ -4,11 +4,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::super::copy_file::copy_file;
 use super::super::overlay;
 use super::super::test::{Place, first_bytes};
 use super::super::{Drive, DriveConfig, IoEngine};
 use super::*;
-use crate::machine::backends::copy::copy_file;
 
 /// Set in a process that is in its namespace already.
 const INSIDE: &str = "VMGENIE_TEST_NAMESPACE";

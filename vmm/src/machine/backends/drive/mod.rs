@@ -4,12 +4,14 @@
 //! advisory; what goes round it is on its own.
 
 mod bits;
+pub(super) mod copy_file;
 mod durability;
 mod engine;
 pub(super) mod extents;
 mod job;
 pub(in crate::machine) mod lock;
 pub(super) mod overlay;
+mod overlay_error;
 mod quick;
 mod store;
 mod threads;
@@ -29,18 +31,18 @@ use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
 
-use super::copy::copy_file;
+use super::found::{DriveFiles, FileStamp};
 use crate::config::{CacheMode, DriveConfig, IoEngine};
-use crate::machine::virtio::files::{DriveFiles, FileStamp};
 use crate::own_files::{self, uninterrupted};
 use crate::snapshot::NamedFile;
 
+use copy_file::copy_file;
 use durability::Durability;
 use engine::Engine;
 use extents::BeforeMove;
 use lock::Use;
 use overlay::Overlay;
-pub use overlay::OverlayError;
+pub use overlay_error::OverlayError;
 
 /// Why a drive's file cannot be used.
 #[derive(Debug, Error)]

@@ -18,7 +18,6 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
-use thiserror::Error;
 use vmgenie_devices::virtio::block::{Buffers, Operation};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -26,46 +25,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::bits::Bits;
 use super::durability::Durability;
 use super::extents;
+use super::overlay_error::{GRANULE, MAX_LEN, OverlayError};
 use super::vectored::{Vectored, transfer};
 
-/// The unit in which the overlay holds data, in bytes: the page of the host's cache, and the block of the file systems below.
-pub(super) const GRANULE: u64 = 4096;
-/// The largest disk, in bytes: its bits take 128 MiB of memory.
-const MAX_LEN: u64 = 2 << 40;
 const MAGIC: [u8; 8] = *b"VMGENOVL";
 const VERSION: u32 = 1;
 /// What zeros are written from. Made when it is needed: as a constant it would be in the memory of each process.
 static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
-
-/// Why an overlay cannot be used.
-#[derive(Debug, Error)]
-pub enum OverlayError {
-    /// The base is too large.
-    #[error("a drive of {0} bytes is too large for an overlay: {MAX_LEN} at most")]
-    TooLarge(u64),
-    /// The file system.
-    #[error(
-        "its file system does not tell exactly which parts of a file were written: put overlays on ext4, XFS, Btrfs or tmpfs with blocks of {GRANULE} bytes, tmpfs without huge pages"
-    )]
-    FileSystem,
-    /// The file is something else.
-    #[error("it is no overlay of this vmgenie's")]
-    NoOverlay,
-    /// It belongs to another base.
-    #[error("it is an overlay of a drive of {overlay} bytes, and this one has {base}")]
-    OtherBase {
-        /// Bytes, by the overlay.
-        overlay: u64,
-        /// Bytes of the base.
-        base: u64,
-    },
-    /// A part of it is missing.
-    #[error("its end is missing: what was written there would be the base's again")]
-    Short,
-    /// The file.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// The beginning of the file.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
