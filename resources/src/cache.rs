@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::chroot;
 use crate::lifetime::{self, OnSignal};
+use crate::trees;
 
 /// The prefix of directories in the making.
 const PARTIAL: &str = ".partial-";
@@ -60,7 +60,7 @@ impl Cache {
         let inside = work.path().join("artefact");
         fs::create_dir(&inside).with_context(|| format!("could not make {}", inside.display()))?;
         make(&inside)?;
-        chroot::move_tree(&inside, place)
+        trees::move_tree(&inside, place)
     }
 
     /// A directory for one run of a host, gone with the value.
@@ -89,7 +89,7 @@ impl Cache {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if (name.starts_with(PARTIAL) || name.starts_with(RUN)) && is_abandoned(&entry.path()) {
-                chroot::remove_tree(&entry.path())?;
+                trees::remove_tree(&entry.path())?;
             }
         }
         Ok(())
@@ -132,7 +132,7 @@ impl Scratch {
         lock.lock().context("could not lock a new directory")?;
         let doomed = dir.clone();
         let on_signal = lifetime::on_signal(move || {
-            let _ = chroot::remove_tree(&doomed);
+            let _ = trees::remove_tree(&doomed);
         });
         Ok(Self {
             dir,
@@ -149,7 +149,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = chroot::remove_tree(&self.dir) {
+        if let Err(error) = trees::remove_tree(&self.dir) {
             eprintln!("{error:#}");
         }
     }

@@ -5,7 +5,6 @@
 //! what they start goes with them, whatever ends them.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::lifetime;
+use crate::namespaces::{is_root, unshare};
 use crate::progress::Progress;
 
 /// The Debian release whose compilers are those that Debian built its kernel with.
@@ -110,80 +110,6 @@ fn enter(root: &Path, binds: &[(&Path, &str)], argv: &[&str]) -> Command {
     }
     command.arg("--").args(argv);
     command
-}
-
-/// `unshare` with the namespaces that tie a command's mounts and processes to it; where we are
-/// not root, in a user namespace in which we are.
-pub(crate) fn unshare() -> Command {
-    let mut command = Command::new("unshare");
-    if !is_root() {
-        command.args(["--map-auto", "--map-root-user"]);
-    }
-    command.args([
-        "--mount",
-        "--propagation=private",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--",
-    ]);
-    command
-}
-
-/// Whether this process may do everything.
-pub(crate) fn is_root() -> bool {
-    // SAFETY: geteuid takes no pointers and cannot fail.
-    unsafe { libc::geteuid() == 0 }
-}
-
-/// Removes a directory and all in it, also what belongs to users of our user namespace.
-pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
-    match remove_patiently(dir) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_root() => {}
-        Err(error) => {
-            return Err(error).with_context(|| format!("could not remove {}", dir.display()));
-        }
-    }
-    let status = unshare().args(["rm", "-rf", "--"]).arg(dir).status();
-    if !status.is_ok_and(|status| status.success()) {
-        bail!("could not remove {}", dir.display());
-    }
-    Ok(())
-}
-
-/// Renames a directory, also one that belongs to a user of our user namespace.
-pub(crate) fn move_tree(from: &Path, to: &Path) -> Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_root() => {}
-        result => {
-            return result
-                .with_context(|| format!("could not move {} to {}", from.display(), to.display()));
-        }
-    }
-    let mut command = unshare();
-    command
-        .args(["mv", "--no-target-directory", "--"])
-        .arg(from)
-        .arg(to);
-    if !command.status().is_ok_and(|status| status.success()) {
-        bail!("could not move {} to {}", from.display(), to.display());
-    }
-    Ok(())
-}
-
-/// Processes of a namespace that is being ended may still write for a moment.
-fn remove_patiently(dir: &Path) -> io::Result<()> {
-    for _ in 0..20 {
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-            result => return result,
-        }
-    }
-    fs::remove_dir_all(dir)
 }
 
 /// The toolchain root, made if it is not there.

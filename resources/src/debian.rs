@@ -16,6 +16,7 @@ use crate::cache::{self, Cache};
 use crate::chroot::{self, Root};
 use crate::initramfs::{self, Ours};
 use crate::modules::{self, Module};
+use crate::namespaces::unshare;
 use crate::progress::Progress;
 use crate::stock::Stock;
 use crate::{build, driver};
@@ -219,7 +220,7 @@ pub(crate) fn debian(
                 &mut root.command(&[(&overlay, "/mnt/overlay")], &depmod),
                 &log,
             )?;
-            let mut assemble = chroot::unshare();
+            let mut assemble = unshare();
             assemble
                 .args(["sh", "-ec", ASSEMBLE, "sh"])
                 .args([&base, &overlay, &inside.join("tree"), &inside.join(NAME)])

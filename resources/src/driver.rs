@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::build;
 use crate::cache::{self, Cache};
 use crate::chroot::Root;
+use crate::kernel_tree::{BUILD_DIR, SOURCE_DIR, Target};
 use crate::modules::{self, Module};
 use crate::progress::Progress;
-use crate::small::{BUILD_DIR, SOURCE_DIR};
 use crate::stock::write_modules;
 
 /// Modules that are built together.
@@ -48,19 +48,6 @@ pub(crate) const DELAY: Family = Family {
 
 /// Where the sources' copy is mounted in the root.
 const MODULE_DIR: &str = "/mnt/module";
-
-/// A kernel whose build tree is complete enough for modules.
-#[derive(Debug, Clone)]
-pub(crate) struct Target<'a> {
-    /// The kernel's name in the guest directory.
-    pub(crate) name: &'a str,
-    /// The kernel's source.
-    pub(crate) source: &'a Path,
-    /// Its build tree, which a recipe made: its name changes when its contents do.
-    pub(crate) tree: PathBuf,
-    /// The variables that the tree was made with, as words of a shell.
-    pub(crate) variables: String,
-}
 
 /// The directory with the modules for the kernel `target`, built if they are not there.
 pub(crate) fn driver(

@@ -10,7 +10,7 @@ use crate::archive::Archive;
 use crate::build;
 use crate::cache::{self, Cache};
 use crate::chroot::Root;
-use crate::initramfs::libraries;
+use crate::libraries::libraries;
 use crate::progress::Progress;
 use sha2::{Digest, Sha256};
 

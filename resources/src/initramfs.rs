@@ -14,6 +14,7 @@ use crate::cache::{self, Cache};
 use crate::chroot::Root;
 use crate::driver;
 use crate::extras::Extras;
+use crate::libraries::libraries;
 use crate::small::Small;
 use crate::stock::Stock;
 
@@ -257,20 +258,6 @@ fn lscpu(root: &Root) -> Result<Vec<(String, PathBuf)>> {
         .collect()
 }
 
-/// The files in the output of `ldd`: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`.
-pub(crate) fn libraries(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| {
-            let line = line.rsplit_once(" (")?.0;
-            let path = line
-                .rsplit_once("=> ")
-                .map_or(line, |(_, path)| path)
-                .trim();
-            path.starts_with('/').then(|| path.to_owned())
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,19 +282,5 @@ mod tests {
         let mut other = ours("a");
         other.small_driver = Some(PathBuf::from("/t"));
         assert_ne!(recipe, other.recipe());
-    }
-
-    #[test]
-    fn libraries_are_read_from_both_forms_of_line() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(
-            libraries(text),
-            [
-                "/lib/x86_64-linux-gnu/libc.so.6",
-                "/lib64/ld-linux-x86-64.so.2"
-            ]
-        );
     }
 }

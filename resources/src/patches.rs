@@ -98,7 +98,7 @@ pub(crate) fn link_tree(from: &Path, to: &Path) -> Result<()> {
         {
             return Ok(());
         }
-        crate::chroot::remove_tree(to)?;
+        crate::trees::remove_tree(to)?;
     }
     bail!("could not copy {} to {}", from.display(), to.display());
 }

@@ -12,7 +12,8 @@ use vm_agent::QEMU_PROGRAM;
 use crate::cache::Cache;
 use crate::emulator::Emulator;
 use crate::image::make_disk;
-use crate::initramfs::{copy_or_link, libraries};
+use crate::initramfs::copy_or_link;
+use crate::libraries::libraries;
 
 /// What QEMU loads into such a machine: the BIOS, the option ROMs that enter an ELF or a Linux kernel, and
 /// the one that it has for every local APIC.

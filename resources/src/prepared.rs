@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::build;
 use crate::cache::Cache;
 use crate::chroot::Root;
-use crate::driver::Target;
+use crate::kernel_tree::{BUILD_DIR, SOURCE_DIR, Target};
 use crate::progress::Progress;
-use crate::small::{self, BUILD_DIR, MAKE_VARIABLES, SOURCE_DIR};
+use crate::small::{self, MAKE_VARIABLES};
 use crate::stock::Stock;
 
 /// About how many files are compiled, for the progress bar.

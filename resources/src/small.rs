@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::build;
 use crate::cache::Cache;
 use crate::chroot::Root;
-use crate::driver::Target;
+use crate::kernel_tree::{BUILD_DIR, SOURCE_DIR, Target};
 use crate::modules;
 use crate::progress::Progress;
 use crate::stock::write_modules;
@@ -59,11 +59,6 @@ impl Flavor {
         }
     }
 }
-
-/// Where source and build tree are mounted in the root; the build tree knows these paths.
-pub(crate) const SOURCE_DIR: &str = "/mnt/linux";
-/// See [`SOURCE_DIR`].
-pub(crate) const BUILD_DIR: &str = "/mnt/build";
 
 /// The variables of every `make`, those that Debian builds its kernel with.
 pub(crate) const MAKE_VARIABLES: &str =

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::cache::Cache;
-use crate::chroot;
+use crate::namespaces::is_root;
 use crate::progress::Progress;
 
 /// A file that shows that a package is installed, and the package.
@@ -30,7 +30,7 @@ const USER_TOOLS: &[(&str, &str)] = &[("/usr/bin/newuidmap", "uidmap")];
 /// Makes sure that all host tools are there.
 pub(crate) fn install(cache: &Cache, progress: &Progress) -> Result<()> {
     let mut wanted = TOOLS.to_vec();
-    if !chroot::is_root() {
+    if !is_root() {
         wanted.extend(USER_TOOLS);
     }
     let missing = missing(&wanted, |path| Path::new(path).exists());
@@ -38,7 +38,7 @@ pub(crate) fn install(cache: &Cache, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     let packages = missing.join(" ");
-    if !chroot::is_root() {
+    if !is_root() {
         bail!(
             "these packages are missing; install them with\n    \
              sudo apt-get install --no-install-recommends {packages}"

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vmgenie::api::wire::{SnapshotCreate, SnapshotType};
 
-use crate::{Vm, http, image};
+use crate::room::on_a_disk;
+use crate::vm::Boot;
+use crate::{Vm, http};
 
 /// The snapshot of a guest that has booted. It stays until the run is over.
 #[derive(Debug, Clone)]
@@ -76,11 +78,28 @@ impl Booted {
     }
 }
 
+impl Boot {
+    /// A guest like that one in a VMM that is restored from a snapshot, which the first test that asks for such a guest takes: for tests that
+    /// are not about booting.
+    ///
+    /// # Panics
+    /// Where an option is none of the machine that a snapshot has.
+    pub fn booted(self) -> Vm {
+        for option in &self.extra {
+            assert_eq!(option, "--entropy", "not part of a snapshot");
+        }
+        let booted = Booted::of(&format!("{self:?}"), || self.ready());
+        let mut vm = Vm::empty();
+        booted.restore_into(&mut vm, &json!({}));
+        vm
+    }
+}
+
 /// A directory that all tests of a run have in common: each has one of its own in it. In the emulated host, where that is memory, it is on
 /// the disk of the run.
 fn place() -> PathBuf {
     let own = std::env::temp_dir();
-    let common = match image::on_a_disk() {
+    let common = match on_a_disk() {
         Some(dir) => dir,
         None => own.parent().unwrap_or(&own).to_owned(),
     };

@@ -13,6 +13,7 @@ use vm_agent::patience::Patience;
 use crate::Vm;
 use crate::console::Console;
 use crate::net::{GUEST, HOST, Namespace};
+use crate::room::on_a_disk;
 
 /// How long the image may show no sign of its boot.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
@@ -42,13 +43,6 @@ pub fn room_for_disks() -> TempDir {
         None => tempfile::tempdir(),
     };
     dir.expect("a directory for disks")
-}
-
-/// Where the emulated host has a disk to write to: beside the image.
-pub fn on_a_disk() -> Option<PathBuf> {
-    let emulated = std::env::var_os("VMGENIE_KVM").is_some_and(|kvm| kvm == "emulated");
-    let image = std::env::var_os("VMGENIE_IMAGE").filter(|_| emulated)?;
-    Some(Path::new(&image).parent()?.to_owned())
 }
 
 /// Copies a disk without its holes.

@@ -24,6 +24,7 @@ pub mod process;
 pub mod pty;
 pub mod qemu;
 pub mod qmp;
+pub mod room;
 pub mod shell;
 pub mod small_disk;
 pub mod snapshot;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use vm_agent::patience::Patience;
 
 use crate::console::Console;
-use crate::vm::{COMMAND_LIMIT, Vm};
 
+/// How long a guest may leave a command without an answer.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take for something, on a host that may be emulated and busy.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -42,12 +43,6 @@ pub trait Shell {
         let (status, output) = self.run(command);
         assert_eq!(status, 0, "{command}:\n{output}");
         output
-    }
-}
-
-impl Shell for Vm {
-    fn console(&mut self) -> &mut Console {
-        &mut self.console
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
 use tempfile::TempDir;
 use vm_agent::patience::Patience;
 use vmgenie::api::wire::{
@@ -12,17 +11,14 @@ use vmgenie::api::wire::{
 };
 use vmgenie::client::Client;
 
-use crate::booted::Booted;
 use crate::console::Console;
 use crate::guest::{self, Guest};
 use crate::process::end_within;
-use crate::shell::Shell;
+use crate::shell::{COMMAND_LIMIT, Shell};
 use crate::snapshot::Snapshot;
 
 /// How long a guest that boots may say nothing: the emulated host is slow, and may be busy with another test.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(150);
-/// How long a guest may leave a command without an answer.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a VMM may take to end by itself when a test has failed: what it says then tells what became of its guest.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
@@ -49,7 +45,7 @@ pub struct Boot {
     cpus: u8,
     memory: String,
     cmdline: String,
-    extra: Vec<String>,
+    pub(crate) extra: Vec<String>,
     extras: bool,
 }
 
@@ -114,21 +110,6 @@ impl Boot {
         std::io::Write::write_all(&mut file, &archive).expect("room for the initramfs");
         let mut vm = self.start_with(Some(file.path()));
         vm.wait_ready();
-        vm
-    }
-
-    /// A guest like that one in a VMM that is restored from a snapshot, which the first test that asks for such a guest takes: for tests that
-    /// are not about booting.
-    ///
-    /// # Panics
-    /// Where an option is none of the machine that a snapshot has.
-    pub fn booted(self) -> Vm {
-        for option in &self.extra {
-            assert_eq!(option, "--entropy", "not part of a snapshot");
-        }
-        let booted = Booted::of(&format!("{self:?}"), || self.ready());
-        let mut vm = Vm::empty();
-        booted.restore_into(&mut vm, &json!({}));
         vm
     }
 
@@ -344,5 +325,11 @@ impl Drop for Vm {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Shell for Vm {
+    fn console(&mut self) -> &mut Console {
+        &mut self.console
     }
 }

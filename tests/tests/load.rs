@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use vm_agent::patience::Patience;
-use vmgenie_tests::vm::{Boot, COMMAND_LIMIT};
+use vmgenie_tests::shell::COMMAND_LIMIT;
+use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
 /// On each of 4 vCPUs: checksum the same data again and again; count what is right, tell what is wrong.

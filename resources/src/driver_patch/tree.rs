@@ -11,9 +11,10 @@ use super::series::{Commit, DRIVER_DIR};
 use crate::build;
 use crate::cache::Scratch;
 use crate::chroot::Root;
+use crate::kernel_tree::{BUILD_DIR, SOURCE_DIR};
 use crate::patches;
 use crate::progress::Progress;
-use crate::small::{BUILD_DIR, SOURCE_DIR, Small};
+use crate::small::Small;
 
 /// Where the mails are mounted in the root.
 const MAILS_DIR: &str = "/mnt/out";
