@@ -71,6 +71,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
     // Who waits for the socket waits for nothing else.
     fatal::install();
     let _registered = registry::register(&options.id, options.api_socket.as_deref());
+    warm_up();
     start(&mut controller, &options)?;
     let stdin = io::stdin();
     let console_input = options.console_input && terminal::may_read(stdin.as_fd());
@@ -152,3 +153,11 @@ fn api_info(options: &RunOptions) -> ApiInfo {
         body_limit: options.body_limit,
     }
 }
+
+/// Has the heap grow by what a restore takes, while nobody waits: each new page of it is a fault.
+fn warm_up() {
+    drop(std::hint::black_box(vec![1_u8; RESTORE_HEAP]));
+}
+
+/// What a restore takes of the heap, in bytes.
+const RESTORE_HEAP: usize = 20 << 10;
