@@ -23,22 +23,19 @@ const DRIVE_LEN: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Devices {
     tap: File,
-    drive: PathBuf,
+    dir: PathBuf,
     vsock: PathBuf,
 }
 
 impl Devices {
-    /// Makes a tap, and files in `dir`.
+    /// Makes a tap; files come into `dir`.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
-        let drive = dir.join("drive");
-        let file = File::create(&drive).context("could not make a drive")?;
-        file.set_len(DRIVE_LEN).context("could not make a drive")?;
         let tap = tap().context(
             "could not make a tap for the restore with devices (that takes root and /dev/net/tun)",
         )?;
         Ok(Self {
             tap,
-            drive,
+            dir: dir.to_owned(),
             vsock: dir.join("vsock"),
         })
     }
@@ -49,11 +46,17 @@ impl Devices {
         let _ = fs::remove_file(&self.vsock);
     }
 
-    /// Gives them to a guest that has not been started.
-    pub(crate) fn configure(&self, api: &mut Connection) -> Result<()> {
+    /// Gives them to a guest of `monitor` that has not been started.
+    ///
+    /// Each monitor has a drive of its own: one that tries what the file can do changes it, and
+    /// another warns of that at each restore.
+    pub(crate) fn configure(&self, api: &mut Connection, monitor: &str) -> Result<()> {
+        let path = self.dir.join(format!("drive-{monitor}"));
+        let file = File::create(&path).context("could not make a drive")?;
+        file.set_len(DRIVE_LEN).context("could not make a drive")?;
         let drive = json!({
             "drive_id": "data",
-            "path_on_host": self.drive,
+            "path_on_host": path,
             "is_root_device": false,
             "is_read_only": false,
         });

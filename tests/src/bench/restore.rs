@@ -94,7 +94,7 @@ impl<'a> Case<'a> {
         devices.tidy_up();
         let mut monitor = program.start()?;
         if size.devices {
-            devices.configure(&mut monitor.connection)?;
+            devices.configure(&mut monitor.connection, program.name())?;
         }
         monitor.boot_tiny(size, &place.elf())?;
         let api = &mut monitor.connection;
