@@ -9,4 +9,6 @@ mod circles;
 mod dependencies;
 mod files;
 mod licence;
+mod markdown;
 mod promises;
+mod spelling;
