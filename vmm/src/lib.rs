@@ -20,6 +20,7 @@ pub mod metrics;
 #[cfg(test)]
 mod not_looked_at;
 mod own_files;
+pub mod process;
 pub mod registry;
 pub mod report;
 pub mod snapshot;

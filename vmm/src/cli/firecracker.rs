@@ -17,10 +17,11 @@ use super::vmm::{become_vmm, ended_badly};
 use crate::api::BODY_LIMIT;
 use crate::api::wire::{CheckedConfigFile, ConfigFile, WireError, parse_level};
 use crate::config::OnReboot;
+use crate::controller::RunError;
 use crate::controller::command::Command;
-use crate::controller::{RunError, RunOptions};
 use crate::logging::{self, DIALECT_LEVEL, LogConfig, LogError};
 use crate::metrics::{METRICS, MetricsConfig};
+use crate::process::{ProcessError, RunOptions};
 use crate::terminal;
 
 /// Firecracker's exit status for a configuration that it cannot use.
@@ -224,7 +225,7 @@ fn run(options: Options) -> Result<(), Failure> {
     });
     done.map_err(|error| match error {
         // Whatever of the file it was that the machine could not be made of.
-        RunError::Command(_) | RunError::Start(_) if has_file => Failure {
+        ProcessError::Run(RunError::Command(_) | RunError::Start(_)) if has_file => Failure {
             error: Box::new(error),
             status: BAD_CONFIGURATION,
         },

@@ -9,9 +9,10 @@ use super::data::instance_data;
 use super::{Failure, host_things, requests};
 use crate::api::BODY_LIMIT;
 use crate::config::{self, BootSource, Cmdline, MachineConfig};
+use crate::controller::Outcome;
 use crate::controller::command::{Command, LoadSnapshot};
-use crate::controller::{Outcome, RunError, RunOptions};
-use crate::{controller, own_files, terminal};
+use crate::process::{self, ProcessError, RunOptions};
+use crate::{own_files, terminal};
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
 /// distribution is at ease with for one of its own.
@@ -93,8 +94,8 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
 }
 
 /// Is the VMM until its end.
-pub(super) fn become_vmm(options: RunOptions) -> Result<(), RunError> {
-    let outcome = controller::run(options);
+pub(super) fn become_vmm(options: RunOptions) -> Result<(), ProcessError> {
+    let outcome = process::run(options);
     // Whatever the VMM has done to the terminal, what is printed from here on is for people.
     terminal::restore();
     let why = match outcome? {
@@ -107,7 +108,7 @@ pub(super) fn become_vmm(options: RunOptions) -> Result<(), RunError> {
 }
 
 /// What a VMM that ended badly tells whoever started it.
-pub(super) fn ended_badly(error: RunError) -> Failure {
+pub(super) fn ended_badly(error: ProcessError) -> Failure {
     Failure {
         status: error.exit_code(),
         error: error.into(),

@@ -10,20 +10,20 @@ use super::command::{CommandResult, Reply};
 use crate::terminal::{Escape, EscapeFilter};
 
 /// Standard input on its way to the guest's serial port.
-pub(super) struct ConsoleInput {
+pub(crate) struct ConsoleInput {
     filter: Option<EscapeFilter>,
     /// Bytes that the guest has not taken yet.
-    pub(super) waiting: Vec<u8>,
+    pub(crate) waiting: Vec<u8>,
     /// Registered with epoll at this moment.
-    pub(super) registered: bool,
+    pub(crate) registered: bool,
     /// Cannot be registered with epoll: a regular file.
-    pub(super) pollable: bool,
-    pub(super) ended: bool,
+    pub(crate) pollable: bool,
+    pub(crate) ended: bool,
 }
 
 impl ConsoleInput {
     /// Standard input; with the escape Ctrl-A if it is a terminal.
-    pub(super) fn stdin() -> Self {
+    pub(crate) fn stdin() -> Self {
         Self {
             filter: io::stdin().is_terminal().then(EscapeFilter::quitting),
             waiting: Vec::new(),
@@ -36,7 +36,7 @@ impl ConsoleInput {
 
 /// What one look at standard input has brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// Nothing this time.
     None,
     /// Bytes for the guest.
@@ -48,7 +48,7 @@ pub(super) enum Input {
 }
 
 /// Reads once.
-pub(super) fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
+pub(crate) fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
     let mut buffer = [0; 64];
     // Not through the standard library's buffer, into which bytes would vanish from epoll's sight.
     let len = match rustix::io::read(io::stdin(), &mut buffer) {
@@ -72,7 +72,7 @@ pub(super) fn read_some(input: &mut ConsoleInput) -> io::Result<Input> {
 /// What those type who have attached to the console. Each of them has one piece here at most, because the next one comes when this
 /// one is answered, and the piece of one who has gone goes when somebody else types.
 #[derive(Debug, Default)]
-pub(super) struct AttachedInput(VecDeque<Typed>);
+pub(crate) struct AttachedInput(VecDeque<Typed>);
 
 #[derive(Debug)]
 struct Typed {
@@ -84,7 +84,7 @@ struct Typed {
 
 impl AttachedInput {
     /// Has `bytes` wait for the guest, and then `answer` be sent.
-    pub(super) fn push(&mut self, bytes: Vec<u8>, answer: oneshot::Sender<CommandResult>) {
+    pub(crate) fn push(&mut self, bytes: Vec<u8>, answer: oneshot::Sender<CommandResult>) {
         // A loop of attaching, typing and leaving would fill the memory while the guest takes nothing.
         self.0.retain(|typed| !typed.answer.is_closed());
         self.0.push_back(Typed {
@@ -95,7 +95,7 @@ impl AttachedInput {
     }
 
     /// Gives the guest as much as it takes; `guest` tells how many bytes it took, none if it could not be asked, which is false.
-    pub(super) fn give(&mut self, guest: impl Fn(&[u8]) -> Option<usize>) -> bool {
+    pub(crate) fn give(&mut self, guest: impl Fn(&[u8]) -> Option<usize>) -> bool {
         while let Some(typed) = self.0.front_mut() {
             let Some(taken) = guest(&typed.bytes[typed.taken..]) else {
                 return false;

@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the limit as far as the user may: drives, clients of the API and the guest's vsock connections all take some, and the usual
 /// limit is made for programs that wait by `select`, which nothing here does.
-pub(super) fn raise_limit() {
+pub(crate) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return;

@@ -6,7 +6,6 @@ use thiserror::Error;
 
 use super::StartError;
 use super::command::CommandError;
-use crate::api::ApiError;
 use crate::fatal::MemoryLoss;
 use crate::machine::HostError;
 use crate::machine::events::MachineEvent;
@@ -34,9 +33,6 @@ pub enum RunError {
     /// epoll.
     #[error("the event loop failed")]
     EventLoop(#[source] event_manager::Error),
-    /// The API.
-    #[error("could not serve the API")]
-    Api(#[from] ApiError),
     /// The first start.
     #[error("could not start the microVM")]
     Start(#[source] StartError),
@@ -56,7 +52,7 @@ pub enum RunError {
 
 impl RunError {
     /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 3,
             Self::Host(_) => 4,

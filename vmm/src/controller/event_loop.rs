@@ -40,37 +40,37 @@ const MAX_COMMANDS: usize = 16;
 const CONSOLE_RETRY_MS: i32 = 20;
 
 /// Everything that the event loop listens to.
-pub(super) struct EventLoop {
-    pub(super) controller: Controller,
-    pub(super) commands: Receiver<Envelope>,
-    pub(super) command_wake: EventFd,
-    pub(super) machine_events: EventReceiver,
-    pub(super) signals: EndSignals,
-    pub(super) pm_timer: TimerFd,
+pub(crate) struct EventLoop {
+    pub(crate) controller: Controller,
+    pub(crate) commands: Receiver<Envelope>,
+    pub(crate) command_wake: EventFd,
+    pub(crate) machine_events: EventReceiver,
+    pub(crate) signals: EndSignals,
+    pub(crate) pm_timer: TimerFd,
     /// Of that timer, which a guest may have set as often as it likes.
-    pub(super) pm_complaints: Throttle,
-    pub(super) metrics_timer: TimerFd,
+    pub(crate) pm_complaints: Throttle,
+    pub(crate) metrics_timer: TimerFd,
     /// The timer for metrics runs.
-    pub(super) writes_metrics: bool,
-    pub(super) input: Option<ConsoleInput>,
+    pub(crate) writes_metrics: bool,
+    pub(crate) input: Option<ConsoleInput>,
     /// What those type who have attached to the console.
-    pub(super) attached: AttachedInput,
+    pub(crate) attached: AttachedInput,
     /// Who has started this process holds standard input's other end, until it lets go; what to remove if it does not.
-    pub(super) lifeline: Option<Vec<PathBuf>>,
-    pub(super) on_reboot: OnReboot,
+    pub(crate) lifeline: Option<Vec<PathBuf>>,
+    pub(crate) on_reboot: OnReboot,
     /// The machine that is starting has run before.
-    pub(super) restarting: bool,
+    pub(crate) restarting: bool,
     /// Who waits for the machine that is starting.
-    pub(super) waits_for_start: Option<oneshot::Sender<CommandResult>>,
+    pub(crate) waits_for_start: Option<oneshot::Sender<CommandResult>>,
     /// Console output waits for a reader who does not keep up.
-    pub(super) console_behind: bool,
+    pub(crate) console_behind: bool,
     /// How the process ends, once that is known.
-    pub(super) ended: Option<Result<Outcome, RunError>>,
+    pub(crate) ended: Option<Result<Outcome, RunError>>,
 }
 
 impl EventLoop {
     /// How long the loop may sleep, in milliseconds; -1 without a limit.
-    pub(super) fn patience_ms(&self) -> i32 {
+    pub(crate) fn patience_ms(&self) -> i32 {
         if self.console_behind {
             CONSOLE_RETRY_MS
         } else {
@@ -79,7 +79,7 @@ impl EventLoop {
     }
 
     /// After each turn: what no event tells of.
-    pub(super) fn after_turn(&mut self) {
+    pub(crate) fn after_turn(&mut self) {
         if self.console_behind {
             let machine = self.controller.machine();
             let output_waits = machine.is_some_and(Machine::flush_console);

@@ -1,13 +1,12 @@
 //! The controller: the only way to the machine. It owns the configuration, the machine and the rules of what may come when.
 
 pub mod command;
-mod console_input;
-mod descriptors;
+pub(crate) mod console_input;
+pub(crate) mod descriptors;
 mod ending;
-mod event_loop;
+pub(crate) mod event_loop;
 mod monitoring;
-mod run;
-mod signals;
+pub(crate) mod signals;
 mod snapshots;
 
 use std::path::{Path, PathBuf};
@@ -39,7 +38,6 @@ use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 pub use ending::{Outcome, RunError};
 use monitoring::Measured;
-pub use run::{RunOptions, run};
 use snapshots::create_snapshot;
 
 /// Why a machine could not be started.

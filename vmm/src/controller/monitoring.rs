@@ -37,7 +37,7 @@ impl Controller {
     }
 
     /// Shall machines that boot have a boot timer?
-    pub(super) fn set_boot_timer(&mut self, there: bool) {
+    pub(crate) fn set_boot_timer(&mut self, there: bool) {
         self.boot_timer = there;
     }
 
@@ -47,7 +47,7 @@ impl Controller {
     }
 
     /// Writes a line of metrics, if there is a file for it.
-    pub(super) fn write_metrics(&mut self) {
+    pub(crate) fn write_metrics(&mut self) {
         if let Some(metrics) = &mut self.metrics
             && let Err(error) = metrics.write()
         {

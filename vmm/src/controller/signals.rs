@@ -10,11 +10,11 @@ use crate::metrics::METRICS;
 
 /// A signalfd for the signals that end the process.
 #[derive(Debug)]
-pub(super) struct EndSignals(File);
+pub(crate) struct EndSignals(File);
 
 impl EndSignals {
     /// Blocks the signals in this thread and all that it starts later, and makes them readable here.
-    pub(super) fn block() -> io::Result<Self> {
+    pub(crate) fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set; the other calls take pointers to it and to nothing else; the file descriptor is
         // new and owned by nobody.
@@ -37,7 +37,7 @@ impl EndSignals {
     }
 
     /// Takes one signal, if one has arrived.
-    pub(super) fn take(&mut self) -> bool {
+    pub(crate) fn take(&mut self) -> bool {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         let taken = matches!(self.0.read(&mut info), Ok(len) if len > 0);
         if taken {
@@ -60,7 +60,7 @@ fn count(signal: i32) {
 }
 
 /// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, as one to a full disk does, instead of ending the process.
-pub(super) fn ignore_file_size_signal() {
+pub(crate) fn ignore_file_size_signal() {
     // SAFETY: SIG_IGN runs no code of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -5,19 +5,19 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use event_manager::{EventManager, SubscriberOps};
+use thiserror::Error;
 use vmgenie_devices::throttle::Throttle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::Controller;
-use super::command::{Command, ControllerHandle, LoadSnapshot};
-use super::console_input::{AttachedInput, ConsoleInput};
-use super::descriptors::raise_limit;
-use super::ending::{Outcome, RunError};
-use super::event_loop::EventLoop;
-use super::signals::{EndSignals, ignore_file_size_signal};
-use crate::api::{self, ApiInfo};
+use crate::api::{self, ApiError, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
+use crate::controller::command::{Command, ControllerHandle, LoadSnapshot};
+use crate::controller::console_input::{AttachedInput, ConsoleInput};
+use crate::controller::descriptors::raise_limit;
+use crate::controller::event_loop::EventLoop;
+use crate::controller::signals::{EndSignals, ignore_file_size_signal};
+use crate::controller::{Controller, Outcome, RunError};
 use crate::fatal;
 use crate::machine::events::EventSender;
 use crate::machine::virtio::VirtioEvents;
@@ -49,18 +49,42 @@ pub struct RunOptions {
     pub lifeline: Option<Vec<PathBuf>>,
 }
 
+/// How a process ended badly.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The API.
+    #[error("could not serve the API")]
+    Api(#[from] ApiError),
+    /// All else.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl ProcessError {
+    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Api(_) => 1,
+            Self::Run(error) => error.exit_code(),
+        }
+    }
+}
+
 /// Runs one microVM: serves the API, boots or restores what `options` name, and returns when the process shall end.
-pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
+pub fn run(options: RunOptions) -> Result<Outcome, ProcessError> {
     // Before any thread starts: all inherit the mask.
-    let signals = EndSignals::block()?;
+    let signals = EndSignals::block().map_err(RunError::from)?;
     ignore_file_size_signal();
     raise_limit();
-    let (events, machine_events) = EventSender::new()?;
-    let mut controller = Controller::new(events, VirtioEvents::new()?, options.id.clone())?;
+    let (events, machine_events) = EventSender::new().map_err(RunError::from)?;
+    let mut controller = {
+        let virtio = VirtioEvents::new().map_err(RunError::from)?;
+        Controller::new(events, virtio, options.id.clone()).map_err(RunError::from)?
+    };
     controller.set_boot_timer(options.boot_timer);
-    let command_wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let command_wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(RunError::from)?;
     let (handle, commands) = ControllerHandle::new(
-        command_wake.try_clone()?,
+        command_wake.try_clone().map_err(RunError::from)?,
         controller.reports(),
         controller.console(),
     );
@@ -87,9 +111,9 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         command_wake,
         machine_events,
         signals,
-        pm_timer: TimerFd::new().map_err(io::Error::from)?,
+        pm_timer: timer()?,
         pm_complaints: Throttle::default(),
-        metrics_timer: TimerFd::new().map_err(io::Error::from)?,
+        metrics_timer: timer()?,
         writes_metrics: false,
         input: console_input.then(ConsoleInput::stdin),
         attached: AttachedInput::default(),
@@ -110,9 +134,13 @@ pub fn run(options: RunOptions) -> Result<Outcome, RunError> {
         patience_ms = event_loop.patience_ms();
         if let Some(end) = event_loop.ended.take() {
             event_loop.controller.write_metrics();
-            return end;
+            return Ok(end?);
         }
     }
+}
+
+fn timer() -> Result<TimerFd, RunError> {
+    Ok(TimerFd::new().map_err(io::Error::from)?)
 }
 
 fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunError> {
