@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::net::{SendFlags, send};
 
 use super::console_history::ConsoleHistory;
 use crate::own_files;
@@ -33,6 +34,8 @@ pub struct ConsoleOutput {
     chunk: usize,
     /// A write tells whether it would block, and need not be asked about before: half of what a byte costs.
     never_blocks: bool,
+    /// A socket, each write to which says that it shall not block.
+    socket: bool,
     /// Each write may say that it shall not block; not every file and kernel can do it.
     nowait: Cell<bool>,
     on_behind: Option<BehindHandler>,
@@ -62,6 +65,7 @@ impl ConsoleOutput {
             // A pipe that polls writable takes so many without blocking.
             chunk: libc::PIPE_BUF,
             never_blocks: false,
+            socket: false,
             nowait: Cell::new(true),
             on_behind: None,
             history: None,
@@ -108,6 +112,9 @@ impl ConsoleOutput {
             shared.rotations = Some(own_files::output_rotations());
             return Ok(shared.that_never_blocks());
         }
+        if kind == FileType::Socket {
+            return Ok(shared.that_is_a_socket());
+        }
         // What polls writable takes at least one byte without blocking.
         shared.chunk = 1;
         Ok(shared)
@@ -116,6 +123,12 @@ impl ConsoleOutput {
     fn that_never_blocks(mut self) -> Self {
         self.never_blocks = true;
         self
+    }
+
+    /// A socket cannot be opened anew, as a service manager's log.
+    fn that_is_a_socket(mut self) -> Self {
+        self.socket = true;
+        self.that_never_blocks()
     }
 
     /// Waits until the reader takes more (true) or a signal ends the wait (false).
@@ -140,6 +153,13 @@ impl ConsoleOutput {
     }
 
     fn write_fd(&self, bytes: &[u8]) -> io::Result<usize> {
+        if self.socket {
+            return Ok(send(
+                &self.fd,
+                bytes,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            )?);
+        }
         // Another writer may have filled what polled writable.
         if !self.never_blocks && self.nowait.get() {
             let parts = [IoSlice::new(bytes)];
@@ -245,6 +265,7 @@ impl Drop for ConsoleOutput {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
     use crate::not_looked_at::not_looked_at;
@@ -270,7 +291,16 @@ mod tests {
         falls_behind(reader, console.that_never_blocks());
     }
 
-    fn falls_behind(mut reader: io::PipeReader, mut console: ConsoleOutput) {
+    /// The socket's file is shared with others, and blocks.
+    #[test]
+    fn the_reader_of_a_socket_holds_nobody_up_for_long_and_misses_nothing() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        // It holds some of the text, and not all.
+        rustix::net::sockopt::set_socket_send_buffer_size(&writer, 40 << 10).unwrap();
+        falls_behind(reader, ConsoleOutput::new(writer.into()).that_is_a_socket());
+    }
+
+    fn falls_behind(mut reader: impl Read, mut console: ConsoleOutput) {
         let (behind, told) = std::sync::mpsc::channel();
         console.on_behind(Box::new(move || behind.send(()).unwrap()));
         // More than a pipe holds.
