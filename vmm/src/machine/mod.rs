@@ -17,6 +17,7 @@ pub mod layout;
 pub mod memory;
 mod platform;
 mod restore;
+mod run_page;
 mod save;
 mod saved;
 pub mod state;

@@ -1,13 +1,12 @@
 //! One vCPU: its thread, what happens when the guest leaves it, and the state in which it first enters a kernel.
 
+use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
-use std::{io, ptr};
 
-use kvm_bindings::{CpuId, kvm_run};
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_device::bus::{MmioAddress, PioAddress};
@@ -17,6 +16,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::events::{EventSender, MachineEvent};
 use super::gate::Gate;
+use super::run_page::RunPage;
 use crate::metrics::METRICS;
 
 /// The stack of a vCPU thread, in bytes.
@@ -35,6 +35,15 @@ pub enum VcpuError {
         /// Why.
         #[source]
         source: kvm_ioctls::Error,
+    },
+    /// The page that it shares with KVM could not be mapped.
+    #[error("could not map the page of vCPU {index}")]
+    Page {
+        /// The number of the vCPU.
+        index: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The thread could not be started.
     #[error("could not start the thread of vCPU {index}")]
@@ -75,24 +84,25 @@ impl Vcpu {
 #[derive(Debug)]
 pub(super) struct VcpuHandle {
     vcpu: Arc<Mutex<Vcpu>>,
-    run_page: RunPage,
+    run_page: Arc<RunPage>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl VcpuHandle {
     /// Starts the thread.
     pub(super) fn spawn(
-        mut vcpu: Vcpu,
+        vcpu: Vcpu,
         gate: Arc<Gate>,
         bus: Arc<IoManager>,
         events: EventSender,
     ) -> Result<Self, VcpuError> {
         let index = vcpu.index;
-        let run_page = RunPage::of(&mut vcpu.fd);
+        let run_page = RunPage::of(&vcpu.fd).map_err(|source| VcpuError::Page { index, source })?;
+        let run_page = Arc::new(run_page);
         let vcpu = Arc::new(Mutex::new(vcpu));
         let runner = Runner {
             vcpu: Arc::clone(&vcpu),
-            run_page,
+            run_page: Arc::clone(&run_page),
             gate,
             bus,
             events,
@@ -133,38 +143,6 @@ impl VcpuHandle {
     }
 }
 
-/// The page shared with KVM.
-#[derive(Debug, Clone, Copy)]
-struct RunPage(ptr::NonNull<kvm_run>);
-
-// SAFETY: the page stays mapped as long as the `VcpuFd`, which both owners of a `RunPage` (`VcpuHandle` and `Runner`) keep alive by
-// their `Arc<Mutex<Vcpu>>`. What both reach is one byte, through an `AtomicU8`; the rest is the runner's alone.
-unsafe impl Send for RunPage {}
-// SAFETY: see above.
-unsafe impl Sync for RunPage {}
-
-impl RunPage {
-    fn of(fd: &mut VcpuFd) -> Self {
-        Self(ptr::NonNull::from(fd.get_kvm_run()))
-    }
-
-    /// Sets the byte that makes `KVM_RUN` return at once.
-    fn set_immediate_exit(self, value: u8) {
-        // SAFETY: mapped and aligned (see above); KVM reads it as a plain byte.
-        unsafe { AtomicU8::from_ptr(&raw mut (*self.0.as_ptr()).immediate_exit) }
-            .store(value, Ordering::SeqCst);
-    }
-
-    /// The width in bytes of the port accesses that the vCPU has left the guest for. A string instruction makes several at once,
-    /// whose data lie one behind the other.
-    fn access_width(self) -> usize {
-        // SAFETY: mapped (see above), and written by KVM alone, before `KVM_RUN` has returned. Any bytes make a `u8`, whichever
-        // exit it was.
-        let width = unsafe { (&raw const (*self.0.as_ptr()).__bindgen_anon_1.io.size).read() };
-        usize::from(width.max(1))
-    }
-}
-
 /// Installs the handler of the signal that kicks vCPU threads. Once for each process.
 pub(super) fn install_kick_handler() -> Result<(), vmm_sys_util::errno::Error> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -179,7 +157,7 @@ pub(super) fn install_kick_handler() -> Result<(), vmm_sys_util::errno::Error> {
 /// What a vCPU thread owns.
 struct Runner {
     vcpu: Arc<Mutex<Vcpu>>,
-    run_page: RunPage,
+    run_page: Arc<RunPage>,
     gate: Arc<Gate>,
     bus: Arc<IoManager>,
     events: EventSender,
