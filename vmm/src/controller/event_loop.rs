@@ -367,3 +367,7 @@ impl MutEventSubscriber for EventLoop {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "event_loop_test.rs"]
+mod tests;
