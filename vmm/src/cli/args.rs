@@ -231,7 +231,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NET", value_parser = parse_net)]
     pub net: Vec<NetArg>,
     /// A vsock device behind this Unix socket: PATH[,cid=CID][,peers=own|any]. The guest's connections to the host's port N go to who listens
-    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's.
+    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's. Here and in --drive, a comma of the path is written twice.
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     pub vsock: Option<VsockConfig>,
     /// A device with the host's random numbers.
@@ -401,7 +401,8 @@ pub struct OverrideArgs {
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
     pub drive: Vec<Override>,
     /// Another Unix socket for the vsock device: PATH[,peers=own|any]. The guest reaches your own programs and root's there, or with
-    /// `peers=any` everybody's. Without this, the socket and the peers are the snapshot's.
+    /// `peers=any` everybody's. Here and in --drive, a comma of the path is written twice. Without this, the socket and the peers are the
+    /// snapshot's.
     #[arg(long, value_name = "VSOCK", value_parser = parse_template)]
     pub vsock: Option<Template>,
     /// Another CID for the vsock device: a number, or a sum of numbers.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::words::Words;
 use crate::config::{
     CacheMode, Cid, ConfigError, DeviceId, InterfaceName, IoEngine, Mtu, VsockConfig, VsockPeers,
 };
@@ -9,19 +10,10 @@ use crate::config::{
 /// The CID of a guest that is given none.
 const DEFAULT_CID: u64 = 3;
 
-/// `VALUE[,OPTION...]`, where an option is `NAME` or `NAME=VALUE`.
-pub(super) fn split(text: &str) -> (&str, impl Iterator<Item = (&str, Option<&str>)>) {
-    let mut parts = text.split(',');
-    let value = parts.next().unwrap_or_default();
-    let option = |part| match str::split_once(part, '=') {
-        Some((name, value)) => (name, Some(value)),
-        None => (part, None),
-    };
-    (value, parts.map(option))
-}
-
 pub(super) fn unknown<T>(name: &str, known: &str) -> Result<T, String> {
-    Err(format!("{name:?} is none of the options {known}"))
+    Err(format!(
+        "{name:?} is none of the options {known} (a comma that belongs to the value is written twice)"
+    ))
 }
 
 fn told(error: ConfigError) -> String {
@@ -40,7 +32,8 @@ pub struct DriveArg {
 
 /// `PATH[,ro][,writeback][,async][,overlay=PATH]`.
 pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
-    let (path, options) = split(text);
+    let words = Words::of(text);
+    let (path, options) = words.parts();
     if path.is_empty() {
         return Err("the path is missing".to_owned());
     }
@@ -73,7 +66,8 @@ pub struct NetArg {
 
 /// `TAP[,mac=MAC][,mtu=MTU]`.
 pub(super) fn parse_net(text: &str) -> Result<NetArg, String> {
-    let (tap, options) = split(text);
+    let words = Words::of(text);
+    let (tap, options) = words.parts();
     let mut net = NetArg {
         tap: InterfaceName::new(tap).map_err(told)?,
         mac: None,
@@ -91,7 +85,8 @@ pub(super) fn parse_net(text: &str) -> Result<NetArg, String> {
 
 /// `PATH[,cid=CID][,peers=own|any]`.
 pub(super) fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
-    let (path, options) = split(text);
+    let words = Words::of(text);
+    let (path, options) = words.parts();
     if path.is_empty() {
         return Err("the path is missing".to_owned());
     }
@@ -218,6 +213,10 @@ mod tests {
         assert_eq!(parse_vsock("/v").unwrap().guest_cid.get(), 3);
         assert_eq!(parse_vsock("/v,cid=9").unwrap().guest_cid.get(), 9);
         assert!(parse_vsock("/v,cid=2").is_err() && parse_vsock(",cid=3").is_err());
+        let uds_path = |text| parse_vsock(text).unwrap().uds_path;
+        assert_eq!(uds_path("/a,,b,cid=9"), Path::new("/a,b"));
+        // What a comma does that is not doubled is told.
+        assert!(parse_vsock("/a,b").unwrap_err().contains("written twice"));
         let peers = |text| parse_vsock(text).map(|vsock| vsock.peers);
         assert_eq!(peers("/v"), Ok(VsockPeers::Own), "safe unless told");
         assert_eq!(peers("/v,peers=own,cid=4"), Ok(VsockPeers::Own));

@@ -17,6 +17,7 @@ mod output;
 mod requests;
 mod units;
 mod vmm;
+mod words;
 
 use std::error::Error;
 use std::io::Write;

@@ -6,7 +6,8 @@ use thiserror::Error;
 
 use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};
-use super::devices::{Override, Template, number, peers_of, split, unknown};
+use super::devices::{Override, Template, number, peers_of, unknown};
+use super::words::Words;
 use crate::api::wire;
 use crate::config::{
     ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, NetConfig, VsockPeers,
@@ -76,7 +77,8 @@ fn try_override(
 ) -> Result<(), String> {
     for Override { name, value } in &args.net {
         let value = value.checked(number)?;
-        let (tap, options) = split(&value);
+        let words = Words::of(&value);
+        let (tap, options) = words.parts();
         let mut change = wire::NetworkOverride {
             iface_id: name.clone(),
             host_dev_name: (!tap.is_empty()).then(|| tap.to_owned()),
@@ -92,7 +94,8 @@ fn try_override(
     }
     for Override { name, value } in &args.drive {
         let value = value.checked(number)?;
-        let (path, options) = split(&value);
+        let words = Words::of(&value);
+        let (path, options) = words.parts();
         let path = std::path::absolute(path).map_err(|error| format!("{path}: {error}"))?;
         let mut change = wire::DriveOverride {
             drive_id: name.clone(),
@@ -137,7 +140,8 @@ fn try_override(
 
 /// `PATH[,peers=own|any]`.
 fn vsock_of(text: &str) -> Result<(PathBuf, VsockPeers), String> {
-    let (path, options) = split(text);
+    let words = Words::of(text);
+    let (path, options) = words.parts();
     let mut peers = VsockPeers::Own;
     for option in options {
         match option {
