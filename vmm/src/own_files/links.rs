@@ -90,9 +90,10 @@ pub(crate) fn open_append(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether nobody else can change what is in the directory that `path` leads to.
+/// Whether nobody else can change what is in the directory that `path` leads to, or lead the path elsewhere.
 pub(crate) fn is_trusted_dir(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| {
+    let is_ours = fs::metadata(path).is_ok_and(|metadata| {
         metadata.is_dir() && is_trusted_owner(metadata.uid()) && !others_may_change(metadata.mode())
-    })
+    });
+    is_ours && check_way(path).is_ok()
 }

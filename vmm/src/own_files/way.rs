@@ -149,6 +149,7 @@ mod tests {
 
     use super::*;
     use crate::not_looked_at::not_looked_at;
+    use crate::own_files::is_trusted_dir;
 
     const NOBODY: u32 = 65534;
 
@@ -211,6 +212,21 @@ mod tests {
         assert_eq!(blamed(&link.join("below"), None), None);
         lchown(&link, Some(NOBODY), None).unwrap();
         assert_eq!(blamed(&link.join("below"), None), Some(link));
+    }
+
+    #[test]
+    fn a_directory_for_files_of_ours_is_looked_at_with_those_above_it() {
+        let place = tempfile::tempdir().unwrap();
+        let above = place.path().join("m");
+        let below = above.join("runtime");
+        fs::create_dir_all(&below).unwrap();
+        for (mode, good) in [(0o755, true), (0o777, false), (0o1777, true)] {
+            fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_trusted_dir(&below), good, "{mode:o}");
+        }
+        fs::set_permissions(&below, Permissions::from_mode(0o777)).unwrap();
+        assert!(!is_trusted_dir(&below));
+        assert!(!is_trusted_dir(&above.join("none")));
     }
 
     #[test]
