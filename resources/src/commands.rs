@@ -11,6 +11,7 @@ use crate::detect::{self, Kvm};
 use crate::driver_patch;
 use crate::fuzz;
 use crate::host::{self, HostDied, Request, SharedFile};
+use crate::man;
 use crate::progress::Progress;
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
@@ -46,6 +47,8 @@ enum Subcommands {
     /// style checker says of it.
     #[command(after_help = DRIVER_PATCH_HELP)]
     DriverPatch(driver_patch::Options),
+    /// Write the manual pages of vmgenie and sysgenctl.
+    Man(man::Options),
     /// Feed the parsers of hostile input with what a fuzzer makes up: virtio queues, registers, state files, bodies of
     /// requests. Needs a nightly toolchain.
     Fuzz(Fuzz),
@@ -169,6 +172,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
             program("bench", passed.arguments, kvm, guests, image)
         }
         Subcommands::DriverPatch(options) => driver_patch::run(&options),
+        Subcommands::Man(options) => man::run(&options),
         Subcommands::Fuzz(options) => fuzz::fuzz(options.target.as_deref(), options.seconds),
     }
 }

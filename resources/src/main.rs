@@ -20,6 +20,7 @@ mod initramfs;
 mod kernel_tree;
 mod libraries;
 mod lifetime;
+mod man;
 mod modules;
 mod namespaces;
 mod patches;

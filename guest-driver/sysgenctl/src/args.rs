@@ -242,4 +242,19 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let pages = manual_pages::pages(Cli::command()).unwrap();
+        let visible = Cli::command().get_subcommands().count();
+        assert_eq!(
+            (pages.len(), pages[0].file.as_str()),
+            (visible + 1, "sysgenctl.1")
+        );
+        assert!(
+            pages[0].text.contains("\n.SH \"EXIT STATUS\"\n"),
+            "{}",
+            pages[0].text
+        );
+    }
 }

@@ -290,3 +290,29 @@ fn tables_have_no_lines_and_no_trailing_blanks() {
     let table = output::table(["A", "B"], vec![["1".to_owned(), "22".to_owned()]]);
     assert_eq!(table, "A  B\n1  22");
 }
+
+#[test]
+fn every_command_has_a_manual_page_with_its_options_and_examples() {
+    let pages = manual_pages::pages(Cli::command()).unwrap();
+    let visible = Cli::command().get_subcommands().count();
+    assert_eq!(
+        (pages.len(), pages[0].file.as_str()),
+        (visible + 1, "vmgenie.1")
+    );
+    for page in &pages {
+        let text = &page.text;
+        assert!(text.contains("\n.SH EXAMPLE"), "{}: {text}", page.file);
+        assert!(!text.contains('\u{1b}'), "{}: {text:?}", page.file);
+    }
+    let clone = pages.iter().find(|page| page.file == "vmgenie-clone.1");
+    let text = &clone.unwrap().text;
+    assert!(
+        text.contains("\\-\\-data") && text.contains("web\\-{n}"),
+        "{text}"
+    );
+    assert!(
+        pages[0].text.contains("\n.SH \"EXIT STATUS\"\n"),
+        "{}",
+        pages[0].text
+    );
+}
