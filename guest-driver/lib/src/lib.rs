@@ -58,5 +58,10 @@ pub use error::{
 };
 pub use watcher::{Options, Watcher};
 
+/// The program in the README, which has to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Where the device is.
 pub const DEVICE: &str = "/dev/sysgenid";

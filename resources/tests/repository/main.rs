@@ -11,4 +11,5 @@ mod files;
 mod licence;
 mod markdown;
 mod promises;
+mod publish;
 mod spelling;
