@@ -20,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -207,6 +208,10 @@ async fn accept_all(
                 );
                 connections.start(serving, activity);
             }
+            // That is told whether or not somebody waits, and no client makes room for nobody.
+            Err(error) if no_descriptors(&error) && !somebody_waits(listener) => {
+                tokio::time::sleep(ACCEPT_RETRY.0).await;
+            }
             // A client that says nothing gives its descriptor to one that may.
             Err(error) if no_descriptors(&error) && connections.close_longest_idle() => {
                 let _ = tokio::time::timeout(ROOM_RETRY, connections.tasks.join_next()).await;
@@ -225,6 +230,12 @@ async fn accept_all(
 
 fn no_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Whether there is a connection to accept.
+fn somebody_waits(listener: &UnixListener) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Serves one connection until its client is done with it.
