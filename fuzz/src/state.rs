@@ -12,7 +12,6 @@ use vmgenie::machine::layout;
 use vmgenie::machine::memory::GuestMemory;
 use vmgenie::machine::state::MachineState;
 use vmgenie::machine::virtio::files::DriveFileState;
-use vmgenie::snapshot::{Header, StateReader};
 use vmgenie_devices::fw_cfg::{FwCfg, InstanceData};
 use vmgenie_devices::pm::{PowerManagement, PowerManagementState};
 use vmgenie_devices::serial::{SerialPort, SerialPortState};
@@ -25,6 +24,7 @@ use vmgenie_devices::virtio::{
     QueueRegisters, Transport, TransportState, VirtioDevice, VirtioMmio,
 };
 use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
+use vmgenie_snapshot::{Header, StateReader};
 
 use crate::Input;
 use crate::backends::{Disk, Network, Programs, Shared};
@@ -257,7 +257,7 @@ fn file(records: &[Record]) -> Vec<u8> {
 
 #[allow(clippy::expect_used, reason = "the host's random numbers")]
 fn sealed(payload: &[u8]) -> Vec<u8> {
-    let id = vmgenie::snapshot::SnapshotId::generate().expect("an ID");
+    let id = vmgenie_snapshot::SnapshotId::generate().expect("an ID");
     Header::seal(id, MEMORY_MIB << 20, payload)
 }
 

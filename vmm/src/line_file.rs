@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::own_files;
+use vmgenie_snapshot::own_files;
 
 /// Whole lines into a file or named pipe, one write each: other processes may write to it, too.
 ///

@@ -16,11 +16,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
+use vmgenie_snapshot::own_files;
 
 use crate::fatal;
 use crate::line_file::LineFile;
 use crate::metrics::METRICS;
-use crate::own_files;
 
 /// The level that PUT `/logger` and Firecracker's command line set when they name none.
 pub const DIALECT_LEVEL: LevelFilter = LevelFilter::INFO;
@@ -51,7 +51,8 @@ pub struct LogConfig {
     pub show_level: Option<bool>,
     /// Tell the place in the source in each line.
     pub show_origin: Option<bool>,
-    /// Only what comes from the modules whose paths begin so (`api::server`), with or without `vmgenie::` before it.
+    /// Only what comes from the modules whose paths begin so (`api::server`), with or without `vmgenie::` or the name of
+    /// their crate before it.
     pub module: Option<String>,
     /// How a line looks.
     pub format: Option<LogFormat>,
@@ -133,12 +134,36 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
+/// The crates whose modules are known by their names alone, too.
+const CRATES: [&str; 2] = ["devices", "snapshot"];
+
 fn targets(level: LevelFilter, module: Option<&str>) -> Targets {
-    match module {
-        None => Targets::new().with_default(level),
-        Some(module) if module.starts_with("vmgenie") => Targets::new().with_target(module, level),
-        Some(module) => Targets::new().with_target(format!("vmgenie::{module}"), level),
+    let Some(module) = module else {
+        return Targets::new().with_default(level);
+    };
+    let targets = prefixes(module).into_iter();
+    targets.fold(Targets::new(), |targets, prefix| {
+        targets.with_target(prefix, level)
+    })
+}
+
+/// How the full names begin of the modules that are meant by `module`: `snapshot::publish`, `publish` and `vmgenie::snapshot::publish` are all
+/// `vmgenie_snapshot::publish`.
+fn prefixes(module: &str) -> Vec<String> {
+    let short = module.strip_prefix("vmgenie::").unwrap_or(module);
+    if module.starts_with("vmgenie") && short == module {
+        return vec![module.to_owned()];
     }
+    let mut found = vec![format!("vmgenie::{short}")];
+    for name in CRATES {
+        found.push(format!("vmgenie_{name}::{short}"));
+        if let Some(rest) = short.strip_prefix(name)
+            && (rest.is_empty() || rest.starts_with("::"))
+        {
+            found.push(format!("vmgenie_{name}{rest}"));
+        }
+    }
+    found
 }
 
 fn write_output() -> std::sync::RwLockWriteGuard<'static, Output> {
@@ -219,6 +244,27 @@ impl Write for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_is_found_by_its_name_in_whichever_crate_it_is() {
+        for name in [
+            "snapshot::publish",
+            "vmgenie::snapshot::publish",
+            "publish",
+            "vmgenie_snapshot::publish",
+            "vmgenie",
+            "snapshot",
+        ] {
+            let targets = targets(LevelFilter::INFO, Some(name));
+            let would = |target| targets.would_enable(target, &tracing::Level::INFO);
+            assert!(would("vmgenie_snapshot::publish"), "{name}");
+            assert!(!would("hyper::proto"), "{name}");
+            assert_eq!(would("vmgenie::api::server"), name == "vmgenie", "{name}");
+        }
+        let targets = targets(LevelFilter::INFO, Some("api::server"));
+        assert!(targets.would_enable("vmgenie::api::server", &tracing::Level::INFO));
+        assert!(!targets.would_enable("vmgenie_snapshot::publish", &tracing::Level::INFO));
+    }
 
     /// All in one test: the log is one of the process.
     #[test]

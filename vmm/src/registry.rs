@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::own_files::is_trusted_dir;
+use vmgenie_snapshot::own_files::is_trusted_dir;
 
 /// The longest file that is read, in bytes.
 const MAX_LEN: u64 = 64 << 10;

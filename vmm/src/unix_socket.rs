@@ -12,7 +12,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
-use crate::own_files::{self, DirLock, Purpose};
+use vmgenie_snapshot::own_files::{self, DirLock, Purpose};
 
 /// Only the user who started the VMM may speak to it.
 const MODE: u32 = 0o600;

@@ -13,7 +13,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmgenie::machine::layout;
 use vmgenie::machine::state::{MachineState, PlatformState, VcpuState};
-use vmgenie::snapshot::StateReader;
+use vmgenie_snapshot::StateReader;
 
 use crate::monitor::Files;
 

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
 use vmgenie::api::wire::GenerationChoice;
-use vmgenie::snapshot::fault;
+use vmgenie_snapshot::fault;
 use vmgenie_tests::process::signal;
 use vmgenie_tests::tiny::{self, Memory, generation};
 use vmgenie_tests::{Snapshot, Vm};
@@ -167,7 +167,7 @@ fn machines_that_write_to_one_place_at_once_leave_one_whole_snapshot() {
         // A reader among the writers always finds a pair that belongs together, once there is one.
         let mut found = 0;
         while found < 5 {
-            match vmgenie::snapshot::open_snapshot(&place.state(), &place.memory()) {
+            match vmgenie_snapshot::open_snapshot(&place.state(), &place.memory()) {
                 Ok(_) => found += 1,
                 Err(error) => assert_eq!(found, 0, "{error}"),
             }

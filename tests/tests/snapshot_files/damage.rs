@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crc64fast_nvme::Digest;
 use serde_json::json;
-use vmgenie::snapshot::{FORMAT, HEADER_LENGTH, SnapshotId, StateReader, open_snapshot};
+use vmgenie_snapshot::{FORMAT, HEADER_LENGTH, SnapshotId, StateReader, open_snapshot};
 use vmgenie_tests::http::{call, ok, refused};
 use vmgenie_tests::{Snapshot, Vm, tiny};
 

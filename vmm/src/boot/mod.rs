@@ -22,11 +22,11 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, Error as LoaderError, KernelLoader, KernelLoaderResult};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
+use vmgenie_snapshot::open_regular;
 
 use crate::config::{BootSource, Cmdline};
 use crate::machine::layout;
 use crate::machine::memory::GuestMemory;
-use crate::snapshot::open_regular;
 
 /// The `e_machine` of x86_64.
 const EM_X86_64: u16 = 62;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_snapshot::Header;
+use vmgenie_snapshot::own_files::{OwnDir, TrustError};
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
 use super::output::{pairs, show};
@@ -18,8 +20,6 @@ use crate::api::wire::{
     Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
 };
 use crate::client::Client;
-use crate::own_files::{OwnDir, TrustError};
-use crate::snapshot::Header;
 
 /// The state file in a snapshot's directory.
 const STATE_FILE: &str = "state";

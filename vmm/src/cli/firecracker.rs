@@ -134,7 +134,7 @@ enum OptionsError {
     #[error(transparent)]
     Log(LogError),
     #[error("could not read the state file {0}")]
-    Describe(PathBuf, #[source] crate::snapshot::StateError),
+    Describe(PathBuf, #[source] vmgenie_snapshot::StateError),
 }
 
 fn failure(status: u8) -> impl Fn(OptionsError) -> Failure {
@@ -170,11 +170,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         }
     };
     if options.snapshot_version {
-        println!("v{}", crate::snapshot::FORMAT);
+        println!("v{}", vmgenie_snapshot::FORMAT);
         return Ok(());
     }
     if let Some(path) = &options.describe_snapshot {
-        let reader = crate::snapshot::StateReader::open(path).map_err(|error| {
+        let reader = vmgenie_snapshot::StateReader::open(path).map_err(|error| {
             failure(super::FAILURE)(OptionsError::Describe(path.clone(), error))
         })?;
         println!("v{}", reader.header().format);

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_snapshot::{LoadError, open_judged};
 
 use crate::api::wire::{SnapshotLoad, WireError};
 use crate::config::DevicesConfig;
 use crate::controller::command::LoadSnapshot;
 use crate::machine::{SavedError, SavedMachine};
-use crate::snapshot::{LoadError, open_judged};
 
 /// Why a snapshot cannot be restored so, on any host.
 #[derive(Debug, Error)]

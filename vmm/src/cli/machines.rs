@@ -298,7 +298,7 @@ fn find(wanted: &str) -> Result<Entry, StopError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::not_looked_at::not_looked_at;
+    use vmgenie_snapshot::not_looked_at::not_looked_at;
 
     #[test]
     fn a_process_is_told_from_a_later_one_of_its_number() {

@@ -3,6 +3,8 @@
 use std::io::stdin;
 use std::os::fd::AsFd;
 
+use vmgenie_snapshot::own_files;
+
 use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
@@ -12,7 +14,7 @@ use crate::config::{self, BootSource, Cmdline, MachineConfig};
 use crate::controller::Outcome;
 use crate::controller::command::{Command, LoadSnapshot};
 use crate::process::{self, ProcessError, RunOptions};
-use crate::{own_files, terminal};
+use crate::terminal;
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
 /// distribution is at ease with for one of its own.

@@ -9,6 +9,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
+use vmgenie_snapshot::SnapshotId;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{
@@ -18,7 +19,6 @@ use crate::config::{
 use crate::logging::LogConfig;
 use crate::machine::console_history::ConsoleHistory;
 use crate::metrics::MetricsConfig;
-use crate::snapshot::SnapshotId;
 
 /// How many commands may wait for the event loop; who has another one waits for room.
 const MAX_WAITING: usize = 128;
@@ -146,7 +146,7 @@ pub enum HostPaths {
     Any,
     /// The same, if nobody but this user and root can have written the snapshot ([`Distrust`]); else as [`Self::NamedOnly`].
     ///
-    /// [`Distrust`]: crate::snapshot::Distrust
+    /// [`Distrust`]: vmgenie_snapshot::Distrust
     Trusted,
     /// Those in overrides alone, and the snapshot's own copies of drives.
     NamedOnly,

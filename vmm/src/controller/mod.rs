@@ -18,6 +18,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
+use vmgenie_snapshot::NamedFile;
 
 use crate::boot::{self, BootError};
 use crate::config::{
@@ -33,7 +34,6 @@ use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
 use crate::metrics::{DEVICES, MetricsFile};
 use crate::report::report;
-use crate::snapshot::{self, NamedFile};
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 pub use ending::{Outcome, RunError};
@@ -270,7 +270,7 @@ impl Controller {
             if let Some(machine) = &self.machine {
                 machine.keep_memory_out_of_core_dumps();
             }
-            snapshot::sweep(&state, &memory);
+            vmgenie_snapshot::sweep(&state, &memory);
         }
     }
 

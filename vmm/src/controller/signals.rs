@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use crate::end_request::SIGNALS;
+use vmgenie_snapshot::end_request::SIGNALS;
+
 use crate::metrics::METRICS;
 
 /// A signalfd for the signals that end the process.

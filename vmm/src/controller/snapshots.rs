@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use vmgenie_snapshot::end_request;
+use vmgenie_snapshot::{
+    CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
+};
+
 use super::command::{
     CommandError, CommandResult, CreateSnapshot, HostPaths, LoadSnapshot, Reply, SnapshotCreated,
 };
 use super::{Controller, refused};
-use crate::end_request;
 use crate::machine::{DriveCopies, Host, Machine};
-use crate::snapshot::{
-    CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
-};
 
 impl Controller {
     pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use vmgenie_snapshot::{StateWriter, open_snapshot};
+
 use super::*;
-use crate::snapshot::{StateWriter, open_snapshot};
 
 /// Creates a snapshot of no memory and with a copy of one drive in the directory that the environment names.
 #[test]

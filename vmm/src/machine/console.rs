@@ -9,9 +9,9 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use rustix::net::{SendFlags, send};
+use vmgenie_snapshot::own_files;
 
 use super::console_history::ConsoleHistory;
-use crate::own_files;
 
 /// The most bytes that wait for a reader who does not keep up, beyond the pipe or terminal itself.
 const MAX_WAITING: usize = 64 << 10;
@@ -268,7 +268,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::not_looked_at::not_looked_at;
+    use vmgenie_snapshot::not_looked_at::not_looked_at;
 
     #[test]
     fn output_reaches_a_pipe() {

@@ -7,6 +7,7 @@ use kvm_bindings::{CpuId, KVM_CLOCK_REALTIME};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
+use vmgenie_snapshot::LoadedSnapshot;
 
 use super::backends::copy::{Copies, CopyError, make_drives};
 use super::clock::{self, ClockError, GuestTime};
@@ -24,7 +25,6 @@ use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 use crate::config::DeviceOverrides;
 use crate::controller::command::{LoadSnapshot, RestoreAs};
 use crate::generation::GenerationError;
-use crate::snapshot::LoadedSnapshot;
 
 /// Why a machine could not be restored.
 #[derive(Debug, Error)]

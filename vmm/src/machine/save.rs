@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
+use vmgenie_snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
 
 use super::clock::{ClockError, GuestTime};
 use super::platform::{self, PlatformError};
@@ -12,7 +13,6 @@ use super::state::{MachineState, VcpuState};
 use super::vcpu_state::{self, VcpuStateError};
 use super::virtio::{CopyDrivesError, DriveCopies, SyncDriveError};
 use super::{Host, Machine};
-use crate::snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
 
 /// Why a machine could not be saved.
 #[derive(Debug, Error)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
+use vmgenie_snapshot::{Distrust, SnapshotId, StateError, StateReader};
 
 use super::backends::found::Located;
 use super::devices::DeviceStates;
@@ -16,7 +17,6 @@ use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{ConfigError, DevicesConfig, MachineConfig};
 use crate::controller::command::LoadSnapshot;
 use crate::generation::{GenerationDevices, GenerationError};
-use crate::snapshot::{Distrust, SnapshotId, StateError, StateReader};
 
 /// Why a machine cannot be what a state file says, or not with what the request wants.
 #[derive(Debug, Error)]

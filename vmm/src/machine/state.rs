@@ -14,7 +14,7 @@ use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
 use vmgenie_devices::{DeviceState, bounded};
 
-use crate::snapshot::Part;
+use vmgenie_snapshot::Part;
 
 /// More MSRs than any KVM lists: it knows some hundred.
 const MAX_MSRS: usize = 1024;
@@ -143,8 +143,8 @@ device_part!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{SnapshotId, StateError, StateReader, StateWriter};
     use vmgenie_devices::fw_cfg::{FILE_LEN, FwCfg, InstanceData};
+    use vmgenie_snapshot::{SnapshotId, StateError, StateReader, StateWriter};
 
     /// The part as it was written before SGEN had more than four registers.
     #[derive(Serialize, Deserialize)]
@@ -164,7 +164,7 @@ mod tests {
         const VERSION: u16 = 1;
     }
 
-    fn read_sysgen(part: &impl Part) -> Result<SysGenPart, crate::snapshot::StateError> {
+    fn read_sysgen(part: &impl Part) -> Result<SysGenPart, vmgenie_snapshot::StateError> {
         let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
         writer.part(part).unwrap();
         StateReader::from_bytes(writer.finish().unwrap())
@@ -198,7 +198,7 @@ mod tests {
         const VERSION: u16 = FwCfgPart::VERSION;
     }
 
-    fn read<P: Part>(part: &P) -> Result<FwCfgPart, crate::snapshot::StateError> {
+    fn read<P: Part>(part: &P) -> Result<FwCfgPart, vmgenie_snapshot::StateError> {
         let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
         writer.part(part).unwrap();
         StateReader::from_bytes(writer.finish().unwrap())

@@ -1,9 +1,10 @@
 //! vCPUs of this host's KVM, whose guests never run.
 
+use vmgenie_snapshot::not_looked_at::not_looked_at;
+
 use super::*;
 use crate::machine::platform;
 use crate::machine::vcpu::Vcpu;
-use crate::not_looked_at::not_looked_at;
 
 const K7_EVNTSEL0: u32 = 0xc001_0000;
 /// Counts instructions in user and kernel mode.

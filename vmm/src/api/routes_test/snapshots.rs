@@ -1,10 +1,10 @@
 use serde_json::json;
+use vmgenie_snapshot::SnapshotId;
 
 use super::*;
 use crate::api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use crate::config::{self, DeviceOverrides};
 use crate::controller::command::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
-use crate::snapshot::SnapshotId;
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use vmgenie_snapshot::SnapshotId;
 
 use super::{VsockPeers, WireError, not_empty};
 use crate::config::{
     self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
 };
 use crate::controller::command::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
-use crate::snapshot::SnapshotId;
 
 /// PUT `/snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -19,8 +19,8 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use thiserror::Error;
 
-use crate::end_request;
 pub(crate) use file_system::reader_main;
+use vmgenie_snapshot::end_request;
 
 /// The first argument that makes this program read an image; the second is the length that a file in it may have, in bytes.
 pub(crate) const READER: &str = "--read-image";

@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use vmgenie_snapshot::NamedFile;
 
 use super::drive::copy_file::{copy_file, new_file, no_file};
 use super::drive::{self, OverlayError, overlay};
 use super::found::Located;
 use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
-use crate::snapshot::NamedFile;
 
 /// A clone's own file could not be made.
 #[derive(Debug, Error)]
@@ -155,8 +155,9 @@ mod tests {
             (File::open(&from).unwrap(), File::create(file).unwrap())
         };
         let (mut source, mut target) = sized("told");
-        let ended =
-            crate::end_request::told_to_end(|| copy_data(&mut source, &mut target, 32 << 20));
+        let ended = vmgenie_snapshot::end_request::told_to_end(|| {
+            copy_data(&mut source, &mut target, 32 << 20)
+        });
         assert!(ended.unwrap_err().to_string().contains("told to end"));
         let refused = copy(&from, None, &to, false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
@@ -175,7 +176,7 @@ mod tests {
         inotify::add_watch(&opens, &pipe, inotify::WatchFlags::OPEN).unwrap();
         assert!(copy(&pipe, None, &dir.path().join("x"), false).is_err());
         assert!(drive::base_len(&NamedFile::at(&pipe).unwrap()).is_err());
-        assert!(crate::snapshot::open_regular(&pipe).unwrap().is_none());
+        assert!(vmgenie_snapshot::open_regular(&pipe).unwrap().is_none());
         let opened = rustix::io::read(&opens, &mut [0; 64]);
         assert_eq!(opened, Err(Errno::AGAIN), "it was opened");
         assert!(copy(dir.path(), None, &dir.path().join("x"), false).is_err());

@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
+use vmgenie_snapshot::NamedFile;
 
 use crate::config::DevicesConfig;
-use crate::snapshot::NamedFile;
 
 /// A regular file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,10 +20,10 @@ use vmgenie_devices::throttle::Throttle;
 use vmgenie_devices::virtio::vsock::{
     Event, Host, LISTENER, MAX_CONNECTIONS, Stream, Token, Vsock, VsockError, VsockState,
 };
+use vmgenie_snapshot::own_files;
 
 use super::tap::pieces;
 use crate::config::{VsockConfig, VsockPeers};
-use crate::own_files;
 use crate::unix_socket::{ListeningSocket, SocketError, peer_uid};
 
 /// How many events are taken at a time.

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
+use vmgenie_snapshot::{SnapshotId, with_current};
 
 use super::files::{DriveFileState, copy_suffix};
 use crate::config::DeviceId;
 use crate::machine::backends::drive::lock::{self, Use};
 use crate::machine::backends::drive::{Drive, sync_name};
 use crate::machine::backends::found::FileStamp;
-use crate::snapshot::{SnapshotId, with_current};
 
 /// A drive could not be copied.
 #[derive(Debug, Error)]
@@ -224,7 +224,7 @@ impl Drop for DriveCopies {
 mod tests {
     use super::*;
     use crate::config::DriveConfig;
-    use crate::snapshot::StateWriter;
+    use vmgenie_snapshot::StateWriter;
 
     /// A directory in which the snapshot `current` is, as far as its state file tells.
     struct Place(tempfile::TempDir);

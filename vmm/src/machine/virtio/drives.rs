@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vmgenie_devices::virtio::block::BlockBackend;
+use vmgenie_snapshot::SnapshotId;
 
 use super::VirtioDevices;
 use super::copies::{CopyDrivesError, DriveCopies};
@@ -12,7 +13,6 @@ use super::device::Device;
 use crate::config::DeviceId;
 use crate::machine::backends::drive::DriveError;
 use crate::metrics::DEVICES;
-use crate::snapshot::SnapshotId;
 
 /// Why a drive could not be updated.
 #[derive(Debug, Error)]

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vmgenie_snapshot::{Distrust, NamedFile, Part, SnapshotId};
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
 use crate::controller::command::{ChangedDrives, HostPaths};
 use crate::machine::backends::found::{DriveFiles, FileStamp, Located};
-use crate::snapshot::{Distrust, NamedFile, Part, SnapshotId};
 
 /// What the name of the copy that snapshot `id` has of a drive ends with.
 pub(super) fn copy_suffix(drive: &str, id: SnapshotId) -> String {

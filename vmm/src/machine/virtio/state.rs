@@ -7,13 +7,13 @@ use vmgenie_devices::virtio::entropy::EntropyState;
 use vmgenie_devices::virtio::net::NetState;
 use vmgenie_devices::virtio::vsock::VsockState;
 use vmgenie_devices::virtio::{TransportState, block, entropy, net, vsock};
+use vmgenie_snapshot::{Part, StateError, StateReader, StateWriter, WriteStateError};
 
 use super::VirtioError;
 use super::files::DriveFilePart;
 use crate::config::{DevicesConfig, DevicesConfigV2};
 use crate::machine::memory::GuestMemory;
 use crate::machine::state::device_part;
-use crate::snapshot::{Part, StateError, StateReader, StateWriter, WriteStateError};
 
 /// Which devices there are, in the order of their slots, and what is behind them on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,8 +193,8 @@ impl SavedVirtio {
 mod tests {
     use super::*;
     use crate::config::{Cid, EntropyConfig, VsockConfig, VsockPeers};
-    use crate::snapshot::SnapshotId;
     use vmgenie_devices::virtio::QueueRegisters;
+    use vmgenie_snapshot::SnapshotId;
 
     fn written(saved: &SavedVirtio) -> Vec<u8> {
         let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);

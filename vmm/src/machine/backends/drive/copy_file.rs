@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::{SeekFrom as At, ioctl_ficlone, seek};
 use rustix::io::Errno;
+use vmgenie_snapshot::end_request::{self, LOOK_EVERY};
 
 use super::extents;
 use super::overlay_error::OverlayError;
-use crate::end_request::{self, LOOK_EVERY};
 use crate::machine::backends::found::FileStamp;
 
 /// Makes a file in a place where nothing is.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::own_files::uninterrupted;
+use vmgenie_snapshot::own_files::uninterrupted;
 
 /// What every sync after one that has failed is answered.
 const LOST: &str = "an earlier sync of the file has failed, and what was written before it may be lost. Check the file and the disk that it is on, then have \

@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
+use vmgenie_snapshot::NamedFile;
 
 use super::overlay_error::{GRANULE, OverlayError};
-use crate::snapshot::NamedFile;
 
 /// File systems whose `SEEK_DATA` tells exactly what was written, zeros as well: ext4, XFS, Btrfs, tmpfs, and overlayfs, which has one of
 /// them below itself.

@@ -30,11 +30,11 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use thiserror::Error;
 use vmgenie_devices::virtio::block::{BlockBackend, BlockError, SECTOR, Task};
+use vmgenie_snapshot::NamedFile;
+use vmgenie_snapshot::own_files::{self, uninterrupted};
 
 use super::found::{DriveFiles, FileStamp};
 use crate::config::{CacheMode, DriveConfig, IoEngine};
-use crate::own_files::{self, uninterrupted};
-use crate::snapshot::NamedFile;
 
 use copy_file::copy_file;
 use durability::Durability;

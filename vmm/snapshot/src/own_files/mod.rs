@@ -19,12 +19,12 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub(crate) use directory::OwnDir;
-pub(crate) use links::{follow, is_trusted_dir, open_append};
-pub(crate) use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
-pub(crate) use rotation::{output_grew, output_rotations, rotate_output};
-pub(crate) use sync::{sync_directory, uninterrupted};
-pub(crate) use way::check_way;
+pub use directory::OwnDir;
+pub use links::{follow, is_trusted_dir, open_append};
+pub use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
+pub use rotation::{output_grew, output_rotations, rotate_output};
+pub use sync::{sync_directory, uninterrupted};
+pub use way::check_way;
 
 /// Whoever may write to a directory besides its owner: the group and all others.
 const OTHERS_WRITE: u32 = 0o022;
@@ -84,7 +84,7 @@ pub enum TrustError {
 }
 
 /// Files of this user's, or of the superuser's, are no attack.
-pub(crate) fn is_trusted_owner(uid: u32) -> bool {
+pub fn is_trusted_owner(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 

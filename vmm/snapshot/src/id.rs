@@ -2,6 +2,9 @@
 
 use std::{fmt, io};
 
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
 /// Names one snapshot: 16 random bytes that its state file and its memory file both carry, so that
 /// a state file cannot be paired with the memory of another snapshot unnoticed.
 ///
@@ -16,7 +19,13 @@ impl SnapshotId {
     /// Returns the operating system's error when it has no random bytes to give.
     pub fn generate() -> io::Result<Self> {
         let mut bytes = [0; 16];
-        vmgenie_devices::random::fill(&mut bytes).map_err(|error| io::Error::from(error.0))?;
+        // By the system call alone: a static program in an empty root directory has no `/dev/random` to fall back to. So
+        // few bytes are given whole or not at all.
+        while let Err(error) = getrandom(&mut bytes, GetRandomFlags::empty()) {
+            if error != Errno::INTR {
+                return Err(error.into());
+            }
+        }
         Ok(Self(bytes))
     }
 

@@ -19,7 +19,7 @@ pub(super) const MAX_LINKS: usize = 40;
 ///
 /// # Errors
 /// A directory above it, or a link on the way, is not trusted.
-pub(crate) fn check_way(path: &Path) -> Result<(), TrustError> {
+pub fn check_way(path: &Path) -> Result<(), TrustError> {
     check_way_for(path, &Owners::of_this_process()?)
 }
 

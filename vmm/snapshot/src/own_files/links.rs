@@ -22,7 +22,7 @@ fn parent(path: &Path) -> &Path {
 ///
 /// # Errors
 /// A link is not trusted, or there are too many.
-pub(crate) fn follow(path: &Path) -> Result<PathBuf, TrustError> {
+pub fn follow(path: &Path) -> Result<PathBuf, TrustError> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         let look = |error| TrustError::Look(path.clone(), error);
@@ -70,7 +70,7 @@ fn check_link(link: &Path, uid: u32) -> Result<(), TrustError> {
 ///
 /// # Errors
 /// It may not be followed or used, or cannot be opened.
-pub(crate) fn open_append(path: &Path) -> io::Result<File> {
+pub fn open_append(path: &Path) -> io::Result<File> {
     let mut place = follow(path).map_err(io::Error::other)?;
     let mut flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
     // A named pipe that has no reader yet is not waited for.
@@ -91,7 +91,7 @@ pub(crate) fn open_append(path: &Path) -> io::Result<File> {
 }
 
 /// Whether nobody else can change what is in the directory that `path` leads to, or lead the path elsewhere.
-pub(crate) fn is_trusted_dir(path: &Path) -> bool {
+pub fn is_trusted_dir(path: &Path) -> bool {
     let is_ours = fs::metadata(path).is_ok_and(|metadata| {
         metadata.is_dir() && is_trusted_owner(metadata.uid()) && !others_may_change(metadata.mode())
     });

@@ -204,9 +204,8 @@ pub(super) fn load(state: &Path, memory: &Path) -> Result<u8, LoadError> {
 /// runs only here.
 pub(super) fn process(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let name = format!("snapshot::{test}");
     command.args([
-        name.as_str(),
+        test,
         "--exact",
         "--ignored",
         "--nocapture",

@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(2);
 
 /// What a directory is locked for; each has a lock of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub enum Purpose {
     /// Snapshots are published.
     Snapshots,
     /// Clones are started.
@@ -65,7 +65,7 @@ fn process(pid: Option<u32>) -> String {
 /// A lock that ends with this value, or with the process. Its file goes with it.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct DirLock {
+pub struct DirLock {
     directory: File,
     name: String,
     /// None on a file system without locks.
@@ -85,7 +85,7 @@ impl Drop for DirLock {
 }
 
 /// Whether the directory has the file of such a lock: it is locked, or a process that had locked it was killed.
-pub(crate) fn is_locked_name(directory: impl AsFd, purpose: Purpose) -> bool {
+pub fn is_locked_name(directory: impl AsFd, purpose: Purpose) -> bool {
     rustix::fs::statat(directory, purpose.file_name(), AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
@@ -93,11 +93,7 @@ pub(crate) fn is_locked_name(directory: impl AsFd, purpose: Purpose) -> bool {
 ///
 /// # Errors
 /// Another process holds the lock, the directory cannot be written to, or somebody else's file has the lock's name.
-pub(crate) fn lock(
-    directory: &File,
-    purpose: Purpose,
-    patience: Duration,
-) -> Result<DirLock, LockError> {
+pub fn lock(directory: &File, purpose: Purpose, patience: Duration) -> Result<DirLock, LockError> {
     let try_lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
     lock_by(directory, purpose, patience, try_lock)
 }

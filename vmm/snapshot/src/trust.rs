@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::not_looked_at::not_looked_at;
-    use crate::snapshot::{SnapshotId, StateWriter};
+    use crate::{SnapshotId, StateWriter};
 
     const NOBODY: u32 = 65534;
 

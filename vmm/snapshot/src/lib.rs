@@ -24,6 +24,7 @@
 //! create for the same two paths and by [`sweep`]. Files are never written in place, so machines
 //! that run from an earlier snapshot keep their memory.
 
+pub mod end_request;
 pub mod fault;
 mod header;
 mod id;
@@ -31,6 +32,9 @@ mod load;
 pub mod memory_file;
 mod memory_source;
 mod named_file;
+#[cfg(any(test, feature = "testing"))]
+pub mod not_looked_at;
+pub mod own_files;
 mod pagemap;
 mod publish;
 mod staged;
@@ -53,7 +57,7 @@ pub use id::SnapshotId;
 pub use load::{LoadError, LoadedSnapshot, open_judged, open_snapshot};
 pub use memory_file::MemoryFileError;
 pub use memory_source::{MemorySource, MemorySourceError};
-pub(crate) use named_file::NamedFile;
+pub use named_file::NamedFile;
 pub use publish::{CreateError, Staging};
 pub use state::WriteStateError;
 pub use state::{MAX_PARTS, MAX_TAG_LENGTH, Part, StateError, StateReader, StateWriter};
@@ -70,7 +74,7 @@ const REGULAR: OFlags = OFlags::RDONLY
 
 /// Opens the regular file at `path` for reading; returns it with its length in bytes, or `None` if
 /// something else has that name.
-pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, u64)>> {
+pub fn open_regular(path: &Path) -> io::Result<Option<(File, u64)>> {
     // Not opened before its kind is known: to open a device may do something.
     if !std::fs::metadata(path)?.is_file() {
         return Ok(None);

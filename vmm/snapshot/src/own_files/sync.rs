@@ -6,7 +6,7 @@ use std::io;
 use rustix::io::Errno;
 
 /// Makes a sync again that a signal has interrupted: it has neither succeeded nor lost anything.
-pub(crate) fn uninterrupted(sync: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+pub fn uninterrupted(sync: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     loop {
         match sync() {
             Err(Errno::INTR) => {}
@@ -19,7 +19,7 @@ pub(crate) fn uninterrupted(sync: impl Fn() -> Result<(), Errno>) -> Result<(), 
 ///
 /// # Errors
 /// The directory's.
-pub(crate) fn sync_directory(directory: &File) -> io::Result<()> {
+pub fn sync_directory(directory: &File) -> io::Result<()> {
     match uninterrupted(|| rustix::fs::fsync(directory)) {
         // Some network file systems have no sync of directories; their servers do it.
         Err(Errno::INVAL | Errno::OPNOTSUPP) | Ok(()) => Ok(()),

@@ -6,10 +6,10 @@ use std::mem::MaybeUninit;
 use thiserror::Error;
 
 /// The signals that end the process. The event loop has them blocked, so that they wait until it takes them.
-pub(crate) const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+pub const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// How many bytes may be copied between two looks.
-pub(crate) const LOOK_EVERY: usize = 16 << 20;
+pub const LOOK_EVERY: usize = 16 << 20;
 
 /// What takes long was given up.
 #[derive(Debug, Error)]
@@ -20,7 +20,7 @@ pub struct Ended;
 ///
 /// # Errors
 /// [`Ended`], if one of [`SIGNALS`] waits to be taken.
-pub(crate) fn check() -> io::Result<()> {
+pub fn check() -> io::Result<()> {
     match is_pending() {
         true => Err(io::Error::other(Ended)),
         false => Ok(()),
@@ -28,7 +28,7 @@ pub(crate) fn check() -> io::Result<()> {
 }
 
 /// Whether one of [`SIGNALS`] waits to be taken.
-pub(crate) fn is_pending() -> bool {
+pub fn is_pending() -> bool {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigpending initializes the set if it succeeds, and keeps no pointer to it.
     let set = unsafe {
@@ -44,8 +44,8 @@ pub(crate) fn is_pending() -> bool {
 }
 
 /// Runs `test` while its thread, and no other, has been told to end.
-#[cfg(test)]
-pub(crate) fn told_to_end<T>(test: impl FnOnce() -> T) -> T {
+#[cfg(any(test, feature = "testing"))]
+pub fn told_to_end<T>(test: impl FnOnce() -> T) -> T {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initializes the set, and no call keeps a pointer to it. The signal is blocked before it is sent.
     let set = unsafe {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct NamedFile {
+pub struct NamedFile {
     handle: File,
     metadata: Metadata,
     path: PathBuf,
@@ -25,7 +25,7 @@ impl NamedFile {
     ///
     /// # Errors
     /// There is nothing, or it may not be reached.
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+    pub fn at(path: &Path) -> io::Result<Self> {
         Self::find(path.to_owned(), OFlags::empty())
     }
 
@@ -33,7 +33,7 @@ impl NamedFile {
     ///
     /// # Errors
     /// There is nothing, or the name has a way in it.
-    pub(crate) fn in_directory(dir: &Path, name: &str) -> io::Result<Self> {
+    pub fn in_directory(dir: &Path, name: &str) -> io::Result<Self> {
         let plain = Path::new(name).file_name().is_some_and(|it| it == name);
         if !plain {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -54,22 +54,22 @@ impl NamedFile {
     }
 
     /// As it was when it was found.
-    pub(crate) fn metadata(&self) -> &Metadata {
+    pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
     /// Where it was found.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether it holds bytes that can be read anywhere, and opening it does nothing.
-    pub(crate) fn is_file_or_block_device(&self) -> bool {
+    pub fn is_file_or_block_device(&self) -> bool {
         self.metadata.is_file() || self.metadata.file_type().is_block_device()
     }
 
     /// The kind of its file system, one of linux/magic.h.
-    pub(crate) fn file_system(&self) -> io::Result<u32> {
+    pub fn file_system(&self) -> io::Result<u32> {
         Ok(rustix::fs::fstatfs(&self.handle)?.f_type as u32)
     }
 
@@ -77,7 +77,7 @@ impl NamedFile {
     ///
     /// # Errors
     /// The file's; or it is gone and the host has no `/proc`.
-    pub(crate) fn open(&self, write: bool) -> io::Result<File> {
+    pub fn open(&self, write: bool) -> io::Result<File> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         let flags = access | OFlags::CLOEXEC | OFlags::NOCTTY;
         let handle = format!("/proc/self/fd/{}", self.handle.as_raw_fd());

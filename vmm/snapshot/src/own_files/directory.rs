@@ -13,7 +13,7 @@ use super::{TrustError, check_way, is_trusted_owner, others_may_change};
 
 /// A directory in which files of ours are safe.
 #[derive(Debug)]
-pub(crate) struct OwnDir {
+pub struct OwnDir {
     file: File,
     path: PathBuf,
     made: bool,
@@ -25,7 +25,7 @@ impl OwnDir {
     ///
     /// # Errors
     /// It cannot be made, or is not trusted.
-    pub(crate) fn make(path: &Path) -> Result<Self, TrustError> {
+    pub fn make(path: &Path) -> Result<Self, TrustError> {
         // Without a slash at the end, behind which a link would be followed.
         let path: PathBuf = path.components().collect();
         let failed = |error| TrustError::Make(path.clone(), error);
@@ -53,7 +53,7 @@ impl OwnDir {
     ///
     /// # Errors
     /// It cannot be made, or somebody else can exchange what is above it.
-    pub(crate) fn make_new(path: &Path) -> Result<Self, TrustError> {
+    pub fn make_new(path: &Path) -> Result<Self, TrustError> {
         check_way(path)?;
         DirBuilder::new()
             .mode(0o700)
@@ -69,7 +69,7 @@ impl OwnDir {
     ///
     /// # Errors
     /// It is not there, or not trusted.
-    pub(crate) fn open(path: &Path) -> Result<Self, TrustError> {
+    pub fn open(path: &Path) -> Result<Self, TrustError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -92,12 +92,12 @@ impl OwnDir {
     }
 
     /// The path under which it was found.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The open directory.
-    pub(crate) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
@@ -105,7 +105,7 @@ impl OwnDir {
     ///
     /// # Errors
     /// What is there is a link, no regular file, or somebody else's.
-    pub(crate) fn append(&self, name: &OsStr) -> io::Result<(File, bool)> {
+    pub fn append(&self, name: &OsStr) -> io::Result<(File, bool)> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // What waits for a reader (a named pipe) is refused at once.
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -130,7 +130,7 @@ impl OwnDir {
     }
 
     /// Removes what is called `name` if it is still the file with this device and inode.
-    pub(crate) fn remove(&self, name: &OsStr, file: (u64, u64)) {
+    pub fn remove(&self, name: &OsStr, file: (u64, u64)) {
         let is_it = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino) == file;
         if rustix::fs::statat(&self.file, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_it) {
             let _ = rustix::fs::unlinkat(&self.file, name, AtFlags::empty());
@@ -138,7 +138,7 @@ impl OwnDir {
     }
 
     /// Removes the directory again, if it was made here and is empty.
-    pub(crate) fn remove_if_made(&self) {
+    pub fn remove_if_made(&self) {
         if self.made {
             let _ = fs::remove_dir(&self.path); // only an empty one goes
         }

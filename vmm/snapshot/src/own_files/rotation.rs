@@ -25,7 +25,7 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Standard output and error are the file at `path` from now on. When it has become large, it is put aside as `PATH.1`, in the
 /// place of the one before.
-pub(crate) fn rotate_output(path: &Path) {
+pub fn rotate_output(path: &Path) {
     // Once for each process: a second call changes nothing.
     let _ = LOG.set(Log {
         path: path.to_owned(),
@@ -36,7 +36,7 @@ pub(crate) fn rotate_output(path: &Path) {
 }
 
 /// To be told of all that was written to standard output and error.
-pub(crate) fn output_grew(bytes: usize) {
+pub fn output_grew(bytes: usize) {
     let Some(log) = LOG.get() else { return };
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     if log.unlooked.fetch_add(bytes, Ordering::Relaxed) < LOOK {
@@ -57,7 +57,7 @@ pub(crate) fn output_grew(bytes: usize) {
 }
 
 /// Another number than before if standard output has become another file.
-pub(crate) fn output_rotations() -> u64 {
+pub fn output_rotations() -> u64 {
     LOG.get()
         .map_or(0, |log| log.rotations.load(Ordering::Relaxed))
 }
