@@ -309,7 +309,7 @@ impl Client {
         self.send(Method::PUT, "/snapshot/load", body).map(drop)
     }
 
-    /// GET `/instance-data`: by which string the guest knows who it is.
+    /// GET `/instance-data`: the guest's identity string.
     pub fn instance_data(&mut self) -> Result<String, ClientError> {
         let answer: wire::InstanceData = self.get("/instance-data")?;
         Ok(answer.data)

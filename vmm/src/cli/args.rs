@@ -237,7 +237,7 @@ pub struct RunArgs {
     /// A device with the host's random numbers.
     #[arg(long)]
     pub entropy: bool,
-    /// By which string the guest knows who it is: it reads it in /sys/firmware/qemu_fw_cfg/by_name/opt/org.vmgenie.instance/raw;
+    /// The guest's identity string, which it reads in /sys/firmware/qemu_fw_cfg/by_name/opt/org.vmgenie.instance/raw;
     /// @FILE is a file's content; 4096 bytes at most.
     #[arg(long, value_name = "TEXT")]
     pub data: Option<String>,
@@ -408,8 +408,7 @@ pub struct OverrideArgs {
     /// Another CID for the vsock device: a number, or a sum of numbers.
     #[arg(long, value_name = "CID", value_parser = parse_template)]
     pub cid: Option<Template>,
-    /// By which string the guest knows who it is; @FILE is a file's content, as it is. Without it, none (with --generation keep: as
-    /// before).
+    /// The guest's identity string; @FILE is a file's content, as it is. Without it, none (with --generation keep: as before).
     #[arg(long, value_name = "TEXT", value_parser = parse_any_template)]
     pub data: Option<Template>,
     /// Open nothing that only the snapshot names: for one of somebody else's. Without this and --trust-paths it is so for a snapshot that somebody

@@ -353,7 +353,7 @@ pub struct DeviceOverrides {
     pub nets: Vec<NetOverride>,
     /// Another socket and CID.
     pub vsock: VsockOverride,
-    /// By which string the guest knows who it is. Without one another machine has none, and the same one has its own.
+    /// The guest's identity string. Without one a machine with a new generation has none, and one with the old keeps its own.
     pub instance_data: Option<InstanceData>,
 }
 

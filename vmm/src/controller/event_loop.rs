@@ -55,7 +55,7 @@ pub(crate) struct EventLoop {
     pub(crate) input: Option<ConsoleInput>,
     /// What those type who have attached to the console.
     pub(crate) attached: AttachedInput,
-    /// Who has started this process holds standard input's other end, until it lets go; what to remove if it does not.
+    /// Set while a parent supervises us through standard input: files to delete if it dies before it releases us.
     pub(crate) lifeline: Option<Vec<PathBuf>>,
     pub(crate) on_reboot: OnReboot,
     /// The machine that is starting has run before.

@@ -88,7 +88,7 @@ pub(crate) struct Controller {
     config: MachineConfig,
     boot_source: Option<BootSource>,
     devices: DevicesConfig,
-    /// Of a machine that boots; once there is one, the machine's device knows better.
+    /// For the machine that will boot. Once there is one, its device has the string.
     instance_data: InstanceData,
     /// Something was configured, so that no snapshot may be loaded any more.
     configured: bool,
@@ -245,7 +245,7 @@ impl Controller {
                     create_snapshot(host, machine, &request)
                 }),
             Command::LoadSnapshot(request) => self.load_snapshot(&request),
-            Command::Generation => self.with_machine("ask for the generation of", |_, machine| {
+            Command::Generation => self.with_machine("show the generation of", |_, machine| {
                 machine.generation().map(Reply::Generation).map_err(refused)
             }),
             Command::NewGeneration => {
@@ -303,10 +303,10 @@ impl Controller {
         match &mut self.machine {
             Some(machine) => action(&self.host, machine),
             None if self.starting.is_some() => Err(CommandError(format!(
-                "there is no microVM to {verb} yet: it is starting, and its image is being read"
+                "cannot {verb} the microVM yet: it is starting, and its image is being read"
             ))),
             None => Err(CommandError(format!(
-                "there is no microVM to {verb} yet: start one (PUT /actions InstanceStart) or load a snapshot \
+                "cannot {verb} the microVM: there is none yet. Start one (PUT /actions InstanceStart) or load a snapshot \
                  (PUT /snapshot/load)"
             ))),
         }

@@ -170,8 +170,8 @@ impl Machine {
     }
 }
 
-/// Who the restored machine is. Another one than the one that was snapshotted is nobody until it is told: it must not take
-/// itself for that.
+/// The restored machine's identity string. A clone with a new generation starts with an empty one, so that it cannot
+/// pass for the original.
 fn instance_data(
     restore_as: RestoreAs,
     overrides: &DeviceOverrides,

@@ -55,7 +55,7 @@ pub(super) async fn patch_machine_config(
     deprecated(old, api.done(Command::SetMachineConfig(config)).await)
 }
 
-/// By which string the guest knows who it is. Ours.
+/// The guest's identity string. Ours.
 #[utoipa::path(get, path = "/instance-data", responses((status = 200, body = wire::InstanceData), (status = 400, body = wire::Fault)))]
 pub(super) async fn instance_data(State(api): Api, _: NoBody) -> Answer {
     match api.handle.call(Command::InstanceData).await? {

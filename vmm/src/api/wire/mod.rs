@@ -170,7 +170,7 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceData {
-    /// By which string the guest knows who it is: at most 4,096 bytes of UTF-8 without a zero; empty when there is none.
+    /// The guest's identity string: at most 4,096 bytes of UTF-8 without a zero; empty when there is none.
     pub data: String,
 }
 

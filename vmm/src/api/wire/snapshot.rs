@@ -117,7 +117,7 @@ pub struct SnapshotLoad {
     /// Other files behind drives. Ours.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drive_overrides: Vec<DriveOverride>,
-    /// By which string the guest knows who it is; without it, none, or that of the snapshot with the generation `keep`. Ours.
+    /// The guest's identity string; without it, none, or that of the snapshot with the generation `keep`. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_data: Option<String>,
     /// What happens if a drive's file is not what it was when the snapshot was taken: `refuse`, or `allow`. When absent, the snapshot's own copies

@@ -44,18 +44,19 @@ impl Part for DriveFilePart {
 pub enum HostPathError {
     /// The request names less than it was said to.
     #[error(
-        "the snapshot would have {0} of this host opened, which was not named: name one (--drive, --net or --vsock; an override in the API), or let it have \
-         its own (without --only-named; host_paths other than \"named-only\" in the API)"
+        "the snapshot refers to {0} on this host, which was not named: name one (--drive, --net or --vsock; an override \
+         in the API), or allow the snapshot's own (without --only-named; host_paths other than \"named-only\" in \
+         the API)"
     )]
     NotNamed(String),
-    /// The snapshot may be anybody's, and would have something opened.
+    /// The snapshot may be anybody's, and refers to something on this host.
     #[error(
-        "the snapshot would have {what} of this host opened, and may be somebody else's: {why}. Name what it may have (--drive, --net or --vsock; an \
-         override in the API), have the snapshot belong to this user or root alone (chown, chmod go-w), or let it have what it says (--trust-paths; \
-         host_paths \"any\" in the API)"
+        "the snapshot refers to {what} on this host, and may be somebody else's: {why}. Name what it may open (--drive, \
+         --net or --vsock; an override in the API), make the snapshot this user's or root's alone (chown, chmod go-w), \
+         or trust its paths (--trust-paths; host_paths \"any\" in the API)"
     )]
     NotTrusted {
-        /// What it would have opened.
+        /// What it refers to.
         what: String,
         /// Why it may be somebody else's.
         why: Distrust,
