@@ -424,6 +424,10 @@ pub struct OverrideArgs {
     /// What becomes of the guest's time of day, which is that of the snapshot.
     #[arg(long, value_name = "WHAT", default_value = "step")]
     pub clock: Clock,
+    /// What a reboot in the guest does: `exit`, the process ends with status 0. What the machine was booted from is not in a snapshot, so that it
+    /// cannot boot again.
+    #[arg(long, value_name = "WHAT", default_value = "exit", value_parser = parse_reboot_of_restored)]
+    pub on_reboot: OnReboot,
 }
 
 /// What becomes of the guest's time of day.
@@ -498,12 +502,24 @@ impl From<Shell> for clap_complete::Shell {
 }
 
 /// What a reboot in the guest does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnReboot {
     /// The machine boots again.
     Restart,
     /// The process ends with status 0.
+    #[default]
     Exit,
+}
+
+fn parse_reboot_of_restored(text: &str) -> Result<OnReboot, String> {
+    match OnReboot::from_str(text, false)? {
+        OnReboot::Exit => Ok(OnReboot::Exit),
+        OnReboot::Restart => Err(
+            "a restored machine cannot boot again: its kernel, initrd and command line are not in the snapshot. With `exit` its process ends, and \
+             whoever waits for that can start another one from the snapshot"
+                .to_owned(),
+        ),
+    }
 }
 
 impl From<OnReboot> for config::OnReboot {

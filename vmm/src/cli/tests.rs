@@ -143,6 +143,18 @@ fn an_empty_vmm_ends_when_its_guest_reboots() {
 }
 
 #[test]
+fn a_restored_machine_may_end_at_a_reboot_and_is_told_why_it_cannot_boot_again() {
+    for line in ["vmgenie restore s", "vmgenie clone s -n 2"] {
+        parse(line).unwrap();
+        parse(&format!("{line} --on-reboot exit")).unwrap();
+        let error = parse(&format!("{line} --on-reboot restart")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValueValidation);
+        assert!(error.to_string().contains("not in the snapshot"), "{error}");
+        parse(&format!("{line} --on-reboot dance")).unwrap_err();
+    }
+}
+
+#[test]
 fn a_socket_is_given_as_an_argument_or_as_an_option_and_not_as_both() {
     for (line, machine, socket) in [
         ("vmgenie pause s", Some("s"), None),

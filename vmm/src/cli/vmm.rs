@@ -10,7 +10,7 @@ use super::client_commands::load_request;
 use super::data::instance_data;
 use super::{Failure, host_things, requests};
 use crate::api::BODY_LIMIT;
-use crate::config::{self, BootSource, Cmdline, MachineConfig};
+use crate::config::{BootSource, Cmdline, MachineConfig};
 use crate::controller::Outcome;
 use crate::controller::command::{Command, LoadSnapshot};
 use crate::process::{self, ProcessError, RunOptions};
@@ -84,7 +84,7 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
         api_socket: args.serve,
         body_limit: BODY_LIMIT,
         first: Vec::new(),
-        on_reboot: config::OnReboot::Exit,
+        on_reboot: args.overrides.on_reboot.into(),
         machine: None,
         restore: Some(LoadSnapshot::try_from(request)?),
         console_input: terminal::may_read(stdin().as_fd()),
