@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use vm_agent::patience::Patience;
+use vm_agent::patience::{Patience, Progress};
 
 use crate::console::Console;
 
 /// How long a guest may leave a command without an answer.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(45);
 /// How long a guest may take for something, on a host that may be emulated and busy.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -73,7 +73,11 @@ pub fn told(guest: &mut impl Shell, word: &str) -> String {
         if text.lines().any(|line| line.starts_with(word)) {
             return text;
         }
-        let over = patience.is_over_at(|| guest.console().progress());
+        // The console speaks at each question, and that is no progress.
+        let over = patience.is_over_at(|| Progress {
+            done: text.len() as u64,
+            ..guest.console().progress()
+        });
         assert!(!over, "no {word:?} in {text:?}");
         std::thread::sleep(Duration::from_millis(50));
     }

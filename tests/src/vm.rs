@@ -17,8 +17,10 @@ use crate::process::end_within;
 use crate::shell::{COMMAND_LIMIT, Shell};
 use crate::snapshot::Snapshot;
 
-/// How long a guest that boots may say nothing: the emulated host is slow, and may be busy with another test.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// How long a guest that boots may say nothing. In the emulated host it takes a tenth of that on a quiet machine.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(75);
+/// How long a guest may show no sign of adapting to its generation: its agent may have a lot to do.
+const ADAPT_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a VMM may take to end by itself when a test has failed: what it says then tells what became of its guest.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
@@ -223,8 +225,8 @@ impl Vm {
         self.console.wait_for("@@ready\n", BOOT_LIMIT);
     }
 
-    /// Waits until the guest has adapted to its generation; what the VMM says when it has, or when [`BOOT_LIMIT`] is over
-    /// and it has not.
+    /// Waits until the guest has adapted to its generation; what the VMM says when it has, or when patience with
+    /// it is over and it has not.
     pub fn wait_adapted(&mut self) -> GenerationWaited {
         self.wait_adapted_of(None)
     }
@@ -236,7 +238,7 @@ impl Vm {
             agents,
             ..GenerationWait::default()
         };
-        let mut patience = Patience::new(BOOT_LIMIT);
+        let mut patience = Patience::new(ADAPT_LIMIT);
         loop {
             let waited = self.client.wait_for(&wait);
             let waited = waited.expect("the VMM answers");
