@@ -31,6 +31,15 @@ const EMULATED_ATTEMPTS: u32 = 3;
 /// same fault. The next host goes on with the tests that had not ended.
 const HOST_ATTEMPTS: u32 = 4;
 
+/// The tests on a KVM that take longest. They come first, so that none of them is left when the others are done.
+const LONGEST: &[&str] = &[
+    "clock::realtime::both_kernels",
+    "image::",
+    "load::",
+    "driver::stress",
+    "generation::ten_restores",
+];
+
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
@@ -242,6 +251,7 @@ fn vm_part(options: &Options, place: &Place) -> Result<Report> {
     let plan = TestPlan {
         binaries: built.tests,
         filter: options.filter.clone(),
+        first: LONGEST.iter().map(|name| (*name).to_owned()).collect(),
         done: Vec::new(),
         failed: Vec::new(),
         jobs: options.jobs,
@@ -342,6 +352,7 @@ mod tests {
         TestPlan {
             binaries: Vec::new(),
             filter: None,
+            first: Vec::new(),
             done: Vec::new(),
             failed: Vec::new(),
             jobs: 1,

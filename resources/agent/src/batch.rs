@@ -6,14 +6,14 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use vm_agent::{Entry, Failure, HEARTBEAT, Outcome, TestBinary, TestPlan, TestReport};
+use vm_agent::{Entry, Failure, HEARTBEAT, Outcome, TestPlan, TestReport};
 
+use crate::queue::{Queue, Test};
 use crate::supervise::{self, die_with_parent};
 use crate::write_entry;
 
@@ -27,53 +27,50 @@ const SILENCE: &[u8] = b"on the console: time is up";
 /// How often a test has to pass after a failure that nothing explains.
 const CONFIRMATIONS: u32 = 2;
 
-/// One test to run.
-struct Test {
-    binary: String,
-    test: String,
-    name: String,
-    ignored: bool,
-}
-
 /// Runs the plan's tests, prints the output of each in one piece when it has ended, and enters it in the
 /// report. Returns the exit status.
 pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     let lines = Lines::new(report);
     // From here on it is watched.
     lines.write(&Entry::Alive);
-    let tests = match list_all(plan) {
-        Ok(tests) => tests,
+    let queue = match Queue::of(plan) {
+        Ok(queue) => queue,
         Err(message) => {
             eprintln!("vm-agent: {message}");
             return 1;
         }
     };
-    let next = AtomicUsize::new(0);
+    let total = queue.len();
+    let queue = Mutex::new(queue);
     let done = Mutex::new(Done::default());
     let (ended, all_ended) = mpsc::channel();
+    let work = &|worker: usize| {
+        loop {
+            // The lock is free again by the end of this statement.
+            let next = lock(&queue).take(worker);
+            let Some((index, test)) = next else { break };
+            let test = &test;
+            let attempt = || attempt(test, plan.limit_secs, index);
+            // What is printed may wait for a reader, and this host die meanwhile: the report comes first.
+            let (ended, output) = run_one(test, plan, attempt, |lost, output| {
+                let name = test.name.clone();
+                lines.write(&Entry::Failed(Failure { name, lost }));
+                let _one = lock(&done);
+                print_failure(&test.name, output);
+            });
+            let entered = lines.write(&Entry::Test(ended.clone()));
+            let mut done = lock(&done);
+            done.count += 1;
+            done.bad |= !entered;
+            done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
+            print_one(&ended, &output, done.count, total);
+        }
+    };
     thread::scope(|scope| {
         scope.spawn(|| tell_alive(all_ended, &lines));
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(test) = tests.get(index) else { break };
-                let attempt = || attempt(test, plan.limit_secs, index);
-                // What is printed may wait for a reader, and this host die meanwhile: the report comes first.
-                let (ended, output) = run_one(test, plan, attempt, |lost, output| {
-                    let name = test.name.clone();
-                    lines.write(&Entry::Failed(Failure { name, lost }));
-                    let _one = lock(&done);
-                    print_failure(&test.name, output);
-                });
-                let entered = lines.write(&Entry::Test(ended.clone()));
-                let mut done = lock(&done);
-                done.count += 1;
-                done.bad |= !entered;
-                done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
-                print_one(&ended, &output, done.count, tests.len());
-            }
-        };
-        let workers: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..plan.jobs.max(1))
+            .map(|worker| scope.spawn(move || work(worker)))
+            .collect();
         let panics = workers.into_iter().filter_map(|it| it.join().err());
         lock(&done).bad |= panics.count() > 0;
         drop::<Sender<Infallible>>(ended);
@@ -107,9 +104,9 @@ fn tell_alive(all_ended: Receiver<Infallible>, lines: &Lines<'_>) {
     }
 }
 
-/// A worker that panicked leaves numbers that are true of the tests before.
-fn lock(done: &Mutex<Done>) -> MutexGuard<'_, Done> {
-    done.lock().unwrap_or_else(PoisonError::into_inner)
+/// A worker that panicked leaves numbers that are true of the tests before, and whole tests.
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the workers know together.
@@ -118,51 +115,6 @@ struct Done {
     count: usize,
     /// Whether a test has failed.
     bad: bool,
-}
-
-/// The tests of all binaries that match the filter and were not run before.
-fn list_all(plan: &TestPlan) -> Result<Vec<Test>, String> {
-    let mut tests = Vec::new();
-    for binary in &plan.binaries {
-        let ignored = list(binary, &["--ignored"])?;
-        for test in list(binary, &[])? {
-            let name = format!("{}::{test}", binary.name);
-            let wanted = plan.filter.as_ref().is_none_or(|text| name.contains(text));
-            if wanted && !plan.done.contains(&name) {
-                tests.push(Test {
-                    binary: binary.path.clone(),
-                    ignored: ignored.contains(&test),
-                    test,
-                    name,
-                });
-            }
-        }
-    }
-    Ok(tests)
-}
-
-fn list(binary: &TestBinary, options: &[&str]) -> Result<Vec<String>, String> {
-    let output = Command::new(&binary.path)
-        .args(["--list", "--format", "terse"])
-        .args(options)
-        .output()
-        .map_err(|e| format!("could not list the tests of {}: {e}", binary.path))?;
-    if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        return Err(format!(
-            "{} --list ended with {}: {errors}",
-            binary.path, output.status
-        ));
-    }
-    Ok(parse_list(&String::from_utf8_lossy(&output.stdout)))
-}
-
-/// The names in libtest's terse list, whose lines read `NAME: test`.
-fn parse_list(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-        .map(str::to_owned)
-        .collect()
 }
 
 /// Runs one test by `attempt`, again as [`next_step`] wants it. Returns the output of the last run; that of one before it, and whether its guest
@@ -323,13 +275,9 @@ fn print_one(report: &TestReport, output: &[u8], number: usize, total: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[test]
-    fn only_tests_are_taken_from_a_list() {
-        let text = "a::b: test\nfast: benchmark\nc: test\n\n";
-        assert_eq!(parse_list(text), ["a::b", "c"]);
-    }
+    use super::*;
 
     fn shell_test(script: &str) -> Test {
         // `sh -c` ignores the libtest options, which become its positional parameters.
@@ -357,6 +305,7 @@ mod tests {
         TestPlan {
             binaries: Vec::new(),
             filter: None,
+            first: Vec::new(),
             done: Vec::new(),
             failed: Vec::new(),
             jobs: 1,

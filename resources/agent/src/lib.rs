@@ -79,6 +79,8 @@ pub struct TestPlan {
     pub binaries: Vec<TestBinary>,
     /// Only tests whose `binary::name` contains this text.
     pub filter: Option<String>,
+    /// Tests whose `binary::name` begins with one of these come before all others, in this order: those that take longest.
+    pub first: Vec<String>,
     /// `binary::name` of tests that are not run, because they were before.
     pub done: Vec<String>,
     /// The failures of tests in hosts that died before these had ended.

@@ -7,6 +7,7 @@
 mod batch;
 mod command;
 mod init;
+mod queue;
 mod supervise;
 
 use std::fs::{self, File};
