@@ -1,7 +1,8 @@
 //! Disks for guests.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,10 +22,15 @@ impl Image {
     pub fn new(mib: u64) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let image = Self { dir };
-        File::create(image.path())
-            .and_then(|file| file.set_len(mib << 20))
-            .expect("an image");
+        File::create(image.path()).expect("an image");
+        image.set_len(mib << 20);
         image
+    }
+
+    /// Makes it so many bytes long.
+    pub fn set_len(&self, len: u64) {
+        let file = File::options().write(true).open(self.path());
+        file.and_then(|file| file.set_len(len)).expect("an image");
     }
 
     /// The file.
@@ -84,17 +90,24 @@ pub fn put_drives(vm: &mut Vm, drives: &[Value]) {
     }
 }
 
-/// A guest with one vCPU and this image as the drive `data`, which has booted. The image is empty: what a guest has read of it at its boot
-/// is the same for all.
-pub fn booted(guest: Guest, image: &Image) -> Vm {
-    let len = fs::metadata(image.path()).expect("the image").len();
-    let description = format!("{guest:?} with an empty drive of {len}");
-    let booted = Booted::of(&description, || boot(guest, 1, &[image.drive("data")]));
-    let mut vm = Vm::empty();
-    let own_image = json!({
-        "drive_overrides": [{ "drive_id": "data", "path_on_host": image.path() }]
+/// A guest with this drive, which has booted. It booted with an empty one of the same size: a guest keeps nothing of what it looks for on a
+/// disk at its boot.
+pub fn booted(guest: Guest, cpus: u8, drive: &Value) -> Vm {
+    let path = Path::new(drive["path_on_host"].as_str().expect("a path"));
+    let mut file = File::open(path).expect("the drive's file");
+    // A block device has no length of a file.
+    let len = file.seek(SeekFrom::End(0)).expect("a size");
+    let mut described = drive.clone();
+    described["path_on_host"] = json!(len);
+    let booted = Booted::of(&format!("{guest:?} {cpus} with {described}"), || {
+        let image = Image::new(0);
+        image.set_len(len);
+        let drive = with(drive.clone(), &json!({ "path_on_host": image.path() }));
+        boot(guest, cpus, &[drive])
     });
-    booted.restore_into(&mut vm, &own_image);
+    let mut vm = Vm::empty();
+    let own = json!({ "drive_id": drive["drive_id"], "path_on_host": path });
+    booted.restore_into(&mut vm, &json!({ "drive_overrides": [own] }));
     vm
 }
 

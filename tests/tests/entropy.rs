@@ -41,7 +41,7 @@ fn interrupts(vm: &mut Vm) -> u64 {
 
 #[test]
 fn a_guest_draws_random_numbers_from_the_host() {
-    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").ready();
+    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").booted();
     let device = vm.shell("cat /sys/bus/acpi/devices/LNRO0005:00/path");
     assert!(device.contains("V000"), "{device}");
     let name = vm.shell("cat /sys/class/misc/hw_random/rng_current");
@@ -59,7 +59,7 @@ fn a_guest_draws_random_numbers_from_the_host() {
 
 #[test]
 fn a_driver_that_is_unbound_and_bound_again_starts_the_device_anew() {
-    let mut vm = Boot::new(Guest::Small).option("--entropy").ready();
+    let mut vm = Boot::new(Guest::Small).option("--entropy").booted();
     for _ in 0..3 {
         vm.shell("echo virtio0 > /sys/bus/virtio/drivers/virtio_rng/unbind");
         // Reset; Linux has acknowledged it again at once, for the next driver.
@@ -78,7 +78,7 @@ fn a_driver_that_is_unbound_and_bound_again_starts_the_device_anew() {
 
 #[test]
 fn clones_draw_numbers_of_their_own() {
-    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").ready();
+    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").booted();
     let mut all = drawn(&mut vm, 8);
     let snapshot = vm.snapshot();
     vm.client.resume().unwrap();
@@ -95,7 +95,7 @@ fn clones_draw_numbers_of_their_own() {
 
 #[test]
 fn a_guest_that_draws_all_the_time_goes_on_after_each_of_many_restores() {
-    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").ready();
+    let mut vm = Boot::new(Guest::Small).cpus(2).option("--entropy").booted();
     // A reader that waits for the device for most of its life, and counts what it got.
     vm.shell(
         "(n=0; while dd if=/dev/hwrng of=/tmp/block bs=64 count=16 iflag=fullblock 2>/dev/null; do \
@@ -153,6 +153,6 @@ fn the_stock_kernels_modules_come_and_go_over_snapshots() {
 
 #[test]
 fn a_machine_without_devices_has_none() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     assert_eq!(vm.shell("ls /sys/bus/virtio/devices"), "");
 }

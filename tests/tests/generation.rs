@@ -105,7 +105,7 @@ fn pausing_and_resuming_is_no_new_generation() {
 
 #[test]
 fn a_restore_that_keeps_the_generation_raises_no_event() {
-    let mut original = Boot::new(Guest::Small).ready();
+    let mut original = Boot::new(Guest::Small).booted();
     let before = id(&mut original);
     let interrupts = "sed -n 's/^ *9: *\\([0-9]*\\).*/\\1/p' /proc/interrupts";
     let count = original.shell(interrupts);
@@ -222,7 +222,7 @@ fn the_generation_counter_and_vmclock_move_with_each_new_generation_and_only_the
     const VMCLOCK: &str = "od -A n -t u8 -j 104 -N 8 /dev/vmclock0";
     let counter = |vm: &mut Vm| vm.client.generation().unwrap().counter;
     let clock = |vm: &mut Vm| -> u64 { vm.shell(VMCLOCK).trim().parse().unwrap() };
-    let mut original = Boot::new(Guest::Small).ready();
+    let mut original = Boot::new(Guest::Small).booted();
     original.shell("test -e /dev/vmclock0 || insmod /modules/ptp_vmclock.ko");
     original.shell("ls -d /sys/bus/acpi/devices/VMGE0001:00");
     assert_eq!(counter(&mut original), 0);

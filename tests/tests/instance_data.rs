@@ -92,7 +92,7 @@ fn a_machine_that_boots_again_is_who_it_was() {
 
 #[test]
 fn a_guest_without_instance_data_finds_an_empty_file() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     assert_eq!(read(&mut vm), "");
     no_complaints(&mut vm);
 }

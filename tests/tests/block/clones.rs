@@ -10,8 +10,8 @@ use vmgenie_tests::{Guest, Vm};
 
 #[test]
 fn each_clone_writes_to_a_copy_of_its_own() {
-    let image = Image::new(32);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     vm.shell("mkdir -p /mnt && mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt && echo common > /mnt/file && sync");
     let snapshot = vm.snapshot();
     let load = |name: &str| {

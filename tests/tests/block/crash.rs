@@ -10,9 +10,9 @@ use crate::{start_load, wait_for_load};
 #[test]
 fn a_vmm_that_is_killed_loses_nothing_that_was_flushed() {
     for (engine, least) in [("Async", 300), ("Sync", 50)] {
-        let image = Image::new(16);
+        let image = Image::new(24);
         let drive = with(image.drive("data"), &json!({ "io_engine": engine }));
-        let mut vm = disk::boot(Guest::Small, 1, &[drive]);
+        let mut vm = disk::booted(Guest::Small, 1, &drive);
         start_load(&mut vm, "log", "log /dev/vda");
         let flushed = wait_for_load(&mut vm, "log", "record", least);
         vm.kill();

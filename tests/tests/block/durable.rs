@@ -17,7 +17,7 @@ fn boot(disk: &FailingDisk, cache: &str, engine: &str) -> Vm {
         "cache_type": cache,
         "io_engine": engine,
     });
-    disk::boot(Guest::Small, 1, &[drive])
+    disk::booted(Guest::Small, 1, &drive)
 }
 
 /// Has the guest fill the beginning of its disk with a line, without a flush.

@@ -13,11 +13,13 @@ use crate::{start_load, wait_for_load};
 #[test]
 fn an_image_that_one_guest_writes_is_no_other_guest_s() {
     let image = Image::new(4);
-    let _first = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let mut first = Vm::empty();
+    disk::configure(&mut first, Guest::Tiny, 1, &[image.drive("data")]);
+    first.client.start().unwrap();
     for read_only in [false, true] {
         let mut second = Vm::empty();
         let drive = with(image.drive("data"), &json!({ "is_read_only": read_only }));
-        disk::configure(&mut second, Guest::Small, 1, &[drive]);
+        disk::configure(&mut second, Guest::Tiny, 1, &[drive]);
         let start = json!({ "action_type": "InstanceStart" }).to_string();
         refused_with(
             &mut second.client,
@@ -33,7 +35,7 @@ fn an_image_that_is_only_read_is_shared() {
     let image = Image::new(4);
     std::fs::write(image.path(), vec![b'r'; 4 << 20]).unwrap();
     let drive = with(image.drive("data"), &json!({ "is_read_only": true }));
-    let mut vms = [(); 2].map(|()| disk::boot(Guest::Small, 1, std::slice::from_ref(&drive)));
+    let mut vms = [(); 2].map(|()| disk::booted(Guest::Small, 1, &drive));
     for vm in &mut vms {
         assert_eq!(vm.shell("head -c 3 /dev/vda"), "rrr");
     }
@@ -41,16 +43,12 @@ fn an_image_that_is_only_read_is_shared() {
 
 #[test]
 fn a_drive_gets_another_file_or_size_while_the_guest_runs() {
-    let (image, other) = (Image::new(16), Image::new(20));
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let (image, other) = (Image::new(24), Image::new(20));
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     start_load(&mut vm, "churn", "churn /dev/vda 2 /tmp/stop");
     let so_far = wait_for_load(&mut vm, "churn", "done", 0);
     // The same file, which has grown, under load.
-    let file = std::fs::File::options()
-        .write(true)
-        .open(image.path())
-        .unwrap();
-    file.set_len(18 << 20).unwrap();
+    image.set_len(26 << 20);
     let patch = |vm: &mut Vm, fields: serde_json::Value| {
         let body = with(json!({ "drive_id": "data" }), &fields);
         done(&mut vm.client, "PATCH /drives/data", body.to_string());
@@ -59,7 +57,7 @@ fn a_drive_gets_another_file_or_size_while_the_guest_runs() {
     wait_for_load(&mut vm, "churn", "done", so_far);
     assert_eq!(
         vm.shell("cat /sys/block/vda/size").trim(),
-        (18 * 2048).to_string()
+        (26 * 2048).to_string()
     );
     vm.shell("touch /tmp/stop");
     wait_for_load(&mut vm, "churn", "all right after", 0);
@@ -126,7 +124,7 @@ fn a_block_device_of_the_host_is_a_drive() {
             "cache_type": "Writeback",
             "io_engine": engine,
         });
-        let mut vm = disk::boot(Guest::Small, 1, &[drive]);
+        let mut vm = disk::booted(Guest::Small, 1, &drive);
         let sectors = vm.shell("cat /sys/block/vda/size");
         assert_eq!(sectors.trim(), device.sectors().to_string());
         assert_eq!(vm.shell("head -c 3 /dev/vda"), "hhh");

@@ -16,12 +16,12 @@ fn queue(vm: &mut vmgenie_tests::Vm, disk: &str, name: &str) -> String {
 
 #[test]
 fn a_file_system_on_a_disk_has_what_was_written_after_another_boot() {
-    let image = Image::new(64);
+    let image = Image::new(24);
     for engine in ["Async", "Sync"] {
         let drive = with(image.drive("data"), &json!({ "io_engine": engine }));
-        let mut vm = disk::boot(Guest::Small, 2, std::slice::from_ref(&drive));
+        let mut vm = disk::booted(Guest::Small, 2, &drive);
         vm.shell("mkdir -p /mnt && mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt");
-        vm.shell("dd if=/dev/urandom of=/mnt/file bs=1M count=20 && sync");
+        vm.shell("dd if=/dev/urandom of=/mnt/file bs=1M count=16 && sync");
         let sum = vm.shell("sha256sum /mnt/file");
         no_complaints(&mut vm);
         vm.shell("umount /mnt");
@@ -73,8 +73,8 @@ fn the_guest_sees_size_name_and_limits_of_two_disks() {
 fn a_read_only_disk_refuses_writes_and_stays_as_it_is() {
     let image = Image::new(4);
     fs::write(image.path(), vec![b'x'; 4 << 20]).unwrap();
-    let drive = with(image.drive("ro"), &json!({ "is_read_only": true }));
-    let mut vm = disk::boot(Guest::Small, 1, &[drive]);
+    let drive = with(image.drive("data"), &json!({ "is_read_only": true }));
+    let mut vm = disk::booted(Guest::Small, 1, &drive);
     assert_eq!(vm.shell("cat /sys/block/vda/ro").trim(), "1");
     assert_ne!(vm.run("echo no | dd of=/dev/vda conv=fsync").0, 0);
     assert_eq!(
@@ -90,7 +90,7 @@ fn a_read_only_disk_refuses_writes_and_stays_as_it_is() {
 #[test]
 fn a_discard_gives_space_back_to_the_host() {
     let image = Image::new(64);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     vm.shell("dd if=/dev/urandom of=/dev/vda bs=1M count=48 conv=fsync");
     let used = || fs::metadata(image.path()).unwrap().blocks() * 512;
     let before = used();
@@ -106,8 +106,8 @@ fn a_discard_gives_space_back_to_the_host() {
 
 #[test]
 fn a_disk_works_again_after_its_driver_has_let_go_of_it() {
-    let image = Image::new(16);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     vm.shell("mkdir -p /mnt && mke2fs /dev/vda");
     for round in 0..3 {
         vm.shell(&format!(
@@ -137,8 +137,8 @@ fn a_stock_kernel_loads_its_driver_and_uses_the_disk() {
 
 #[test]
 fn a_guest_boots_from_its_root_drive() {
-    let image = Image::new(32);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("root")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     vm.shell("mkdir -p /mnt && mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt");
     vm.shell("mkdir -p /mnt/bin /mnt/dev /mnt/proc && cp -a /bin/. /mnt/bin/");
     vm.shell("printf '#!/bin/sh\\nmount -t proc proc /proc\\necho from-the-disk\\ngrep -o root=.* /proc/cmdline\\nmount | grep \" / \"\\npoweroff -f\\n' > /mnt/init");

@@ -12,7 +12,7 @@ use vmgenie_tests::{Guest, Snapshot, Vm};
 
 /// A guest with a file system on its drive, and a file in it.
 fn with_file(image: &Image) -> Vm {
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     vm.shell("mkdir -p /mnt && mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt && echo common > /mnt/file && sync");
     vm
 }
@@ -48,7 +48,7 @@ fn snapshot_with_copies(vm: &mut Vm) -> Snapshot {
 
 #[test]
 fn clones_share_a_base_and_each_costs_what_it_writes() {
-    let image = Image::new(32);
+    let image = Image::new(24);
     let mut vm = with_file(&image);
     let snapshot = vm.snapshot();
     vm.kill();
@@ -76,7 +76,7 @@ fn clones_share_a_base_and_each_costs_what_it_writes() {
 
 #[test]
 fn a_clone_of_a_clone_has_a_copy_of_its_overlay() {
-    let image = Image::new(32);
+    let image = Image::new(24);
     let mut vm = with_file(&image);
     let snapshot = vm.snapshot();
     vm.kill();
@@ -121,7 +121,7 @@ fn a_clone_of_a_clone_has_a_copy_of_its_overlay() {
 
 #[test]
 fn a_snapshot_with_copies_of_its_drives_is_good_when_the_machine_has_gone_on() {
-    let image = Image::new(32);
+    let image = Image::new(24);
     let mut vm = with_file(&image);
     let plain = vm.snapshot();
     let whole = snapshot_with_copies(&mut vm);
@@ -166,8 +166,8 @@ fn a_snapshot_with_copies_of_its_drives_is_good_when_the_machine_has_gone_on() {
 
 #[test]
 fn the_command_line_tells_what_it_opens_and_refuses_what_was_not_named() {
-    let image = Image::new(16);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     let snapshot = vm.snapshot();
     vm.kill();
     let restore = |more: &[&str]| {
@@ -191,7 +191,7 @@ fn the_command_line_tells_what_it_opens_and_refuses_what_was_not_named() {
         told.starts_with("opens drive data: \"/nowhere/disk\"\n"),
         "{told}"
     );
-    fs::write(image.path(), vec![1; 16 << 20]).unwrap();
+    fs::write(image.path(), vec![1; 24 << 20]).unwrap();
     let (status, told) = restore(&[]);
     assert_eq!(status, Some(1));
     assert!(told.contains("it has been written to"), "{told}");

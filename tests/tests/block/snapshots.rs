@@ -10,9 +10,9 @@ use crate::{start_load, wait_for_load};
 
 /// Under load from four threads, the guest is snapshotted, its VMM is killed, and it goes on in another one, again and again.
 fn goes_on_through(cycles: usize, engine: &str) {
-    let image = Image::new(16);
+    let image = Image::new(24);
     let drive = with(image.drive("data"), &json!({ "io_engine": engine }));
-    let mut vm = disk::boot(Guest::Small, 2, &[drive]);
+    let mut vm = disk::booted(Guest::Small, 2, &drive);
     start_load(&mut vm, "churn", "churn /dev/vda 4 /tmp/stop");
     let mut done = wait_for_load(&mut vm, "churn", "done", 0);
     for cycle in 0..cycles {
@@ -40,8 +40,8 @@ fn writes_are_right_after_snapshots_and_restores_with_threads() {
 
 #[test]
 fn a_guest_goes_on_after_a_snapshot_that_it_does_not_notice() {
-    let image = Image::new(16);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     start_load(&mut vm, "churn", "churn /dev/vda 3 /tmp/stop");
     let mut done = 0;
     for _ in 0..5 {
@@ -56,19 +56,15 @@ fn a_guest_goes_on_after_a_snapshot_that_it_does_not_notice() {
 
 #[test]
 fn a_restored_guest_learns_of_another_size() {
-    let image = Image::new(16);
-    let mut vm = disk::boot(Guest::Small, 1, &[image.drive("data")]);
+    let image = Image::new(24);
+    let mut vm = disk::booted(Guest::Small, 1, &image.drive("data"));
     let snapshot: Snapshot = vm.snapshot();
     vm.kill();
-    let file = std::fs::File::options()
-        .write(true)
-        .open(image.path())
-        .unwrap();
-    file.set_len(24 << 20).unwrap();
+    image.set_len(32 << 20);
     let mut vm = Vm::restore(&snapshot);
     assert_eq!(
         vm.shell("cat /sys/block/vda/size").trim(),
-        (24 * 2048).to_string()
+        (32 * 2048).to_string()
     );
     no_complaints(&mut vm);
 }

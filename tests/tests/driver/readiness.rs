@@ -186,7 +186,7 @@ fn a_watcher_without_privileges_holds_no_host_up_unless_it_is_asked_for() {
 
 #[test]
 fn what_follows_late_need_not_be_mapped() {
-    let mut vm = Boot::new(Guest::Small).ready();
+    let mut vm = Boot::new(Guest::Small).booted();
     vm.shell("insmod /modules/sysgenid.ko mmap=0");
     let (status, text) = vm.run("sysgenid-test mmap");
     assert_ne!(status, 0, "{text}");
