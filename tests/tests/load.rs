@@ -15,10 +15,14 @@ use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
 /// On each of 4 vCPUs: checksum the same data again and again; count what is right, tell what is wrong.
-const WORK: &str = "head -c 300000 /bin/busybox > /tmp/data; want=$(sha256sum < /tmp/data); \
+const WORK: &str = "head -c 100000 /bin/busybox > /tmp/data; want=$(sha256sum < /tmp/data); \
                     for c in 0 1 2 3; do echo 0 > /tmp/count$c; (n=0; while :; do \
                     if [ \"$(sha256sum < /tmp/data)\" = \"$want\" ]; then n=$((n+1)); \
                     echo $n > /tmp/new$c; mv /tmp/new$c /tmp/count$c; else echo wrong >> /tmp/wrong; fi; done) & done; true";
+
+/// What is wrong: nothing, where the file is not there.
+const TROUBLE: &str =
+    "cat /tmp/wrong 2>/dev/null; dmesg | grep -E 'BUG|Oops|WARNING|stall|lockup' || true";
 
 fn counts(vm: &mut Vm) -> Vec<u64> {
     let text = vm.shell("cat /tmp/count0 /tmp/count1 /tmp/count2 /tmp/count3");
@@ -54,9 +58,7 @@ fn a_guest_with_4_busy_vcpus_goes_on_rightly_after_each_of_20_restores() {
     for round in 1..=20 {
         let mut restored = Vm::restore(&snapshot);
         wait_for_progress(&mut restored, &before);
-        let (status, wrong) = restored.run("cat /tmp/wrong");
-        assert_eq!(status, 1, "round {round}: {wrong}");
-        let trouble = restored.shell("dmesg | grep -E 'BUG|Oops|WARNING|stall|lockup' || true");
+        let trouble = restored.shell(TROUBLE);
         assert_eq!(trouble, "", "round {round}");
     }
 }
