@@ -58,23 +58,28 @@ fn clones(guest: Guest, kernel: &str) -> Clones {
     }
 }
 
-/// The stock kernel has the fault: what shows that the next test would find it.
+/// The stock kernel has the fault: what shows that the next test would find it. It need not show each time: on a slow host the task may go on too
+/// early, and a young generator is reseeded every few seconds anyway.
 #[test]
 fn on_the_stock_kernel_a_key_from_before_the_snapshot_undoes_the_reseeding_of_the_fork() {
-    let clones = clones(Guest::Debian, "debian");
-    for order in &clones.order {
-        assert_eq!(
-            order[..],
-            [HELD, FORKED, GONE_ON],
-            "the task was not held for long enough"
-        );
+    const TRIES: usize = 3;
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        let clones = clones(Guest::Debian, "debian");
+        let was_held = clones
+            .order
+            .iter()
+            .all(|order| order[..] == [HELD, FORKED, GONE_ON]);
+        // The other processor may have taken the first of what the key gives in one of the two.
+        let [one, other] = &clones.draws;
+        let equal = one.intersection(other).count();
+        if was_held && equal >= 4 {
+            return;
+        }
+        seen.push((clones.order, equal));
     }
-    // The other processor may have taken the first of what the key gives in one of the two.
-    let [one, other] = &clones.draws;
-    let equal = one.intersection(other).count();
-    assert!(
-        equal >= 4,
-        "the clones drew {equal} equal of 8: if Debian's kernel has resources/kernel-patches now, so should this test"
+    panic!(
+        "the clones drew too few equal of 8 in {seen:?}: if Debian's kernel has resources/kernel-patches now, so should this test"
     );
 }
 
