@@ -4,7 +4,7 @@ use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 
 use crate::vmgenie;
 
-/// Starts a tiny guest that is listed in `runtime_dir`, if that is a directory.
+/// Starts a tiny guest that is listed in `runtime_dir`, if there can be a registry.
 fn start(id: &str, runtime_dir: &str) -> Vm {
     let kernel = Guest::Tiny.kernel();
     let arguments = [
@@ -60,8 +60,9 @@ fn every_client_command_takes_the_name_of_a_machine() {
 #[test]
 fn a_machine_that_no_registry_knows_is_stopped_by_its_socket() {
     let place = Snapshot::new();
-    let nowhere = place.dir().join("nowhere/at/all");
-    let nowhere = nowhere.to_str().unwrap();
+    // What stands in the place of the registry is none.
+    std::fs::write(place.dir().join("vmgenie"), "").unwrap();
+    let nowhere = place.dir().to_str().unwrap();
     let mut vm = start("lost", nowhere);
     let socket = vm.socket();
     let socket = socket.to_str().unwrap().to_owned();
