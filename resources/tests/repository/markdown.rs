@@ -10,6 +10,18 @@ const COLUMNS: usize = 100;
 /// No cell of a table has so many characters.
 const CELL: usize = 100;
 
+/// The folders of the repository whose files documents name.
+const FOLDERS: [&str; 8] = [
+    "acpi",
+    "devices",
+    "docs",
+    "fuzz",
+    "guest-driver",
+    "resources",
+    "tests",
+    "vmm",
+];
+
 /// A document, read for what is looked at.
 #[derive(Debug, Default)]
 struct Document {
@@ -19,6 +31,8 @@ struct Document {
     anchors: BTreeSet<String>,
     /// The targets of its links, with the numbers of their lines.
     links: Vec<(usize, String)>,
+    /// What stands between backticks, with the numbers of their lines.
+    names: Vec<(usize, String)>,
 }
 
 impl Document {
@@ -79,6 +93,9 @@ impl Document {
             target.find(')').map(|end| target[..end].to_owned())
         });
         self.links.extend(found.map(|target| (number, target)));
+        let names = line.split('`').skip(1).step_by(2);
+        self.names
+            .extend(names.map(|name| (number, name.to_owned())));
     }
 }
 
@@ -103,6 +120,11 @@ fn wrong(texts: &BTreeMap<PathBuf, String>, exists: impl Fn(&Path) -> bool) -> V
     for (path, document) in &documents {
         let of_it = document.wrong.iter();
         wrong.extend(of_it.map(|what| format!("{}:{what}", path.display())));
+        for (number, name) in document.names.iter().filter(|(_, name)| is_path(name)) {
+            if !exists(Path::new(name)) {
+                wrong.push(format!("{}:{number}: no {name}", path.display()));
+            }
+        }
         for (number, link) in &document.links {
             if link.contains("://") {
                 continue;
@@ -122,6 +144,13 @@ fn wrong(texts: &BTreeMap<PathBuf, String>, exists: impl Fn(&Path) -> bool) -> V
         }
     }
     wrong
+}
+
+/// Whether it can be nothing but a path of the repository: it begins with a folder of ours.
+fn is_path(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let folder = name.split_once('/').map(|(folder, _)| folder);
+    name.chars().all(plain) && folder.is_some_and(|folder| FOLDERS.contains(&folder))
 }
 
 /// The path that a link in a document leads to.
@@ -161,7 +190,8 @@ fn lines_cells_and_links_that_are_wrong_are_found() {
     let page = format!(
         "# Of `this`, that\n{long}\n| {cell} | z |\n| {} | {} |\n```\n{long}\n[no](link)\n```\n\
          space \n[a](../other.md#there) [b](../other.md#not-there) [c](#of-this-that) [d](#no)\n\
-         [e](gone.md) [f](picture.svg) [g](https://example.org/x#y)\n",
+         [e](gone.md) [f](picture.svg) [g](https://example.org/x#y)\n\
+         `docs/gone.rs` `docs/picture.svg` `no/path` `vmm/FILE*` `vmm`\n",
         "y".repeat(CELL - 1),
         "y".repeat(CELL - 1),
     );
@@ -180,6 +210,7 @@ fn lines_cells_and_links_that_are_wrong_are_found() {
             "docs/page.md:3: a cell of 100",
             "docs/page.md:6: 101 columns",
             "docs/page.md:9: ends with a space",
+            "docs/page.md:12: no docs/gone.rs",
             "docs/page.md:10: no ../other.md#not-there",
             "docs/page.md:10: no #no",
             "docs/page.md:11: no gone.md",
