@@ -4,13 +4,14 @@ use std::fmt::Debug;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use vmgenie::api::wire;
+use vmgenie::api::convert::{Checked, CheckedConfigFile};
 use vmgenie::config::{
     BootSource, DevicesConfig, DriveConfig, EntropyConfig, MachineConfig, NetConfig, VsockConfig,
 };
 use vmgenie::controller::command::{CreateSnapshot, LoadSnapshot};
 use vmgenie::logging::LogConfig;
 use vmgenie::metrics::MetricsConfig;
+use vmgenie_api::wire;
 
 /// A body; what is said of one that is taken, is taken again.
 #[allow(
@@ -29,10 +30,9 @@ fn parse<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> Op
 
 fn checked<W, C>(body: &[u8]) -> Option<C>
 where
-    W: DeserializeOwned + Serialize + PartialEq + Debug,
-    C: TryFrom<W, Error = wire::WireError>,
+    W: DeserializeOwned + Serialize + PartialEq + Debug + Checked<C>,
 {
-    let checked = C::try_from(parse(body)?);
+    let checked = parse::<W>(body)?.checked();
     checked
         .inspect_err(|error| assert!(!error.to_string().is_empty()))
         .ok()
@@ -67,7 +67,8 @@ fn load(body: &[u8]) {
 
 fn file(body: &[u8]) {
     let file: Option<wire::ConfigFile> = serde_json::from_slice(body).ok();
-    let Some(Ok((_, (_, source, devices)))) = file.map(wire::ConfigFile::checked) else {
+    let Some(Ok((_, (_, source, devices)))) = file.map(Checked::<CheckedConfigFile>::checked)
+    else {
         return;
     };
     assert!(devices.check().is_ok());

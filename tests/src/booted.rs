@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use vmgenie::api::wire::{SnapshotCreate, SnapshotType};
+use vmgenie_api::wire::{SnapshotCreate, SnapshotType};
 
 use crate::room::on_a_disk;
 use crate::vm::Boot;

@@ -7,7 +7,7 @@ use std::path::Path;
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 
 /// Sends `body` and returns the status and the answer's JSON (null if it has no body).
 pub fn call(client: &mut Client, request: &str, body: impl Into<Bytes>) -> (u16, Value) {

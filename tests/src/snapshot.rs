@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use vmgenie::api::wire::{SnapshotCreate, SnapshotType};
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
+use vmgenie_api::wire::{SnapshotCreate, SnapshotType};
 
 /// A place for a snapshot; it is removed when this is dropped.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use vmgenie::api::wire::{GenerationChoice, GenerationInfo, SnapshotLoad};
+use vmgenie_api::wire::{GenerationChoice, GenerationInfo, SnapshotLoad};
 
 use crate::guest::Guest;
 use crate::snapshot::Snapshot;

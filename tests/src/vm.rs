@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vm_agent::patience::Patience;
-use vmgenie::api::wire::{
+use vmgenie_api::client::Client;
+use vmgenie_api::wire::{
     GenerationChoice, GenerationWait, GenerationWaited, Missing, SnapshotLoad,
 };
-use vmgenie::client::Client;
 
 use crate::console::Console;
 use crate::guest::{self, Guest};

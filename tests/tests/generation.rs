@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::evidence::Noticed;
 use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
 use vmgenie_tests::{Guest, Snapshot, Vm};

@@ -7,7 +7,7 @@
     reason = "a test fails by a panic"
 )]
 
-use vmgenie::api::wire::{GenerationChoice, SnapshotLoad};
+use vmgenie_api::wire::{GenerationChoice, SnapshotLoad};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
 use vmgenie_tests::{Guest, Snapshot, Vm};

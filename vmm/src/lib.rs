@@ -4,10 +4,8 @@
 //! the one function that begins a new generation.
 
 pub mod api;
-pub mod attach;
 pub mod boot;
 pub mod cli;
-pub mod client;
 pub mod config;
 pub mod controller;
 pub mod fatal;

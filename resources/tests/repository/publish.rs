@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use crate::files;
 
 /// The crates: package and folder.
-const CRATES: &[(&str, &str)] = &[("sysgenid", "guest-driver/lib")];
+const CRATES: &[(&str, &str)] = &[("sysgenid", "guest-driver/lib"), ("vmgenie-api", "vmm/api")];
 
 /// What a manifest has to say, as people look for it in a registry.
 const KEYS: &[&str] = &["description", "license", "readme", "keywords", "categories"];

@@ -119,8 +119,8 @@ fn headers(answer: &crate::http::Answer) -> Result<(Duration, Duration)> {
             .with_context(|| format!("the answer lacks the header {name}"))
     };
     Ok((
-        header(vmgenie::api::STANDSTILL_HEADER.as_str())?,
-        header(vmgenie::api::TOTAL_HEADER.as_str())?,
+        header(vmgenie_api::headers::STANDSTILL_HEADER.as_str())?,
+        header(vmgenie_api::headers::TOTAL_HEADER.as_str())?,
     ))
 }
 

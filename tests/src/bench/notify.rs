@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::console::Console;
 use vmgenie_tests::qemu::Frozen;
 use vmgenie_tests::shell::load_modules;

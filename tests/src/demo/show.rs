@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use vm_agent::patience::stretched;
-use vmgenie::api::wire::{GenerationWait, SnapshotLoad};
+use vmgenie_api::wire::{GenerationWait, SnapshotLoad};
 use vmgenie_devices::vmgenid::GenerationId;
 use vmgenie_tests::evidence::{self, Noticed};
 use vmgenie_tests::vm::Boot;

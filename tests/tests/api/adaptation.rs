@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vm_agent::patience::{Patience, stretched};
-use vmgenie::api::wire::{GenerationChoice, GenerationWaited, Missing};
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
+use vmgenie_api::wire::{GenerationChoice, GenerationWaited, Missing};
 use vmgenie_tests::Vm;
 use vmgenie_tests::http::{call, ok, refused_with};
 use vmgenie_tests::process::signal;
@@ -113,7 +113,7 @@ fn a_wait_ends_when_the_guest_has_adapted_and_holds_nobody_up_meanwhile() {
 fn waits_end_with_the_machine_and_there_is_a_limit_to_their_number() {
     let mut vm = tiny::boot("echo ring");
     let socket = vm.client.socket().to_owned();
-    let waiters: Vec<_> = (0..vmgenie::api::MAX_WAITS)
+    let waiters: Vec<_> = (0..vmgenie_api::limits::MAX_WAITS)
         .map(|_| {
             let socket = socket.clone();
             std::thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! Each endpoint's good case, and the bodies that it refuses.
 
 use serde_json::json;
-use vmgenie::api::BODY_LIMIT;
+use vmgenie_api::limits::BODY_LIMIT;
 use vmgenie_tests::http::{call, done, mode_of, ok, refused, refused_with};
 use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use serde_json::json;
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::Vm;
 use vmgenie_tests::http::{done, ok};
 use vmgenie_tests::tiny::{self, Memory, generation};

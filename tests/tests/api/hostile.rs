@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vm_agent::patience::stretched;
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::http::{call, done, ok};
 use vmgenie_tests::process::{open_files, resident_kib, threads, wait_until};
 use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
@@ -239,7 +239,7 @@ fn a_client_that_asks_while_a_snapshot_is_written_is_answered() {
         for _ in 0..20 {
             assert_eq!(
                 other.info().unwrap().state,
-                vmgenie::api::wire::State::Paused
+                vmgenie_api::wire::State::Paused
             );
         }
     });

@@ -1,7 +1,7 @@
 //! Disks in snapshots: what the guest's memory believes of a disk is what the disk has.
 
 use serde_json::json;
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::disk::{self, Image, with};
 use vmgenie_tests::shell::no_complaints;
 use vmgenie_tests::{Guest, Snapshot, Vm};

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Snapshot, tiny};

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::net::{Namespace, make_tap};
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::vm::{Boot, Vm};

@@ -270,11 +270,11 @@ fn drive_copies_lie_beside_the_state_file_and_not_beside_a_link_to_it() {
     assert_eq!(names(&at("real")).len(), 3, "{:?}", names(&at("real")));
     drop(vm);
     for state in ["real/state", "links/state"] {
-        let load = vmgenie::api::wire::SnapshotLoad {
+        let load = vmgenie_api::wire::SnapshotLoad {
             resume_vm: true,
             // Whether it has changed is not the question here.
-            changed_drives: Some(vmgenie::api::wire::ChangedDrives::Allow),
-            ..vmgenie::api::wire::SnapshotLoad::of(at(state), at("real/memory"))
+            changed_drives: Some(vmgenie_api::wire::ChangedDrives::Allow),
+            ..vmgenie_api::wire::SnapshotLoad::of(at(state), at("real/memory"))
         };
         let mut vm = Vm::spawn(&["api".to_owned()], &[]);
         vm.client.load_snapshot(&load).unwrap();
@@ -313,7 +313,7 @@ fn a_dead_socket_is_replaced_at_once_whoever_has_locked_its_directory() {
     let mut child = vmgenie(["api", "--api-sock", text(&socket)])
         .spawn()
         .unwrap();
-    let mut client = vmgenie::client::Client::new(&socket).unwrap();
+    let mut client = vmgenie_api::client::Client::new(&socket).unwrap();
     wait_until("it answers", Duration::from_secs(30), || {
         client.info().is_ok()
     });

@@ -145,7 +145,7 @@ fn the_socket_of_a_killed_vmm_is_taken_over() {
     let mut child = vmgenie(["api", "--api-sock", socket.to_str().unwrap()])
         .spawn()
         .unwrap();
-    let mut client = vmgenie::client::Client::new(&socket).unwrap();
+    let mut client = vmgenie_api::client::Client::new(&socket).unwrap();
     let mut patience = Patience::new(END_LIMIT);
     let told = loop {
         match client.info() {

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::process::{signal, wait_until};
 use vmgenie_tests::{Guest, Snapshot};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::console::Console;
 use vmgenie_tests::guest::vmgenie;
 use vmgenie_tests::process::wait_until;
@@ -116,7 +116,7 @@ fn a_machine_boots_is_snapshotted_and_cloned_without_proc_and_without_dev_random
         return;
     }
     let jail = Jail::new();
-    let snapshot = |name: &str| vmgenie::api::wire::SnapshotCreate {
+    let snapshot = |name: &str| vmgenie_api::wire::SnapshotCreate {
         snapshot_type: Default::default(),
         snapshot_path: format!("/snapshot/{name}.state").into(),
         mem_file_path: format!("/snapshot/{name}.memory").into(),
@@ -138,9 +138,9 @@ fn a_machine_boots_is_snapshotted_and_cloned_without_proc_and_without_dev_random
     assert!(made.memory_bytes >= 1 << 20, "{made:?}");
     let mut clone = jail.start(&["api", "--api-sock=/run/b"]);
     let mut client = clone.client(&jail.path("run/b"));
-    let request = vmgenie::api::wire::SnapshotLoad {
+    let request = vmgenie_api::wire::SnapshotLoad {
         resume_vm: true,
-        ..vmgenie::api::wire::SnapshotLoad::of(
+        ..vmgenie_api::wire::SnapshotLoad::of(
             "/snapshot/a.state".into(),
             "/snapshot/a.memory".into(),
         )

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::process::wait_until;
 use vmgenie_tests::pty::OnTerminal;
 use vmgenie_tests::{Snapshot, tiny};

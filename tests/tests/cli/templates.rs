@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::json;
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::net::Namespace;
 use vmgenie_tests::process::{Stray, with_argument};
 use vmgenie_tests::shell::no_complaints;

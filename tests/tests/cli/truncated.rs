@@ -4,7 +4,7 @@ use std::fs::File;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use vmgenie::client::Client;
+use vmgenie_api::client::Client;
 use vmgenie_tests::process::{signal, wait_until};
 use vmgenie_tests::{Snapshot, tiny};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use vmgenie::api::wire::{ClockChoice, SnapshotLoad};
+use vmgenie_api::wire::{ClockChoice, SnapshotLoad};
 use vmgenie_tests::shell::{load_modules, start, told};
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Snapshot, Vm};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vm_agent::patience::{Patience, stretched};
-use vmgenie::api::wire::Missing;
+use vmgenie_api::wire::Missing;
 use vmgenie_tests::{Guest, Vm};
 
 use crate::{LIMIT, boot, no_complaints};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmgenie::api::wire::{GenerationWait, GenerationWaited, Missing, Watchers};
+use vmgenie_api::wire::{GenerationWait, GenerationWaited, Missing, Watchers};
 use vmgenie_tests::{Guest, Vm};
 
 use crate::agent::hook;

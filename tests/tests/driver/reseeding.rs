@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vm_agent::patience::{Patience, stretched};
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 

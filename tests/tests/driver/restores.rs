@@ -1,6 +1,6 @@
 //! Restores, as programs see them.
 
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 

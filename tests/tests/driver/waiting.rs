@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vmgenie::api::wire::Missing;
+use vmgenie_api::wire::Missing;
 use vmgenie_tests::{Guest, Vm};
 
 use crate::{boot, no_complaints, start};

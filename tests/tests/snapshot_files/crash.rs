@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_snapshot::fault;
 use vmgenie_tests::process::signal;
 use vmgenie_tests::tiny::{self, Memory, generation};

@@ -14,8 +14,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use vmgenie_api::headers::CONSOLE_PROTOCOL;
 
-use super::headers::CONSOLE_PROTOCOL;
 use super::http10::Kept;
 use super::wait::{Peer, gone};
 use crate::controller::command::{Command, ControllerHandle};

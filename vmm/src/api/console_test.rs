@@ -5,11 +5,12 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vmgenie_api::attach::{AttachError, attach};
+use vmgenie_api::limits::{BODY_LIMIT, MAX_ATTACHED};
 
 use super::*;
 use crate::api::testing::controller_handle;
-use crate::api::{ApiInfo, ApiThread, BODY_LIMIT, MAX_ATTACHED, spawn};
-use crate::attach::{AttachError, attach};
+use crate::api::{ApiInfo, ApiThread, spawn};
 use crate::controller::command::{Envelope, Reply};
 use crate::machine::console_history::ConsoleHistory;
 

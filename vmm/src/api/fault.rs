@@ -6,10 +6,11 @@ use axum::response::{IntoResponse, Response};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use thiserror::Error;
+use vmgenie_api::headers::CONSOLE_PROTOCOL;
+use vmgenie_api::limits::HEAD_LIMIT;
+use vmgenie_api::wire::Fault;
 
-use super::bounds::HEAD_LIMIT;
-use super::headers::CONSOLE_PROTOCOL;
-use super::wire::{Fault, WireError};
+use super::convert::WireError;
 use crate::controller::command::CommandError;
 
 /// How much of a path that does not exist is repeated in the message, in bytes.

@@ -9,8 +9,8 @@ use hyper::body::{Body as HttpBody, Bytes};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::{Request, StatusCode};
 use tower::ServiceExt;
+use vmgenie_api::limits::BODY_TIMEOUT;
 
-use super::bounds::BODY_TIMEOUT;
 use super::fault::ApiFault;
 
 /// How much of a body that is too long is read and thrown away before it is refused, in bytes. A

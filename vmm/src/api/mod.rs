@@ -24,12 +24,11 @@
 //! | GET `/console` | ours: the connection becomes the guest's console |
 //! | PUT `/generation/wait` | ours: waits until the guest has adapted to it |
 //!
-//! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`wire::Fault`].
+//! Success is 204 without a body or 200 with JSON; whatever else is 400 with [`Fault`](vmgenie_api::wire::Fault).
 
-mod bounds;
 mod console;
+pub mod convert;
 mod fault;
-mod headers;
 mod http10;
 mod limits;
 mod malformed;
@@ -38,13 +37,8 @@ mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 mod wait;
-pub mod wire;
 
 pub use crate::unix_socket::SocketError;
-pub use bounds::{BODY_LIMIT, BODY_TIMEOUT, HEAD_LIMIT, MAX_ATTACHED, MAX_CONNECTIONS, MAX_WAITS};
-pub use headers::{
-    CONSOLE_PROTOCOL, FIRECRACKER_DIALECT, MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER,
-};
 pub use routes::router;
 pub use server::{ApiError, ApiThread, spawn};
 

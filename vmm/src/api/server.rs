@@ -26,8 +26,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use vmgenie_api::limits::{HEAD_LIMIT, MAX_CONNECTIONS};
 
-use super::bounds::{HEAD_LIMIT, MAX_CONNECTIONS};
 use super::console::Takeover;
 use super::http10::Kept;
 use super::wait::Peer;

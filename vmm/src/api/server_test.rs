@@ -6,10 +6,10 @@ use std::sync::mpsc;
 
 use hyper::Method;
 use tempfile::TempDir;
+use vmgenie_api::client::{Client, ClientError};
 
 use super::*;
 use crate::api::testing::{agreeable, controller};
-use crate::client::{Client, ClientError};
 use crate::controller::command::{Command, CommandResult};
 
 struct Fixture {
@@ -31,7 +31,7 @@ impl Fixture {
         let info = ApiInfo {
             id: "test".to_owned(),
             version: "1.2.3".to_owned(),
-            body_limit: crate::api::BODY_LIMIT,
+            body_limit: vmgenie_api::limits::BODY_LIMIT,
         };
         spawn(&self.socket, info, controller(script).0)
     }
@@ -160,7 +160,7 @@ fn a_path_that_is_too_long_is_told_with_what_it_may_have() {
 
 #[test]
 fn the_client_speaks_every_request() {
-    use crate::api::wire::*;
+    use vmgenie_api::wire::*;
     let fixture = Fixture::new();
     let _api = fixture.serve();
     let mut client = fixture.client();
@@ -314,7 +314,7 @@ fn a_client_may_wait_for_100_continue_and_close_its_side() {
 fn a_body_that_is_too_long_is_refused_with_a_message_over_the_socket() {
     let fixture = Fixture::new();
     let _api = fixture.serve();
-    for len in [crate::api::BODY_LIMIT + 1, 500_000] {
+    for len in [vmgenie_api::limits::BODY_LIMIT + 1, 500_000] {
         let answer = fixture
             .client()
             .request(Method::PUT, "/actions", vec![b' '; len])
@@ -369,7 +369,7 @@ fn a_head_that_cannot_be_read_is_answered_as_everything_else_is() {
                 "{shown}: {answer}"
             );
             let (_, body) = last.split_once("\r\n\r\n").unwrap();
-            let fault: crate::api::wire::Fault = serde_json::from_str(body).unwrap();
+            let fault: vmgenie_api::wire::Fault = serde_json::from_str(body).unwrap();
             assert!(
                 fault.fault_message.contains("head of the request"),
                 "{shown}: {answer}"

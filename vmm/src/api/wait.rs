@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{Semaphore, TryAcquireError};
+use vmgenie_api::limits::MAX_WAITS;
+use vmgenie_api::wire::{GenerationWait, GenerationWaited};
 
-use super::bounds::MAX_WAITS;
+use super::convert::{Checked, missing, waited};
 use super::fault::ApiFault;
-use super::wire::{GenerationWait, GenerationWaited};
 use crate::controller::command::{Command, ControllerHandle, Reply, VmState};
 
 /// How often to look whether the client is still there.
@@ -56,7 +57,7 @@ pub(super) async fn wait(
     peer: Option<&Peer>,
 ) -> Result<GenerationWaited, ApiFault> {
     let begun = Instant::now();
-    let timeout = Duration::try_from(wanted)?;
+    let timeout: Duration = wanted.checked()?;
     let _place = places.try_acquire().map_err(|refused| match refused {
         TryAcquireError::NoPermits | TryAcquireError::Closed => ApiFault::TooManyWaits(MAX_WAITS),
     })?;
@@ -64,20 +65,20 @@ pub(super) async fn wait(
     let Reply::Generation(generation) = handle.call(Command::Generation).await? else {
         return Err(ApiFault::UnexpectedReply("the question for the generation"));
     };
-    if !wanted.missing(&generation.driver).is_empty()
+    if !missing(wanted, &generation.driver).is_empty()
         && handle.call(Command::State).await? == Reply::State(VmState::Paused)
     {
         return Err(ApiFault::WaitWhilePaused);
     }
     let deadline = tokio::time::sleep_until((begun + timeout).into());
     tokio::select! {
-        found = reports.wait_for(|report| wanted.missing(report).is_empty()) => match found {
-            Ok(report) => Ok(GenerationWaited::new(wanted, *report, begun.elapsed())),
+        found = reports.wait_for(|report| missing(wanted, report).is_empty()) => match found {
+            Ok(report) => Ok(waited(wanted, *report, begun.elapsed())),
             Err(_) => Err(ApiFault::MachineGone),
         },
         () = deadline => {
             let report = *handle.reports().borrow();
-            Ok(GenerationWaited::new(wanted, report, begun.elapsed()))
+            Ok(waited(wanted, report, begun.elapsed()))
         }
         () = gone(peer) => Err(ApiFault::ClientGone),
     }

@@ -2,11 +2,11 @@ use std::os::unix::net::UnixStream;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use vmgenie_api::wire::{Missing, Watchers};
 use vmgenie_devices::sgen::DriverReport;
 
 use super::*;
 use crate::api::testing::{agreeable, answer_by, controller_handle_of, refusing};
-use crate::api::wire::{Missing, Watchers};
 use crate::controller::command::CommandResult;
 
 const LONG: Duration = Duration::from_secs(600);
@@ -167,7 +167,7 @@ fn what_is_waited_for_is_what_the_machine_had_unless_the_wait_says_more_or_less(
             vec![Missing::Watchers, Missing::Agent],
         ),
     ] {
-        let waited = GenerationWaited::new(&wait, adapted, Duration::ZERO);
+        let waited = super::waited(&wait, adapted, Duration::ZERO);
         assert_eq!(
             (waited.adapted, &waited.missing),
             (missing.is_empty(), &missing)
@@ -177,6 +177,6 @@ fn what_is_waited_for_is_what_the_machine_had_unless_the_wait_says_more_or_less(
         chain: Some(false),
         ..adapted
     };
-    let waited = GenerationWaited::new(&wait(Some(0), Watchers::Required), chain, Duration::ZERO);
+    let waited = super::waited(&wait(Some(0), Watchers::Required), chain, Duration::ZERO);
     assert_eq!(waited.missing, [Missing::Chain]);
 }

@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_api::client::Client;
+use vmgenie_api::wire::{
+    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait, GenerationWaited,
+    Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
+};
 use vmgenie_snapshot::Header;
 use vmgenie_snapshot::own_files::{OwnDir, TrustError};
 
@@ -15,11 +20,6 @@ use super::requests::override_devices;
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
 use super::{host_things, machines};
-use crate::api::wire::{
-    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait, GenerationWaited,
-    Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
-};
-use crate::client::Client;
 
 /// The state file in a snapshot's directory.
 const STATE_FILE: &str = "state";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_api::wire::SnapshotLoad;
 use vmgenie_snapshot::own_files::{self, DirLock, LockError, OwnDir, Purpose, TrustError};
 use vmm_sys_util::signal::register_signal_handler;
 
@@ -18,7 +19,6 @@ use super::host_things::{self, Shared, Warning};
 use super::output::{show, table};
 use super::requests::{OverrideError, override_devices};
 use super::{FAILURE, Failure};
-use crate::api::wire::SnapshotLoad;
 
 /// The stack of a thread that starts one clone, in bytes.
 const STACK_SIZE: usize = 256 << 10;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_api::client::{Client, ClientError};
+use vmgenie_api::wire::{DriveOverride, SnapshotLoad};
 use vmgenie_snapshot::own_files::OwnDir;
 
-use crate::api::wire::{DriveOverride, SnapshotLoad};
-use crate::client::{Client, ClientError};
 use crate::unix_socket::{MAX_PATH, is_listened_on};
 
 /// How long a VMM may take to open its socket.

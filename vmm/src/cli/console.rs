@@ -10,12 +10,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use thiserror::Error;
+use vmgenie_api::attach::attach;
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::Failure;
 use super::args::ConsoleArgs;
 use super::machines;
-use crate::attach::attach;
 use crate::fatal;
 use crate::terminal::{self, Escape, EscapeFilter, RawMode};
 

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
+use vmgenie_api::limits::BODY_LIMIT;
+use vmgenie_api::wire::ConfigFile;
 
 use super::Failure;
 use super::units::parse_id;
 use super::vmm::{become_vmm, ended_badly};
-use crate::api::BODY_LIMIT;
-use crate::api::wire::{CheckedConfigFile, ConfigFile, WireError, parse_level};
+use crate::api::convert::{Checked, CheckedConfigFile, WireError, parse_level};
 use crate::config::OnReboot;
 use crate::controller::RunError;
 use crate::controller::command::Command;

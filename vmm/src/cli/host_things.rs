@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_api::wire::SnapshotLoad;
 use vmgenie_snapshot::{LoadError, open_judged};
 
-use crate::api::wire::{SnapshotLoad, WireError};
+use crate::api::convert::{Checked, WireError};
 use crate::config::DevicesConfig;
 use crate::controller::command::LoadSnapshot;
 use crate::machine::{SavedError, SavedMachine};
@@ -49,7 +50,10 @@ pub(super) struct Warning {
 /// # Errors
 /// The snapshot is damaged, an override does not fit it, or it would have opened what it must not.
 pub(super) fn check(requests: &[SnapshotLoad]) -> Result<Vec<DevicesConfig>, CheckError> {
-    let requests = requests.iter().cloned().map(LoadSnapshot::try_from);
+    let requests = requests
+        .iter()
+        .cloned()
+        .map(Checked::<LoadSnapshot>::checked);
     let requests = requests.collect::<Result<Vec<_>, _>>()?;
     let Some(first) = requests.first() else {
         return Ok(Vec::new());

@@ -11,13 +11,13 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use thiserror::Error;
+use vmgenie_api::client::{self, Client, ClientError};
+use vmgenie_api::wire::{Action, ActionType, State};
 
 use super::Failure;
 use super::args::StopArgs;
 use super::output::{plain, show, table};
 use super::units::parse_id;
-use crate::api::wire::{Action, ActionType, State};
-use crate::client::{self, Client, ClientError};
 use crate::registry::{self, Entry};
 
 /// How long a machine may take to tell its state.

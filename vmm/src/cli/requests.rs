@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
+use vmgenie_api::wire;
 
 use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};
 use super::devices::{Override, Template, number, peers_of, unknown};
 use super::words::Words;
-use crate::api::wire;
+use crate::api::convert::Convert;
 use crate::config::{
     ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, NetConfig, VsockPeers,
 };
@@ -116,7 +117,7 @@ fn try_override(
         let mut change = wire::VsockOverride::default();
         if let Some(vsock) = &args.vsock {
             let (path, peers) = vsock_of(&vsock.checked(number)?)?;
-            (change.uds_path, change.peers) = (Some(path), Some(peers.into()));
+            (change.uds_path, change.peers) = (Some(path), Some(peers.convert()));
         }
         let cid = args.cid.as_ref().map(|cid| cid_of(cid, number));
         change.guest_cid = cid.transpose()?;

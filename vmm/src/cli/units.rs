@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::api::wire::MAX_WAIT_MS;
+use vmgenie_api::wire::MAX_WAIT_MS;
+
 use crate::config::MachineConfig;
 
 /// The longest name of a machine, in bytes.

@@ -3,16 +3,17 @@
 use std::io::stdin;
 use std::os::fd::AsFd;
 
+use vmgenie_api::limits::BODY_LIMIT;
 use vmgenie_snapshot::own_files;
 
 use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
 use super::{Failure, host_things, requests};
-use crate::api::BODY_LIMIT;
+use crate::api::convert::Checked;
 use crate::config::{BootSource, Cmdline, MachineConfig};
 use crate::controller::Outcome;
-use crate::controller::command::{Command, LoadSnapshot};
+use crate::controller::command::Command;
 use crate::process::{self, ProcessError, RunOptions};
 use crate::terminal;
 
@@ -86,7 +87,7 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
         first: Vec::new(),
         on_reboot: args.overrides.on_reboot.into(),
         machine: None,
-        restore: Some(LoadSnapshot::try_from(request)?),
+        restore: Some(request.checked()?),
         console_input: terminal::may_read(stdin().as_fd()),
         id: args.id,
         boot_timer: false,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use vm_agent::patience::{Patience, stretched};
-use vmgenie::api::wire::{GenerationWait, SnapshotCreate};
+use vmgenie_api::wire::{GenerationWait, SnapshotCreate};
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};

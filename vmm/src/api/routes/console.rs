@@ -7,13 +7,13 @@ use axum::response::IntoResponse;
 use hyper::header::{CONNECTION, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, StatusCode};
+use vmgenie_api::headers::CONSOLE_PROTOCOL;
+use vmgenie_api::limits::MAX_ATTACHED;
+use vmgenie_api::wire;
 
 use super::{Answer, Api, NoBody};
-use crate::api::bounds::MAX_ATTACHED;
 use crate::api::console::{Takeover, asked_for};
 use crate::api::fault::ApiFault;
-use crate::api::headers::CONSOLE_PROTOCOL;
-use crate::api::wire;
 use crate::controller::command::CommandError;
 
 /// The connection becomes the guest's serial console. Ours.

@@ -1,9 +1,10 @@
 //! Drives, network interfaces, vsock, entropy.
 
 use axum::extract::State;
+use vmgenie_api::wire;
 
 use super::{Answer, Api, Json, PathId, deprecated};
-use crate::api::wire;
+use crate::api::convert::Checked;
 use crate::controller::command::Command;
 
 /// Adds or replaces a drive; before the start only.
@@ -16,7 +17,7 @@ pub(super) async fn put_drive(
     Json(body): Json<wire::Drive>,
 ) -> Answer {
     id.check(&body.drive_id)?;
-    api.done(Command::SetDrive(body.try_into()?)).await
+    api.done(Command::SetDrive(body.checked()?)).await
 }
 
 /// Puts another file behind a drive, or opens the present one anew; after the start only.
@@ -43,7 +44,7 @@ pub(super) async fn put_network_interface(
     Json(body): Json<wire::NetworkInterface>,
 ) -> Answer {
     id.check(&body.iface_id)?;
-    api.done(Command::SetNet(body.try_into()?)).await
+    api.done(Command::SetNet(body.checked()?)).await
 }
 
 /// Plugs the guest's cable in or out; there are no rate limiters. After the start only.
@@ -66,7 +67,7 @@ pub(super) async fn patch_network_interface(
 ))]
 pub(super) async fn put_vsock(State(api): Api, Json(body): Json<wire::Vsock>) -> Answer {
     let old = body.vsock_id.is_some();
-    let vsock = body.try_into()?;
+    let vsock = body.checked()?;
     deprecated(old, api.done(Command::SetVsock(vsock)).await)
 }
 
@@ -75,5 +76,5 @@ pub(super) async fn put_vsock(State(api): Api, Json(body): Json<wire::Vsock>) ->
     (status = 204, description = "Done"), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn put_entropy(State(api): Api, Json(body): Json<wire::EntropyDevice>) -> Answer {
-    api.done(Command::SetEntropy(body.try_into()?)).await
+    api.done(Command::SetEntropy(body.checked()?)).await
 }

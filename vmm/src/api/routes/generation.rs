@@ -2,11 +2,12 @@
 
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
+use vmgenie_api::wire;
 
 use super::{Answer, Api, Json, NoBody, Shared, ok};
+use crate::api::convert::Convert;
 use crate::api::fault::ApiFault;
 use crate::api::wait::{self, Peer};
-use crate::api::wire;
 use crate::controller::command::{Command, Reply};
 
 /// The present generation. Ours.
@@ -43,7 +44,9 @@ pub(super) async fn wait_for_generation(
 impl Shared {
     async fn generation(&self, command: Command) -> Answer {
         match self.handle.call(command).await? {
-            Reply::Generation(generation) => Ok(ok(&wire::GenerationInfo::from(generation))),
+            Reply::Generation(generation) => {
+                Ok(ok(&Convert::<wire::GenerationInfo>::convert(generation)))
+            }
             _ => Err(ApiFault::UnexpectedReply("the question for the generation")),
         }
     }

@@ -3,18 +3,20 @@
 use std::time::Instant;
 
 use axum::extract::State;
+use vmgenie_api::wire;
 
 use super::{Answer, Api, Json, NoBody, deprecated, ok};
+use crate::api::convert::{Checked, Convert, patched};
 use crate::api::fault::ApiFault;
-use crate::api::wire;
-use crate::config::{BootSource, MachineConfig};
 use crate::controller::command::{Command, Reply};
 use crate::metrics::METRICS;
 
 /// The whole configuration.
 #[utoipa::path(get, path = "/vm/config", responses((status = 200, body = wire::FullConfig), (status = 400, body = wire::Fault)))]
 pub(super) async fn full_config(State(api): Api, _: NoBody) -> Answer {
-    Ok(ok(&wire::FullConfig::from(api.config().await?)))
+    Ok(ok(&Convert::<wire::FullConfig>::convert(
+        api.config().await?,
+    )))
 }
 
 /// vCPUs and memory.
@@ -22,7 +24,7 @@ pub(super) async fn full_config(State(api): Api, _: NoBody) -> Answer {
     (status = 200, body = wire::MachineConfiguration), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn machine_config(State(api): Api, _: NoBody) -> Answer {
-    Ok(ok(&wire::MachineConfiguration::from(
+    Ok(ok(&Convert::<wire::MachineConfiguration>::convert(
         api.config().await?.machine,
     )))
 }
@@ -36,7 +38,7 @@ pub(super) async fn put_machine_config(
     Json(body): Json<wire::MachineConfiguration>,
 ) -> Answer {
     let old = body.cpu_template.is_some();
-    let config = MachineConfig::try_from(body)?;
+    let config = body.checked()?;
     let _alone = api.machine_config.lock().await;
     deprecated(old, api.done(Command::SetMachineConfig(config)).await)
 }
@@ -51,7 +53,7 @@ pub(super) async fn patch_machine_config(
 ) -> Answer {
     let old = body.cpu_template.is_some();
     let _alone = api.machine_config.lock().await;
-    let config = body.apply(api.config().await?.machine)?;
+    let config = patched(body, api.config().await?.machine)?;
     deprecated(old, api.done(Command::SetMachineConfig(config)).await)
 }
 
@@ -74,7 +76,7 @@ pub(super) async fn put_instance_data(
     State(api): Api,
     Json(body): Json<wire::InstanceData>,
 ) -> Answer {
-    api.done(body.try_into()?).await
+    api.done(body.checked()?).await
 }
 
 /// Sets kernel, initrd and command line; before the start only.
@@ -85,8 +87,7 @@ pub(super) async fn put_boot_source(
     State(api): Api,
     Json(body): Json<wire::BootSourceBody>,
 ) -> Answer {
-    api.done(Command::SetBootSource(BootSource::try_from(body)?))
-        .await
+    api.done(Command::SetBootSource(body.checked()?)).await
 }
 
 /// Starts the machine, writes the metrics, or presses the power button.

@@ -23,11 +23,12 @@ use hyper::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Semaphore};
 use utoipa::OpenApi;
+use vmgenie_api::headers::DEPRECATION_HEADER;
+use vmgenie_api::limits::{MAX_ATTACHED, MAX_WAITS};
 
-use super::bounds::{MAX_ATTACHED, MAX_WAITS};
+use super::ApiInfo;
+use super::convert::WireError;
 use super::fault::{ApiFault, json_response};
-use super::headers::DEPRECATION_HEADER;
-use super::{ApiInfo, wire};
 use crate::config::ConfigError;
 use crate::controller::command::{Command, ControllerHandle, Reply, VmConfig};
 use crate::metrics::METRICS;
@@ -137,7 +138,7 @@ async fn no_such_route(method: Method, uri: Uri) -> ApiFault {
         "/drives" | "/network-interfaces"
     );
     match method {
-        Method::PUT | Method::PATCH if list => wire::WireError::from(ConfigError::EmptyId).into(),
+        Method::PUT | Method::PATCH if list => WireError::from(ConfigError::EmptyId).into(),
         Method::DELETE if begins("/drives") || begins("/network-interfaces") => {
             ApiFault::Absent("hot-unplugging")
         }
@@ -226,7 +227,7 @@ impl PathId {
         }
         // Neither is repeated at length.
         let short = |text: &str| text.chars().take(64).collect();
-        Err(wire::WireError::OtherId(short(&self.0), short(in_body)).into())
+        Err(WireError::OtherId(short(&self.0), short(in_body)).into())
     }
 }
 
@@ -238,7 +239,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
         let Path(id) =
             id.map_err(|_| ApiFault::no_such_route(parts.method.clone(), parts.uri.path()))?;
         // What is wrong with the name itself comes before what is wrong with the body.
-        crate::config::DeviceId::new(&id).map_err(wire::WireError::from)?;
+        crate::config::DeviceId::new(&id).map_err(WireError::from)?;
         Ok(Self(id))
     }
 }

@@ -4,11 +4,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use utoipa::OpenApi;
+use vmgenie_api::headers::FIRECRACKER_DIALECT;
+use vmgenie_api::wire;
 
 use super::{Answer, Api, Document, Json, NoBody, ok};
+use crate::api::convert::{Checked, Convert};
 use crate::api::fault::ApiFault;
-use crate::api::headers::FIRECRACKER_DIALECT;
-use crate::api::wire;
 use crate::controller::command::{Command, Reply};
 use crate::metrics;
 
@@ -19,7 +20,7 @@ pub(super) async fn instance_info(State(api): Api, _: NoBody) -> Answer {
         Reply::State(state) => Ok(ok(&wire::InstanceInfo {
             app_name: "vmgenie".to_owned(),
             id: api.info.id.clone(),
-            state: state.into(),
+            state: state.convert(),
             vmm_version: api.info.version.clone(),
         })),
         _ => Err(ApiFault::UnexpectedReply("GET /")),
@@ -48,7 +49,7 @@ pub(super) async fn openapi(_: NoBody) -> Response {
     (status = 204, description = "Done"), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn put_logger(State(api): Api, Json(body): Json<wire::Logger>) -> Answer {
-    api.done(Command::SetLog(body.try_into()?)).await
+    api.done(Command::SetLog(body.checked()?)).await
 }
 
 /// Where the metrics go as lines of JSON; once, and before the start only.
@@ -56,7 +57,7 @@ pub(super) async fn put_logger(State(api): Api, Json(body): Json<wire::Logger>) 
     (status = 204, description = "Done"), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn put_metrics(State(api): Api, Json(body): Json<wire::Metrics>) -> Answer {
-    api.done(Command::SetMetrics(body.try_into()?)).await
+    api.done(Command::SetMetrics(body.checked()?)).await
 }
 
 /// The metrics as Prometheus reads them. Ours.

@@ -6,12 +6,13 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, StatusCode};
+use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
+use vmgenie_api::wire;
 
 use super::{Answer, Api, Json, deprecated, microseconds};
+use crate::api::convert::Checked;
 use crate::api::fault::ApiFault;
-use crate::api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
-use crate::api::wire;
-use crate::controller::command::{Command, CreateSnapshot, LoadSnapshot, Reply};
+use crate::controller::command::{Command, Reply};
 use crate::metrics::METRICS;
 
 /// Writes a full snapshot of a paused machine.
@@ -27,7 +28,7 @@ pub(super) async fn create_snapshot(
     State(api): Api,
     Json(body): Json<wire::SnapshotCreate>,
 ) -> Answer {
-    let command = Command::CreateSnapshot(CreateSnapshot::try_from(body)?);
+    let command = Command::CreateSnapshot(body.checked()?);
     let begun = Instant::now();
     match api.handle.call(command).await? {
         Reply::SnapshotCreated(made) => {
@@ -51,7 +52,7 @@ pub(super) async fn create_snapshot(
 ))]
 pub(super) async fn load_snapshot(State(api): Api, Json(body): Json<wire::SnapshotLoad>) -> Answer {
     let old = body.mem_file_path.is_some() || body.enable_diff_snapshots;
-    let command = Command::LoadSnapshot(LoadSnapshot::try_from(body)?);
+    let command = Command::LoadSnapshot(body.checked()?);
     let begun = Instant::now();
     let answer = api.done(command).await;
     if answer.is_ok() {

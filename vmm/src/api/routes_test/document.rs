@@ -136,3 +136,19 @@ fn the_answers_have_the_documented_fields() {
         }
     }
 }
+
+/// `docs/openapi.json` is what GET `/openapi.json` answers, so that a change of the API is seen in its diff. With `VMGENIE_UPDATE=1` in the
+/// environment it is written.
+#[test]
+fn the_committed_document_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    let served = format!("{:#}\n", document());
+    if std::env::var_os("VMGENIE_UPDATE").is_some() {
+        std::fs::write(path, &served).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == served,
+        "docs/openapi.json is not current: VMGENIE_UPDATE=1 cargo test -p vmgenie the_committed_document"
+    );
+}

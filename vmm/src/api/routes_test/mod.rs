@@ -5,10 +5,11 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Request};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use vmgenie_api::headers::FIRECRACKER_DIALECT;
+use vmgenie_api::limits::BODY_LIMIT;
+use vmgenie_api::wire;
 
 use super::*;
-use crate::api::bounds::BODY_LIMIT;
-use crate::api::headers::FIRECRACKER_DIALECT;
 use crate::api::limits;
 use crate::api::testing::{Seen, agreeable, controller, refusing};
 use crate::config::{BootSource, Cmdline, HugePages, MachineConfig};
@@ -27,7 +28,7 @@ impl Fixture {
         let info = ApiInfo {
             id: "test".to_owned(),
             version: "1.2.3".to_owned(),
-            body_limit: crate::api::BODY_LIMIT,
+            body_limit: vmgenie_api::limits::BODY_LIMIT,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,8 +1,8 @@
 use serde_json::json;
+use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use vmgenie_snapshot::SnapshotId;
 
 use super::*;
-use crate::api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use crate::config::{self, DeviceOverrides};
 use crate::controller::command::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 

@@ -1,24 +1,21 @@
 //! The wire types of `/generation` and `/generation/wait`. All of it is ours.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "schema")]
 use utoipa::ToSchema;
-use vmgenie_devices::sgen::{DriverReport, Lack};
-
-use super::WireError;
-use crate::controller::command as internal;
 
 /// The longest wait that may be asked for, in milliseconds: ten minutes.
 pub const MAX_WAIT_MS: u64 = 600_000;
 
 /// PUT `/generation`: no fields.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewGeneration {}
 
 /// GET and PUT `/generation`. Ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 pub struct GenerationInfo {
     /// The generation ID as GUID text, as the guest's operating system shows it.
     pub id: String,
@@ -37,31 +34,9 @@ pub struct GenerationInfo {
     pub driver: DriverInfo,
 }
 
-impl From<internal::Generation> for GenerationInfo {
-    fn from(generation: internal::Generation) -> Self {
-        Self {
-            id: generation.id.to_guid(),
-            raw: generation.id.to_hex(),
-            changes: generation.changes,
-            since: rfc3339(generation.since),
-            since_unix_ms: u64::try_from(generation.since.as_millis()).unwrap_or(u64::MAX),
-            counter: generation.counter,
-            driver: generation.driver.into(),
-        }
-    }
-}
-
-/// 9999-12-31T23:59:59Z, in seconds since the Unix epoch: RFC 3339 has no later year, and a
-/// snapshot file may say anything.
-const LAST_SECOND: u64 = 253_402_300_799;
-
-fn rfc3339(since_epoch: Duration) -> String {
-    let shown = since_epoch.min(Duration::from_secs(LAST_SECOND));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + shown).to_string()
-}
-
 /// How far the guest has come with its generation, by the word of its driver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 pub struct DriverInfo {
     /// There is a driver in the guest. Without one all else is false, 0 or absent.
     pub present: bool,
@@ -100,31 +75,9 @@ pub struct DriverInfo {
     pub adapted_us: Option<u64>,
 }
 
-impl From<DriverReport> for DriverInfo {
-    fn from(report: DriverReport) -> Self {
-        let us = |after: Option<Duration>| {
-            after.map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX))
-        };
-        Self {
-            present: report.present(),
-            version: report.version,
-            reached: report.reached,
-            reseeded: report.reseeded,
-            chain: report.chain,
-            outdated_watchers: report.outdated,
-            required_watchers: report.required,
-            ready_agents: report.ready,
-            expected_agents: report.agents,
-            adapted: report.adapted(),
-            reached_us: us(report.reached_after),
-            reseeded_us: us(report.reseeded_after),
-            adapted_us: us(report.adapted_after),
-        }
-    }
-}
-
 /// PUT `/generation/wait`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GenerationWait {
     /// How long to wait at most, in milliseconds: 0 (look once) to [`MAX_WAIT_MS`].
@@ -138,7 +91,8 @@ pub struct GenerationWait {
 }
 
 /// Watchers that a wait waits for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Watchers {
     /// The privileged ones: any program may open the device and never acknowledge.
@@ -154,31 +108,9 @@ impl Watchers {
     }
 }
 
-impl TryFrom<&GenerationWait> for Duration {
-    type Error = WireError;
-
-    fn try_from(wire: &GenerationWait) -> Result<Self, WireError> {
-        match wire.timeout_ms {
-            ms @ 0..=MAX_WAIT_MS => Ok(Duration::from_millis(ms)),
-            ms => Err(WireError::WaitTooLong(ms)),
-        }
-    }
-}
-
-impl GenerationWait {
-    /// What the guest lacks of what is waited for.
-    pub(crate) fn missing(&self, report: &DriverReport) -> Vec<Missing> {
-        let outdated = match self.watchers {
-            Watchers::Required => report.required,
-            Watchers::All => report.outdated.max(report.required),
-        };
-        let lacks = report.lacks(self.agents.unwrap_or(report.agents), outdated);
-        lacks.map(Missing::from).collect()
-    }
-}
-
 /// What a guest that has not adapted lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Missing {
     /// There is no driver in the guest. What else is missing nobody can tell.
@@ -195,21 +127,9 @@ pub enum Missing {
     Agent,
 }
 
-impl From<Lack> for Missing {
-    fn from(lack: Lack) -> Self {
-        match lack {
-            Lack::Driver => Self::Driver,
-            Lack::Reseeded => Self::Reseeded,
-            Lack::Reached => Self::Reached,
-            Lack::Chain => Self::Chain,
-            Lack::Watchers => Self::Watchers,
-            Lack::Agent => Self::Agent,
-        }
-    }
-}
-
 /// The answer to PUT `/generation/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
 pub struct GenerationWaited {
     /// The guest has adapted to its generation: nothing that was waited for is missing.
     pub adapted: bool,
@@ -219,17 +139,4 @@ pub struct GenerationWaited {
     pub waited_us: u64,
     /// What the guest's driver has told.
     pub driver: DriverInfo,
-}
-
-impl GenerationWaited {
-    /// The answer to `wait` for the report that there is.
-    pub fn new(wait: &GenerationWait, report: DriverReport, waited: Duration) -> Self {
-        let missing = wait.missing(&report);
-        Self {
-            adapted: missing.is_empty(),
-            missing,
-            waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
-            driver: report.into(),
-        }
-    }
 }

@@ -12,6 +12,6 @@ pub const TOTAL_HEADER: HeaderName = HeaderName::from_static("x-vmgenie-total-us
 /// In the answer to PUT `/snapshot/create`: how many bytes of guest memory were written.
 pub const MEMORY_HEADER: HeaderName = HeaderName::from_static("x-vmgenie-memory-bytes");
 /// In the answer to a request with a deprecated field.
-pub(super) const DEPRECATION_HEADER: HeaderName = HeaderName::from_static("deprecation");
+pub const DEPRECATION_HEADER: HeaderName = HeaderName::from_static("deprecation");
 /// The protocol that a client of GET `/console` asks for.
 pub const CONSOLE_PROTOCOL: &str = "vmgenie-console";

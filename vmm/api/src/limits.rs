@@ -14,3 +14,5 @@ pub const MAX_CONNECTIONS: usize = 64;
 pub const MAX_WAITS: usize = 16;
 /// How many clients may be attached at the same time: they hold connections, of which others need some.
 pub const MAX_ATTACHED: usize = 8;
+/// The longest path of a socket in bytes: `sun_path`, less the zero at its end.
+pub const MAX_PATH: usize = 107;

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::api::CONSOLE_PROTOCOL;
-use crate::api::wire::Fault;
-use crate::unix_socket::MAX_PATH;
+use crate::headers::CONSOLE_PROTOCOL;
+use crate::limits::{HEAD_LIMIT, MAX_PATH};
+use crate::wire::Fault;
 
-/// The longest head of an answer that is read, in bytes.
-const HEAD_LIMIT: usize = 16 << 10;
 /// The longest refusal that is read, in bytes.
 const FAULT_LIMIT: u64 = 64 << 10;
 

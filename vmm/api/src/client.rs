@@ -16,10 +16,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::api::wire;
-use crate::api::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
-use crate::controller::command::SnapshotCreated;
-use crate::unix_socket::MAX_PATH;
+use crate::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
+use crate::limits::MAX_PATH;
+use crate::wire;
 
 /// The longest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
@@ -30,6 +29,17 @@ const REUSE_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait between two attempts.
 const CONNECT_RETRY: Duration = Duration::from_millis(2);
+
+/// What writing a snapshot took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotCreated {
+    /// How long the state and the memory took to be copied, while the vCPUs stood still.
+    pub standstill: Duration,
+    /// How long everything took, syncing and renaming included.
+    pub total: Duration,
+    /// How many bytes of guest memory were written.
+    pub memory_bytes: u64,
+}
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -385,7 +395,7 @@ impl Connection {
 }
 
 /// Whether a socket can have this path.
-pub(crate) fn fits(socket: &Path) -> Result<(), ClientError> {
+pub fn fits(socket: &Path) -> Result<(), ClientError> {
     match socket.as_os_str().len() > MAX_PATH {
         true => Err(ClientError::TooLong(socket.to_owned())),
         false => Ok(()),

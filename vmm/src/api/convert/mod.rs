@@ -1,9 +1,6 @@
-//! The JSON of the API: Firecracker's field names and defaults, with vmgenie's own fields marked as
-//! such.
+//! Between the JSON of the API and what is used inside: converted once, here.
 //!
-//! Wire types live apart from the internal ones (`config`, `controller::command`) and are converted
-//! once, here. Whatever a client may get wrong is a [`WireError`], whose message becomes the
-//! `fault_message`.
+//! Whatever a client may get wrong is a [`WireError`], whose message becomes the `fault_message`.
 
 mod config;
 mod devices;
@@ -14,30 +11,33 @@ mod snapshot;
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use utoipa::ToSchema;
-
-pub use config::{CheckedConfigFile, ConfigFile, FullConfig};
-pub use devices::{
-    CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, PartialDrive,
-    PartialNetworkInterface, RateLimiter, TokenBucket, Vsock, VsockPeers,
+use vmgenie_api::wire::{
+    Action, ActionType, InstanceData, MAX_WAIT_MS, State, TargetState, VmUpdate,
 };
 
-pub use generation::{
-    DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing,
-    NewGeneration, Watchers,
-};
-pub use logging::{LineFormat, Logger, Metrics, parse_level};
-pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
-pub use snapshot::{
-    ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
-    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
-    VsockOverride,
-};
+pub use config::CheckedConfigFile;
+pub use generation::{missing, waited};
+pub use logging::parse_level;
+pub use machine::patched;
 
 use crate::config::ConfigError;
 use crate::controller::command::{self as internal, Command};
+
+/// What a client has sent, checked and made what is used inside.
+pub trait Checked<T> {
+    /// Checks and converts it.
+    ///
+    /// # Errors
+    /// It asks for what cannot be.
+    fn checked(self) -> Result<T, WireError>;
+}
+
+/// What is used on one side, as it is on the other.
+pub trait Convert<T> {
+    /// Converts it.
+    fn convert(self) -> T;
+}
 
 /// A body that is well-formed JSON of the right shape and still asks for what cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -103,51 +103,9 @@ pub enum WireError {
     NotInConfigFile(&'static str),
 }
 
-/// The body of every 400.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Fault {
-    /// What was wrong and what to do.
-    pub fault_message: String,
-}
-
-/// GET `/`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct InstanceInfo {
-    /// Always `vmgenie`.
-    pub app_name: String,
-    /// The name that the VMM was started with (`--id`).
-    pub id: String,
-    /// What the microVM does.
-    pub state: State,
-    /// The version of vmgenie.
-    pub vmm_version: String,
-}
-
-/// The states of a microVM, spelled as Firecracker spells them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub enum State {
-    /// Nothing runs yet.
-    #[serde(rename = "Not started")]
-    NotStarted,
-    /// The vCPUs run.
-    Running,
-    /// The vCPUs stand still.
-    Paused,
-}
-
-impl State {
-    /// The text that is on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::NotStarted => "Not started",
-            State::Running => "Running",
-            State::Paused => "Paused",
-        }
-    }
-}
-
-impl From<internal::VmState> for State {
-    fn from(state: internal::VmState) -> Self {
+impl Convert<State> for internal::VmState {
+    fn convert(self) -> State {
+        let state = self;
         match state {
             internal::VmState::NotStarted => State::NotStarted,
             internal::VmState::Running => State::Running,
@@ -156,28 +114,9 @@ impl From<internal::VmState> for State {
     }
 }
 
-/// GET `/version`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Version {
-    /// The version of Firecracker whose dialect is spoken: clients look at this field to learn
-    /// which requests they may make.
-    pub firecracker_version: String,
-    /// The version of vmgenie. Ours.
-    pub vmgenie_version: String,
-}
-
-/// GET and PUT `/instance-data`. Ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceData {
-    /// The guest's identity string: at most 4,096 bytes of UTF-8 without a zero; empty when there is none.
-    pub data: String,
-}
-
-impl TryFrom<InstanceData> for Command {
-    type Error = WireError;
-
-    fn try_from(wire: InstanceData) -> Result<Self, WireError> {
+impl Checked<Command> for InstanceData {
+    fn checked(self) -> Result<Command, WireError> {
+        let wire = self;
         let data = crate::config::InstanceData::new(wire.data).map_err(ConfigError::from)?;
         Ok(Command::SetInstanceData(data))
     }
@@ -191,25 +130,6 @@ fn not_empty(field: &'static str, path: PathBuf) -> Result<PathBuf, WireError> {
     }
 }
 
-/// PUT `/actions`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Action {
-    /// What to do.
-    pub action_type: ActionType,
-}
-
-/// The actions that a client of Firecracker may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub enum ActionType {
-    /// Boots the machine.
-    InstanceStart,
-    /// Writes a line of metrics now.
-    FlushMetrics,
-    /// Asks the guest to end: its ACPI power button is pressed.
-    SendCtrlAltDel,
-}
-
 impl From<Action> for Command {
     fn from(wire: Action) -> Self {
         match wire.action_type {
@@ -218,23 +138,6 @@ impl From<Action> for Command {
             ActionType::SendCtrlAltDel => Command::PressPowerButton,
         }
     }
-}
-
-/// PATCH `/vm`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VmUpdate {
-    /// What the vCPUs shall do.
-    pub state: TargetState,
-}
-
-/// What a client may ask the vCPUs to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub enum TargetState {
-    /// Stand still.
-    Paused,
-    /// Go on.
-    Resumed,
 }
 
 impl From<VmUpdate> for Command {

@@ -1,0 +1,152 @@
+//! `/snapshot/create` and `/snapshot/load`.
+
+use vmgenie_api::wire::{
+    ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
+    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VsockOverride,
+};
+use vmgenie_snapshot::SnapshotId;
+
+use super::{Checked, Convert, WireError, not_empty};
+use crate::config::{
+    self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
+};
+use crate::controller::command::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
+
+impl Checked<CreateSnapshot> for SnapshotCreate {
+    fn checked(self) -> Result<CreateSnapshot, WireError> {
+        let wire = self;
+        if wire.snapshot_type == SnapshotType::Diff {
+            return Err(WireError::DiffSnapshot);
+        }
+        let state = not_empty("snapshot_path", wire.snapshot_path)?;
+        let memory = not_empty("mem_file_path", wire.mem_file_path)?;
+        if state == memory {
+            return Err(WireError::SameFile);
+        }
+        Ok(CreateSnapshot {
+            state,
+            memory,
+            resume: wire.resume_vm,
+            pause: wire.pause_vm,
+            copy_drives: wire.copy_drives,
+        })
+    }
+}
+
+fn overrides(
+    nets: Vec<NetworkOverride>,
+    vsock: Option<VsockOverride>,
+    drives: Vec<DriveOverride>,
+) -> Result<DeviceOverrides, WireError> {
+    let net = |wire: NetworkOverride| {
+        Ok::<_, WireError>(config::NetOverride {
+            id: DeviceId::new(&wire.iface_id)?,
+            host_dev_name: wire
+                .host_dev_name
+                .as_deref()
+                .map(InterfaceName::new)
+                .transpose()?,
+            guest_mac: wire.guest_mac.as_deref().map(str::parse).transpose()?,
+        })
+    };
+    let drive = |wire: DriveOverride| {
+        Ok::<_, WireError>(config::DriveOverride {
+            id: DeviceId::new(&wire.drive_id)?,
+            path: not_empty("path_on_host", wire.path_on_host)?,
+            source: match (wire.copy, wire.overlay) {
+                (false, false) => DriveSource::Existing,
+                (true, false) => DriveSource::Copy,
+                (false, true) => DriveSource::Overlay,
+                (true, true) => return Err(WireError::CopyAndOverlay),
+            },
+        })
+    };
+    let vsock = vsock.unwrap_or_default();
+    let uds_path = vsock.uds_path.map(|path| not_empty("uds_path", path));
+    Ok(DeviceOverrides {
+        drives: drives.into_iter().map(drive).collect::<Result<_, _>>()?,
+        nets: nets.into_iter().map(net).collect::<Result<_, _>>()?,
+        vsock: config::VsockOverride {
+            uds_path: uds_path.transpose()?,
+            guest_cid: vsock.guest_cid.map(Cid::new).transpose()?,
+            peers: vsock.peers.map(Convert::convert),
+        },
+        instance_data: None,
+    })
+}
+
+impl Checked<LoadSnapshot> for SnapshotLoad {
+    fn checked(self) -> Result<LoadSnapshot, WireError> {
+        let wire = self;
+        if wire.track_dirty_pages {
+            return Err(WireError::DirtyPages("track_dirty_pages"));
+        }
+        if wire.enable_diff_snapshots {
+            return Err(WireError::DirtyPages("enable_diff_snapshots"));
+        }
+        if matches!(
+            wire.huge_pages,
+            HugePagesAtLoad::Transparent | HugePagesAtLoad::TwoMib
+        ) {
+            return Err(WireError::HugePages);
+        }
+        let memory = match (wire.mem_backend, wire.mem_file_path) {
+            (
+                Some(MemBackend {
+                    backend_type: MemBackendType::Uffd,
+                    ..
+                }),
+                None,
+            ) => {
+                return Err(WireError::Uffd);
+            }
+            (Some(backend), None) => not_empty("backend_path", backend.backend_path)?,
+            (None, Some(path)) => not_empty("mem_file_path", path)?,
+            _ => return Err(WireError::MemoryBackend),
+        };
+        let state = not_empty("snapshot_path", wire.snapshot_path)?;
+        if state == memory {
+            return Err(WireError::SameFile);
+        }
+        let generation = match wire.generation {
+            GenerationChoice::New => RestoreAs::New,
+            GenerationChoice::Keep => RestoreAs::Keep,
+        };
+        let instance_data = wire.instance_data.map(InstanceData::new).transpose();
+        let id = wire.snapshot_id.map(|text| {
+            let id = SnapshotId::from_hex(text.as_bytes());
+            id.ok_or(WireError::SnapshotId)
+        });
+        Ok(LoadSnapshot {
+            state,
+            memory,
+            resume: wire.resume_vm,
+            generation,
+            overrides: DeviceOverrides {
+                instance_data: instance_data.map_err(config::ConfigError::from)?,
+                ..overrides(
+                    wire.network_overrides,
+                    wire.vsock_override,
+                    wire.drive_overrides,
+                )?
+            },
+            changed_drives: match wire.changed_drives {
+                None => command::ChangedDrives::OwnCopies,
+                Some(ChangedDrives::Refuse) => command::ChangedDrives::Refuse,
+                Some(ChangedDrives::Allow) => command::ChangedDrives::Allow,
+            },
+            host_paths: match wire.host_paths {
+                HostPaths::Any => command::HostPaths::Any,
+                HostPaths::Trusted => command::HostPaths::Trusted,
+                HostPaths::NamedOnly => command::HostPaths::NamedOnly,
+            },
+            id: id.transpose()?,
+            clock: match wire.clock {
+                ClockChoice::Step => command::ClockPolicy::Step,
+                ClockChoice::Keep => command::ClockPolicy::Keep,
+            },
+            clock_realtime: wire.clock_realtime,
+        })
+    }
+}
