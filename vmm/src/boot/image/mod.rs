@@ -36,6 +36,8 @@ const NOT_TOLD: u8 = 4;
 const MAX_REASON: u64 = 4096;
 /// How long a reader may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may take that only looks whether there is a kernel, when the boot source is set: the event loop waits for it.
+const PATIENCE_TO_LOOK: Duration = Duration::from_secs(2);
 /// How often to look whether this process shall end meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// How much processor time it may take, in seconds.
@@ -126,21 +128,29 @@ pub(super) fn in_file(mut file: File) -> Result<Result<Image, File>, ImageError>
 }
 
 impl Image {
-    /// Looks whether there is a kernel.
+    /// Looks whether there is a kernel. What cannot be found out soon the start finds out, and waits longer for.
     pub(super) fn check(self) -> Result<(), ImageError> {
-        self.read(0).map(drop)
+        looked(self.read(0, PATIENCE_TO_LOOK))
     }
 
     /// Copies kernel and initrd into memory; neither may have more than `limit` bytes.
     pub(super) fn contents(self, limit: u64) -> Result<Contents, ImageError> {
         // Zero means that nothing is to be copied.
-        self.read(limit.max(1))
+        self.read(limit.max(1), PATIENCE)
     }
 
-    fn read(self, limit: u64) -> Result<Contents, ImageError> {
+    fn read(self, limit: u64, patience: Duration) -> Result<Contents, ImageError> {
         let mut command = Command::new(PROGRAM);
         command.args([READER, &limit.to_string()]);
-        read_by(command, self.0, PATIENCE)
+        read_by(command, self.0, patience)
+    }
+}
+
+/// What a look has found.
+fn looked(found: Result<Contents, ImageError>) -> Result<(), ImageError> {
+    match found {
+        Ok(_) | Err(ImageError::Slow) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

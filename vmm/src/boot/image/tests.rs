@@ -48,6 +48,16 @@ fn a_reader_may_refuse_crash_or_hang() {
     assert!(matches!(error, ImageError::Process(_)), "{error}");
 }
 
+/// Nothing runs yet that the event loop would keep from anything, but the API waits as well.
+#[test]
+fn a_look_that_takes_long_is_left_to_the_start_and_no_other_failure_is() {
+    looked(read("exec /bin/sleep 60")).unwrap();
+    looked(read("exit 0")).unwrap();
+    for script in ["exit 1", "exit 101", "kill -ABRT $$"] {
+        looked(read(script)).unwrap_err();
+    }
+}
+
 #[test]
 fn what_is_no_image_is_left_to_others_and_a_partition_table_is_told() {
     for len in [0, 100, 2047, 2048, 1 << 20] {
