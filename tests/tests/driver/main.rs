@@ -14,6 +14,7 @@ mod crng;
 mod examples;
 mod hooks;
 mod modules;
+mod notifiers;
 mod readiness;
 mod reseeding;
 mod restores;
