@@ -1,6 +1,6 @@
 //! What else befalls a machine, and what the host knows of the driver then.
 
-use vmgenie::api::wire::GenerationChoice;
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
