@@ -8,8 +8,8 @@ use vmgenie::api::convert::{Checked, CheckedConfigFile};
 use vmgenie::config::{
     BootSource, DevicesConfig, DriveConfig, EntropyConfig, MachineConfig, NetConfig, VsockConfig,
 };
-use vmgenie::controller::command::{CreateSnapshot, LoadSnapshot};
 use vmgenie::logging::LogConfig;
+use vmgenie::machine::request::{CreateSnapshot, LoadSnapshot};
 use vmgenie::metrics::MetricsConfig;
 use vmgenie_api::wire;
 

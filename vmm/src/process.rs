@@ -12,7 +12,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api::{self, ApiError, ApiInfo};
 use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
-use crate::controller::command::{Command, ControllerHandle, LoadSnapshot};
+use crate::controller::command::{Command, ControllerHandle};
 use crate::controller::console_input::{AttachedInput, ConsoleInput};
 use crate::controller::descriptors::raise_limit;
 use crate::controller::event_loop::EventLoop;
@@ -20,6 +20,7 @@ use crate::controller::signals::{EndSignals, ignore_file_size_signal};
 use crate::controller::{Controller, Outcome, RunError};
 use crate::fatal;
 use crate::machine::events::EventSender;
+use crate::machine::request::LoadSnapshot;
 use crate::machine::virtio::VirtioEvents;
 use crate::registry;
 use crate::terminal::{self, RawMode};

@@ -11,9 +11,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
 use crate::controller::command::{
-    Command, CommandError, CommandResult, ControllerHandle, Envelope, Generation, Reply,
-    SnapshotCreated, VmConfig, VmState,
+    Command, CommandError, CommandResult, ControllerHandle, Envelope, Reply, SnapshotCreated,
+    VmConfig, VmState,
 };
+use crate::machine::request::Generation;
 
 /// The commands that a scripted controller was sent.
 pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;

@@ -9,7 +9,7 @@ use vmgenie_snapshot::{LoadError, open_judged};
 
 use crate::api::convert::{Checked, WireError};
 use crate::config::DevicesConfig;
-use crate::controller::command::LoadSnapshot;
+use crate::machine::request::LoadSnapshot;
 use crate::machine::{SavedError, SavedMachine};
 
 /// Why a snapshot cannot be restored so, on any host.

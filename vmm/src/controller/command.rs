@@ -8,16 +8,15 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
-use vmgenie_devices::vmgenid::GenerationId;
-use vmgenie_snapshot::SnapshotId;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{
-    BootSource, DeviceId, DeviceOverrides, DevicesConfig, DriveConfig, EntropyConfig, InstanceData,
-    MachineConfig, NetConfig, VsockConfig,
+    BootSource, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InstanceData, MachineConfig,
+    NetConfig, VsockConfig,
 };
 use crate::logging::LogConfig;
 use crate::machine::console_history::ConsoleHistory;
+use crate::machine::request::{CreateSnapshot, Generation, LoadSnapshot};
 use crate::metrics::MetricsConfig;
 
 /// How many commands may wait for the event loop; who has another one waits for room.
@@ -76,92 +75,6 @@ pub enum Command {
     NewGeneration,
 }
 
-/// A snapshot to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CreateSnapshot {
-    /// Where the state file goes.
-    pub state: PathBuf,
-    /// Where the memory file goes.
-    pub memory: PathBuf,
-    /// Let the vCPUs go on as soon as the guest's memory has been copied, before the files are synced.
-    pub resume: bool,
-    /// Pause a machine that runs, and let it go on as with `resume`.
-    pub pause: bool,
-    /// Copy the drives that the guest may write to, beside the state file.
-    pub copy_drives: bool,
-}
-
-/// A snapshot to restore.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoadSnapshot {
-    /// The state file.
-    pub state: PathBuf,
-    /// The memory file.
-    pub memory: PathBuf,
-    /// Let the vCPUs run at once.
-    pub resume: bool,
-    /// Whether the restored machine begins a new generation.
-    pub generation: RestoreAs,
-    /// What the restored machine's devices have otherwise than the snapshotted one's.
-    pub overrides: DeviceOverrides,
-    /// What happens if a drive's file is not what it was when the snapshot was taken.
-    pub changed_drives: ChangedDrives,
-    /// Which files, taps and sockets of the host may be opened.
-    pub host_paths: HostPaths,
-    /// The snapshot that is meant; any if it is none.
-    pub id: Option<SnapshotId>,
-    /// What becomes of the guest's time of day.
-    pub clock: ClockPolicy,
-    /// kvm-clock, and with it all clocks of a guest that has it, jumps by the time that the snapshot has lain there.
-    pub clock_realtime: bool,
-}
-
-/// What becomes of a guest's time of day after it has stood still. Its monotonic clock goes on in either case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ClockPolicy {
-    /// The guest's driver sets it to the host's.
-    #[default]
-    Step,
-    /// It is late.
-    Keep,
-}
-
-/// What happens if a drive's file is not what it was when a snapshot was taken: a guest that goes on with it damages its file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ChangedDrives {
-    /// Refused if it is the snapshot's own copy, else a warning: clients of Firecracker, which does not look, may have put a good file there.
-    #[default]
-    OwnCopies,
-    /// Refused.
-    Refuse,
-    /// Nothing.
-    Allow,
-}
-
-/// Which files, taps and sockets of the host a restored machine may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HostPaths {
-    /// Those that the state file names, unless overridden.
-    #[default]
-    Any,
-    /// The same, if nobody but this user and root can have written the snapshot ([`Distrust`]); else as [`Self::NamedOnly`].
-    ///
-    /// [`Distrust`]: vmgenie_snapshot::Distrust
-    Trusted,
-    /// Those in overrides alone, and the snapshot's own copies of drives.
-    NamedOnly,
-}
-
-/// What a restored machine is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RestoreAs {
-    /// Another machine than the one that was snapshotted, or the same one set back in time: a new generation.
-    #[default]
-    New,
-    /// The very machine that was snapshotted, which ran nowhere else since (live migration, lossless failover).
-    Keep,
-}
-
 /// What the controller answers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
@@ -199,21 +112,6 @@ pub struct VmConfig {
     pub boot_source: Option<BootSource>,
     /// The virtio devices.
     pub devices: DevicesConfig,
-}
-
-/// A generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Generation {
-    /// The generation ID.
-    pub id: GenerationId,
-    /// How many times the ID has changed since the machine was first booted (through snapshots and clones).
-    pub changes: u64,
-    /// When the ID last changed, since the Unix epoch.
-    pub since: Duration,
-    /// The generation counter as it stands in guest memory.
-    pub counter: u32,
-    /// What the guest's driver has told of this generation.
-    pub driver: DriverReport,
 }
 
 /// What writing a snapshot took.

@@ -8,8 +8,8 @@ use tokio::sync::{Semaphore, oneshot};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
 
 use super::*;
-use crate::controller::command::CreateSnapshot;
 use crate::machine::events::EventSender;
+use crate::machine::request::CreateSnapshot;
 use crate::machine::virtio::VirtioEvents;
 
 /// An event loop without a machine, and who sends it commands and events.

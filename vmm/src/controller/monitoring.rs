@@ -77,7 +77,9 @@ impl Measured {
         };
         let begins = match command {
             Command::NewGeneration => true,
-            Command::LoadSnapshot(request) => request.generation == super::command::RestoreAs::New,
+            Command::LoadSnapshot(request) => {
+                request.generation == crate::machine::request::RestoreAs::New
+            }
             _ => false,
         };
         let generation = &METRICS.generation;

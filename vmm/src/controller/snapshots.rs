@@ -7,10 +7,9 @@ use vmgenie_snapshot::{
     CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
 };
 
-use super::command::{
-    CommandError, CommandResult, CreateSnapshot, HostPaths, LoadSnapshot, Reply, SnapshotCreated,
-};
+use super::command::{CommandError, CommandResult, Reply, SnapshotCreated};
 use super::{Controller, refused};
+use crate::machine::request::{CreateSnapshot, HostPaths, LoadSnapshot};
 use crate::machine::{DriveCopies, Host, Machine};
 
 impl Controller {

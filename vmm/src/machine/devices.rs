@@ -17,8 +17,8 @@ use vmgenie_devices::serial::{self, SerialError, SerialPort, SerialRestoreError}
 use vmgenie_devices::sgen::{self, OnReport, RealtimeClock};
 use vmgenie_devices::{BootTimer, InterruptLine, Persist, Restore, boot_timer, vmclock, vmgenid};
 
-use crate::controller::command::ClockPolicy;
 use crate::generation::{self, GenerationDevices, GenerationError};
+use crate::machine::request::ClockPolicy;
 use crate::metrics::DEVICES;
 
 use super::console::ConsoleOutput;

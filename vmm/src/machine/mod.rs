@@ -16,6 +16,7 @@ mod host_fit;
 pub mod layout;
 pub mod memory;
 mod platform;
+pub mod request;
 mod restore;
 mod run_page;
 mod save;
@@ -39,9 +40,9 @@ use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
 use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
-use crate::controller::command::{ClockPolicy, Generation};
 use crate::fatal::MemoryLoss;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
+use crate::machine::request::{ClockPolicy, Generation};
 
 use boot_state::BootStateError;
 use clock::{ClockError, GuestTime};

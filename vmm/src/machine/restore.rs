@@ -23,8 +23,8 @@ use super::vcpus::VcpuSet;
 use super::virtio::{VirtioDevices, VirtioError};
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 use crate::config::DeviceOverrides;
-use crate::controller::command::{LoadSnapshot, RestoreAs};
 use crate::generation::GenerationError;
+use crate::machine::request::{LoadSnapshot, RestoreAs};
 
 /// Why a machine could not be restored.
 #[derive(Debug, Error)]

@@ -15,8 +15,8 @@ use super::state::{MachineState, PlatformState, VcpuState};
 use super::virtio::files::{self, HostPathError};
 use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{ConfigError, DevicesConfig, MachineConfig};
-use crate::controller::command::LoadSnapshot;
 use crate::generation::{GenerationDevices, GenerationError};
+use crate::machine::request::LoadSnapshot;
 
 /// Why a machine cannot be what a state file says, or not with what the request wants.
 #[derive(Debug, Error)]

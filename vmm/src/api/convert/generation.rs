@@ -8,9 +8,9 @@ use vmgenie_api::wire::{
 use vmgenie_devices::sgen::{DriverReport, Lack};
 
 use super::{Checked, Convert, WireError};
-use crate::controller::command as internal;
+use crate::machine::request::Generation;
 
-impl Convert<GenerationInfo> for internal::Generation {
+impl Convert<GenerationInfo> for Generation {
     fn convert(self) -> GenerationInfo {
         let generation = self;
         GenerationInfo {

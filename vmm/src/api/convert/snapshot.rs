@@ -11,7 +11,7 @@ use super::{Checked, Convert, WireError, not_empty};
 use crate::config::{
     self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
 };
-use crate::controller::command::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
+use crate::machine::request::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
 
 impl Checked<CreateSnapshot> for SnapshotCreate {
     fn checked(self) -> Result<CreateSnapshot, WireError> {
@@ -132,19 +132,19 @@ impl Checked<LoadSnapshot> for SnapshotLoad {
                 )?
             },
             changed_drives: match wire.changed_drives {
-                None => command::ChangedDrives::OwnCopies,
-                Some(ChangedDrives::Refuse) => command::ChangedDrives::Refuse,
-                Some(ChangedDrives::Allow) => command::ChangedDrives::Allow,
+                None => request::ChangedDrives::OwnCopies,
+                Some(ChangedDrives::Refuse) => request::ChangedDrives::Refuse,
+                Some(ChangedDrives::Allow) => request::ChangedDrives::Allow,
             },
             host_paths: match wire.host_paths {
-                HostPaths::Any => command::HostPaths::Any,
-                HostPaths::Trusted => command::HostPaths::Trusted,
-                HostPaths::NamedOnly => command::HostPaths::NamedOnly,
+                HostPaths::Any => request::HostPaths::Any,
+                HostPaths::Trusted => request::HostPaths::Trusted,
+                HostPaths::NamedOnly => request::HostPaths::NamedOnly,
             },
             id: id.transpose()?,
             clock: match wire.clock {
-                ClockChoice::Step => command::ClockPolicy::Step,
-                ClockChoice::Keep => command::ClockPolicy::Keep,
+                ClockChoice::Step => request::ClockPolicy::Step,
+                ClockChoice::Keep => request::ClockPolicy::Keep,
             },
             clock_realtime: wire.clock_realtime,
         })

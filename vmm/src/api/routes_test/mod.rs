@@ -13,7 +13,8 @@ use super::*;
 use crate::api::limits;
 use crate::api::testing::{Seen, agreeable, controller, refusing};
 use crate::config::{BootSource, Cmdline, HugePages, MachineConfig};
-use crate::controller::command::{CommandResult, CreateSnapshot, LoadSnapshot};
+use crate::controller::command::CommandResult;
+use crate::machine::request::{CreateSnapshot, LoadSnapshot};
 
 /// The API in front of a scripted controller, without a socket.
 struct Fixture {

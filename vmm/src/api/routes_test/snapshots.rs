@@ -4,7 +4,7 @@ use vmgenie_snapshot::SnapshotId;
 
 use super::*;
 use crate::config::{self, DeviceOverrides};
-use crate::controller::command::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
+use crate::machine::request::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {

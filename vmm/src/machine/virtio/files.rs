@@ -10,8 +10,8 @@ use thiserror::Error;
 use vmgenie_snapshot::{Distrust, NamedFile, Part, SnapshotId};
 
 use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
-use crate::controller::command::{ChangedDrives, HostPaths};
 use crate::machine::backends::found::{DriveFiles, FileStamp, Located};
+use crate::machine::request::{ChangedDrives, HostPaths};
 
 /// What the name of the copy that snapshot `id` has of a drive ends with.
 pub(super) fn copy_suffix(drive: &str, id: SnapshotId) -> String {
