@@ -72,34 +72,33 @@ struct Made {
 
 /// Makes the series, checks that it applies, and has the kernel's style checker read it.
 pub(crate) fn run(options: &Options) -> Result<i32> {
-    let made = make(options)?;
+    let made = make(options, &Progress::default())?;
     match options.json {
         true => println!("{}", report(&made)),
-        false => print(&made, options.signoff),
+        false => print!("{}", text(&made, options.signoff)),
     }
     Ok(0)
 }
 
-/// The same as a test: into a directory that goes again, built, and without an error of style.
-pub(crate) fn check() -> Result<()> {
+/// The same as a test: into a directory that goes again, built, and without an error of style. What there is to say of it.
+pub(crate) fn check(progress: &Progress) -> Result<String> {
     let dir = tempfile::tempdir().context("could not make a directory for the series")?;
-    let made = make(&Options {
+    let options = Options {
         output: dir.path().to_path_buf(),
         build: true,
         ..Options::default()
-    })?;
-    print(&made, false);
+    };
+    let made = make(&options, progress)?;
     for (subject, style) in made.subjects.iter().zip(&made.styles) {
         ensure!(style.errors == 0, "{subject}: {}", style.text);
     }
-    Ok(())
+    Ok(text(&made, false))
 }
 
-fn make(options: &Options) -> Result<Made> {
+fn make(options: &Options, progress: &Progress) -> Result<Made> {
     let sender = sender(options.signoff)?;
     let cache = Cache::open()?;
-    let progress = Progress::default();
-    let kernel = kernel(&cache, options.build, &progress)?;
+    let kernel = kernel(&cache, options.build, progress)?;
     let driver = driver(&build::workspace().join(SOURCES))?;
     let output = prepare(&options.output)?;
     let step = progress.step("patch series of the guest driver");
@@ -120,7 +119,7 @@ fn make(options: &Options) -> Result<Made> {
     let mut built = Vec::new();
     if let Some(small) = &kernel.small {
         let modules = kbuild::modules(driver.text("Kbuild")?);
-        build(&cache, &kernel.root, small, &commits, &modules, &progress)?;
+        build(&cache, &kernel.root, small, &commits, &modules, progress)?;
         built = tree::Choice::ALL.map(tree::Choice::letter).to_vec();
     }
     Ok(Made {
@@ -309,30 +308,37 @@ fn report(made: &Made) -> serde_json::Value {
     })
 }
 
-fn print(made: &Made, signed: bool) {
-    println!(
+/// What there is to say.
+fn text(made: &Made, signed: bool) -> String {
+    let mut lines = vec![format!(
         "{} patches for Linux {}, in {}:",
         made.subjects.len(),
         made.version,
         made.directory.display()
-    );
+    )];
     for (subject, style) in made.subjects.iter().zip(&made.styles) {
-        println!(
+        lines.push(format!(
             "  {subject}\n      checkpatch.pl --strict: {} errors, {} warnings, {} checks",
             style.errors, style.warnings, style.checks
-        );
+        ));
     }
-    println!("They apply to the pristine source, with no fuzz.");
+    lines.push("They apply to the pristine source, with no fuzz.".to_owned());
     for letter in &made.built {
-        println!("They build in its tree with CONFIG_SYSGENID={letter}.");
+        lines.push(format!(
+            "They build in its tree with CONFIG_SYSGENID={letter}."
+        ));
     }
-    println!(
+    lines.push(format!(
         "All that checkpatch.pl says is in {}.",
         made.directory.join("checkpatch.txt").display()
-    );
+    ));
     if !signed {
-        println!("They are not signed off. Whoever sends them makes them with --signoff.");
+        lines.push(
+            "They are not signed off. Whoever sends them makes them with --signoff.".to_owned(),
+        );
     }
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 #[cfg(test)]

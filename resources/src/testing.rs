@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use vm_agent::{Report, TestPlan, Work};
+use vm_agent::{Report, TestPlan, TestReport, Work};
 
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
@@ -68,69 +69,92 @@ pub(crate) struct Options {
 pub(crate) fn run(options: Options) -> Result<i32> {
     let unit = options.filter.is_none() && options.only != Some(Part::Vm);
     let vm = options.only != Some(Part::Unit);
-    let (mut lines, place) = parts(
+    let mut tests = Vec::new();
+    let lines = parts(
         unit.then_some(unit_part),
         vm.then_some(|| Place::make(&options, unit)),
+        |place| {
+            let (line, ended) = on_kvm(&options, &place);
+            tests = ended;
+            line
+        },
+        options.filter.is_none().then_some(driver_patch_part),
     );
-    let mut tests = Vec::new();
-    if let Some((line, place)) = place {
-        lines.push(line);
-        if let Err(error) = &place {
-            // Once more, where it is read: the unit part has told a lot since.
-            eprintln!("error: no tests on KVM, because the setup failed: {error:#}");
-        }
-        if let Ok(place) = place {
-            let begun = Instant::now();
-            let result = vm_part(&options, &place);
-            if let Err(error) = &result {
-                eprintln!("error: {error:#}");
-            }
-            tests = result.as_ref().map(|r| r.tests.clone()).unwrap_or_default();
-            lines.push(Line {
-                name: "tests on KVM".into(),
-                passed: result.is_ok_and(|report| report.status == 0),
-                seconds: begun.elapsed().as_secs_f64(),
-                count: Some(count(&tests)),
-            });
-        }
-    }
-    if options.filter.is_none() && options.only != Some(Part::Unit) {
-        lines.push(driver_patch_part());
-    }
     print!("{}", summary(&lines, &tests));
     Ok(i32::from(lines.iter().any(|line| !line.passed)))
 }
 
 /// Runs the unit part, and makes the place for the tests on a KVM beside it: downloads and packages keep one processor busy at most.
-/// The lines of the one, and the line and the outcome of the other.
+/// In that place it does `on_kvm`, and beside that what comes `last`, which needs what was made as well. The lines of all of them.
 fn parts<T: Send>(
     unit: Option<impl FnOnce() -> Vec<Line>>,
     make: Option<impl FnOnce() -> Result<T> + Send>,
-) -> (Vec<Line>, Option<(Line, Result<T>)>) {
+    on_kvm: impl FnOnce(T) -> Line,
+    last: Option<impl FnOnce() -> (Line, String) + Send>,
+) -> Vec<Line> {
     thread::scope(|scope| {
-        let made = make.map(|make| {
+        let (is_made, made) = mpsc::channel();
+        let beside = make.map(|make| {
             scope.spawn(move || {
-                let begun = Instant::now();
-                let made = make();
-                if let Err(error) = &made {
-                    eprintln!("error: setup: {error:#}");
-                }
-                let line = Line {
-                    name: "setup".into(),
-                    passed: made.is_ok(),
-                    seconds: begun.elapsed().as_secs_f64(),
-                    count: None,
-                };
-                (line, made)
+                // Its receiver has gone only if this program is about to end.
+                let _ = is_made.send(timed_make(make));
+                last.map(|last| last())
             })
         });
-        let lines = unit.map(|unit| unit()).unwrap_or_default();
-        let made = made.map(|made| {
-            made.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let mut lines = unit.map(|unit| unit()).unwrap_or_default();
+        if let Ok((line, place)) = made.recv() {
+            lines.push(line);
+            match place {
+                Ok(place) => lines.push(on_kvm(place)),
+                // Once more, where it is read: the unit part has told a lot since.
+                Err(error) => {
+                    eprintln!("error: no tests on KVM, because the setup failed: {error:#}");
+                }
+            }
+        }
+        let last = beside.and_then(|beside| {
+            let ended = beside.join();
+            ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
-        (lines, made)
+        if let Some((line, said)) = last {
+            println!("=== {}\n{said}", line.name);
+            lines.push(line);
+        }
+        lines
     })
+}
+
+/// Makes something, and the line of the setup.
+fn timed_make<T>(make: impl FnOnce() -> Result<T>) -> (Line, Result<T>) {
+    let begun = Instant::now();
+    let made = make();
+    if let Err(error) = &made {
+        eprintln!("error: setup: {error:#}");
+    }
+    let line = Line {
+        name: "setup".into(),
+        passed: made.is_ok(),
+        seconds: begun.elapsed().as_secs_f64(),
+        count: None,
+    };
+    (line, made)
+}
+
+/// Runs the tests on a KVM: their line, and what became of each.
+fn on_kvm(options: &Options, place: &Place) -> (Line, Vec<TestReport>) {
+    let begun = Instant::now();
+    let result = vm_part(options, place);
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+    }
+    let tests = result.as_ref().map(|r| r.tests.clone()).unwrap_or_default();
+    let line = Line {
+        name: "tests on KVM".into(),
+        passed: result.is_ok_and(|report| report.status == 0),
+        seconds: begun.elapsed().as_secs_f64(),
+        count: Some(count(&tests)),
+    };
+    (line, tests)
 }
 
 /// Where the tests on a KVM run.
@@ -227,20 +251,20 @@ fn step(command: &mut Command) -> Result<(bool, Option<Count>)> {
     Ok((status.success(), count))
 }
 
-/// Makes the guest driver's patch series, applies it, and builds it in the kernel's tree.
-fn driver_patch_part() -> Line {
-    println!("=== driver's patch series");
+/// Makes the guest driver's patch series, applies it, and builds it in the kernel's tree: its line, and what there is to say.
+fn driver_patch_part() -> (Line, String) {
     let begun = Instant::now();
-    let result = driver_patch::check();
-    if let Err(error) = &result {
-        eprintln!("error: {error:#}");
-    }
-    Line {
+    let result = driver_patch::check(&Progress::beside("driver's patch series"));
+    let line = Line {
         name: "driver-patch".into(),
         passed: result.is_ok(),
         seconds: begun.elapsed().as_secs_f64(),
         count: None,
-    }
+    };
+    (
+        line,
+        result.unwrap_or_else(|error| format!("error: {error:#}")),
+    )
 }
 
 /// Builds the tests on a KVM and runs them.
@@ -316,7 +340,7 @@ fn run_patiently(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_agent::{Outcome, TestReport};
+    use vm_agent::Outcome;
 
     fn line() -> Line {
         Line {
@@ -329,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_place_is_made_beside_the_unit_part_and_its_failure_has_a_line() {
-        let (told, hears) = std::sync::mpsc::channel();
+        let (told, hears) = mpsc::channel();
         let unit = move || {
             hears.recv().unwrap();
             vec![line()]
@@ -338,14 +362,40 @@ mod tests {
             told.send(()).unwrap();
             bail!("no such package")
         };
-        let (lines, place) = parts(Some(unit), Some(make));
-        let (setup, place) = place.unwrap();
-        assert_eq!((lines.len(), setup.passed), (1, false));
-        assert_eq!(place.unwrap_err().to_string(), "no such package");
-        let (lines, place) = parts(None::<fn() -> Vec<Line>>, Some(|| Ok(7)));
-        assert_eq!((lines.len(), place.unwrap().1.unwrap()), (0, 7));
-        let (lines, place) = parts(Some(|| vec![line()]), None::<fn() -> Result<()>>);
-        assert!(lines.len() == 1 && place.is_none());
+        let never = |()| panic!("there is no place");
+        let last = || (line(), String::new());
+        let passed = |lines: Vec<Line>| lines.iter().map(|l| l.passed).collect::<Vec<_>>();
+        let lines = parts(Some(unit), Some(make), never, Some(last));
+        assert_eq!(passed(lines), [true, false, true]);
+        let lines = parts(
+            Some(|| vec![line()]),
+            None::<fn() -> Result<()>>,
+            never,
+            Some(last),
+        );
+        assert_eq!(passed(lines), [true]);
+    }
+
+    #[test]
+    fn what_comes_last_goes_on_beside_the_tests_in_the_place() {
+        let (told, hears) = mpsc::channel();
+        let on_kvm = |place| {
+            assert_eq!(place, 7);
+            // Hangs where what comes last waits for its end.
+            hears.recv().unwrap();
+            line()
+        };
+        let last = move || {
+            told.send(()).unwrap();
+            (line(), String::new())
+        };
+        let lines = parts(
+            None::<fn() -> Vec<Line>>,
+            Some(|| Ok(7)),
+            on_kvm,
+            Some(last),
+        );
+        assert_eq!(lines.len(), 3);
     }
 
     fn plan() -> TestPlan {
