@@ -12,6 +12,7 @@ use vmgenie::machine::layout;
 use vmgenie::machine::memory::GuestMemory;
 use vmgenie::machine::state::MachineState;
 use vmgenie::machine::virtio::files::DriveFileState;
+use vmgenie::machine::virtio::saved_devices::SavedDevices;
 use vmgenie_devices::fw_cfg::{FwCfg, InstanceData};
 use vmgenie_devices::pm::{PowerManagement, PowerManagementState};
 use vmgenie_devices::serial::{SerialPort, SerialPortState};
@@ -178,7 +179,7 @@ fn records() -> Vec<Record> {
         once("fw-cfg", &FwCfg::new(InstanceData::default()).save()),
         Record {
             version: 3,
-            ..once("virtio", &devices())
+            ..once("virtio", &SavedDevices::from(&devices()))
         },
     ];
     let several = |tag, bodies: Vec<Vec<u8>>| {
@@ -401,3 +402,7 @@ mod tests {
         restore(&records, saved.devices(), &memory);
     }
 }
+
+#[cfg(test)]
+#[path = "golden_test.rs"]
+mod golden_test;

@@ -5,13 +5,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmgenie_devices::bounded;
 
 use super::names::{Cid, DeviceId, InterfaceName, MacAddress, Mtu};
 use super::{ConfigError, InstanceData};
 
 /// One drive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriveConfig {
     /// Its name.
     pub id: DeviceId,
@@ -67,7 +66,7 @@ impl From<PartUuid> for String {
 }
 
 /// What a flush of the guest does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheMode {
     /// Flushes are not offered: a crash of the host may lose what the guest believes to be written.
     #[default]
@@ -77,7 +76,7 @@ pub enum CacheMode {
 }
 
 /// How requests are served.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum IoEngine {
     /// One after the other, by plain system calls.
     #[default]
@@ -87,7 +86,7 @@ pub enum IoEngine {
 }
 
 /// One network interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
     /// Its name.
     pub id: DeviceId,
@@ -100,7 +99,7 @@ pub struct NetConfig {
 }
 
 /// The vsock device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockConfig {
     /// The guest's address.
     pub guest_cid: Cid,
@@ -111,7 +110,7 @@ pub struct VsockConfig {
 }
 
 /// Whose programs on the host a guest reaches through its vsock device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VsockPeers {
     /// Whoever listens.
     #[default]
@@ -121,24 +120,34 @@ pub enum VsockPeers {
 }
 
 /// The entropy device; it takes the host's random numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EntropyConfig {}
 
-/// More devices than a machine has slots for: what a state file may list.
-const MAX_DEVICES: usize = 64;
-
 /// All virtio devices of a machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DevicesConfig {
-    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
     drives: Vec<DriveConfig>,
-    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
     nets: Vec<NetConfig>,
     vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,
 }
 
 impl DevicesConfig {
+    /// Devices as a state file lists them, which may contradict each other: see [`Self::check`].
+    pub(crate) fn listed(
+        drives: Vec<DriveConfig>,
+        nets: Vec<NetConfig>,
+        vsock: Option<VsockConfig>,
+        entropy: Option<EntropyConfig>,
+    ) -> Self {
+        Self {
+            drives,
+            nets,
+            vsock,
+            entropy,
+        }
+    }
+
     /// The drives, the root drive first.
     pub fn drives(&self) -> &[DriveConfig] {
         &self.drives
@@ -400,40 +409,6 @@ pub struct VsockOverride {
     pub guest_cid: Option<Cid>,
     /// Whose programs the guest reaches.
     pub peers: Option<VsockPeers>,
-}
-
-/// [`DevicesConfig`] as state files had it before a vsock device knew whose programs its guest may reach.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct DevicesConfigV2 {
-    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
-    drives: Vec<DriveConfig>,
-    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_DEVICES>")]
-    nets: Vec<NetConfig>,
-    vsock: Option<VsockConfigV2>,
-    entropy: Option<EntropyConfig>,
-}
-
-/// [`VsockConfig`] of that time.
-#[derive(Debug, Serialize, Deserialize)]
-struct VsockConfigV2 {
-    guest_cid: Cid,
-    uds_path: PathBuf,
-}
-
-impl From<DevicesConfigV2> for DevicesConfig {
-    fn from(old: DevicesConfigV2) -> Self {
-        Self {
-            drives: old.drives,
-            nets: old.nets,
-            vsock: old.vsock.map(|vsock| VsockConfig {
-                guest_cid: vsock.guest_cid,
-                uds_path: vsock.uds_path,
-                // As it was then.
-                peers: VsockPeers::Any,
-            }),
-            entropy: old.entropy,
-        }
-    }
 }
 
 #[cfg(test)]

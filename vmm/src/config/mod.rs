@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub(crate) use devices::DevicesConfigV2;
 pub use devices::{
     CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, DriveSource,
     EntropyConfig, IoEngine, NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,

@@ -10,6 +10,7 @@ mod drives;
 mod events;
 pub mod files;
 mod nets;
+pub mod saved_devices;
 mod slot;
 pub mod state;
 

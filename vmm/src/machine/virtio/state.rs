@@ -11,14 +11,15 @@ use vmgenie_snapshot::{Part, StateError, StateReader, StateWriter, WriteStateErr
 
 use super::VirtioError;
 use super::files::DriveFilePart;
-use crate::config::{DevicesConfig, DevicesConfigV2};
+use super::saved_devices::{SavedDevices, SavedDevicesV2};
+use crate::config::DevicesConfig;
 use crate::machine::memory::GuestMemory;
 use crate::machine::state::device_part;
 
 /// Which devices there are, in the order of their slots, and what is behind them on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct DevicesPart(pub DevicesConfig);
+pub struct DevicesPart(pub SavedDevices);
 
 impl Part for DevicesPart {
     const TAG: &'static str = "virtio";
@@ -26,7 +27,7 @@ impl Part for DevicesPart {
 
     fn from_older(version: u16, body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
         (version == 2).then(|| {
-            let (old, rest) = postcard::take_from_bytes::<DevicesConfigV2>(body)?;
+            let (old, rest) = postcard::take_from_bytes::<SavedDevicesV2>(body)?;
             Ok((Self(old.into()), rest))
         })
     }
@@ -83,7 +84,7 @@ impl SavedVirtio {
             return Ok(());
         }
         writer
-            .part(&DevicesPart(self.config.clone()))?
+            .part(&DevicesPart(SavedDevices::from(&self.config)))?
             .parts(&self.transports)?
             .parts(&self.drives)?
             .parts(&self.files)?
@@ -99,9 +100,9 @@ impl SavedVirtio {
 
     /// Takes the parts out of a state file. They may contradict each other still: see [`Self::contradiction`].
     pub(in crate::machine) fn read(reader: &mut StateReader) -> Result<Self, StateError> {
-        let config = reader.take_optional::<DevicesPart>()?.unwrap_or_default().0;
+        let config = reader.take_optional::<DevicesPart>()?.unwrap_or_default();
         Ok(Self {
-            config,
+            config: config.0.into(),
             transports: reader.take_all()?,
             drives: reader.take_all()?,
             files: reader.take_all()?,
@@ -249,7 +250,7 @@ mod tests {
 
     /// The part as it was written before a vsock device knew whose programs its guest may reach.
     #[derive(Serialize, Deserialize)]
-    struct OldDevicesPart(DevicesConfigV2);
+    struct OldDevicesPart(SavedDevicesV2);
 
     impl Part for OldDevicesPart {
         const TAG: &'static str = DevicesPart::TAG;
