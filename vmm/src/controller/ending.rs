@@ -6,9 +6,9 @@ use thiserror::Error;
 
 use super::StartError;
 use super::command::CommandError;
-use crate::fatal::MemoryLoss;
 use crate::machine::HostError;
 use crate::machine::events::MachineEvent;
+use crate::machine::memory_loss::MemoryLoss;
 
 /// How a process ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,9 +30,10 @@ use crate::machine::boot_timer;
 use crate::machine::console::ConsoleOutput;
 use crate::machine::console_history::ConsoleHistory;
 use crate::machine::events::EventSender;
+use crate::machine::metrics::DEVICES;
 use crate::machine::virtio::VirtioEvents;
 use crate::machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
-use crate::metrics::{DEVICES, MetricsFile};
+use crate::metrics::MetricsFile;
 use crate::report::report;
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 

@@ -18,8 +18,8 @@ use vmgenie_devices::sgen::{self, OnReport, RealtimeClock};
 use vmgenie_devices::{BootTimer, InterruptLine, Persist, Restore, boot_timer, vmclock, vmgenid};
 
 use crate::generation::{self, GenerationDevices, GenerationError};
+use crate::machine::metrics::DEVICES;
 use crate::machine::request::ClockPolicy;
-use crate::metrics::DEVICES;
 
 use super::console::ConsoleOutput;
 use super::events::{EventSender, MachineEvent};

@@ -14,8 +14,8 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
+use super::memory_loss::{self, MemoryLoss};
 use crate::config::HugePages;
-use crate::fatal::{self, MemoryLoss};
 
 use super::layout::{RamRange, ram_ranges};
 
@@ -129,7 +129,7 @@ impl Memory {
         let ranges = map
             .iter()
             .map(|region| (region.as_ptr().addr(), region.size()));
-        fatal::watch_memory(ranges, file.as_fd(), bytes);
+        memory_loss::watch_memory(ranges, file.as_fd(), bytes);
         Ok(Self {
             map,
             backing: Some(file),
@@ -182,7 +182,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.backing.is_some() {
-            fatal::forget_memory();
+            memory_loss::forget_memory();
         }
     }
 }

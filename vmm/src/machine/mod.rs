@@ -15,6 +15,8 @@ mod host;
 mod host_fit;
 pub mod layout;
 pub mod memory;
+pub mod memory_loss;
+pub mod metrics;
 mod platform;
 pub mod request;
 mod restore;
@@ -22,6 +24,7 @@ mod run_page;
 mod save;
 mod saved;
 pub mod state;
+pub mod text;
 mod vcpu;
 mod vcpu_state;
 mod vcpus;
@@ -40,9 +43,9 @@ use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
 use crate::boot::{self, BootError};
 use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
-use crate::fatal::MemoryLoss;
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 use crate::machine::request::{ClockPolicy, Generation};
+use memory_loss::MemoryLoss;
 
 use boot_state::BootStateError;
 use clock::{ClockError, GuestTime};

@@ -17,7 +17,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 use super::events::{EventSender, MachineEvent};
 use super::gate::Gate;
 use super::run_page::RunPage;
-use crate::metrics::METRICS;
+use crate::machine::metrics::MACHINE;
 
 /// The stack of a vCPU thread, in bytes.
 const STACK_SIZE: usize = 128 << 10;
@@ -195,7 +195,7 @@ impl Runner {
     /// gate is looked at only after `EINTR`, when nothing is left half done and the state may be saved.
     fn run_once(&self, vcpu: &mut Vcpu) -> Option<Stop> {
         let index = vcpu.index;
-        let exits = &METRICS.vcpu;
+        let exits = &MACHINE.vcpu;
         match vcpu.fd.run() {
             Ok(VcpuExit::Shutdown) => Some(Stop::Failed(MachineEvent::TripleFault {
                 vcpu: index,
@@ -236,7 +236,7 @@ impl Runner {
     }
 
     fn handle(&self, index: u8, exit: VcpuExit<'_>) -> Option<Stop> {
-        let vcpu = &METRICS.vcpu;
+        let vcpu = &MACHINE.vcpu;
         match exit {
             VcpuExit::MmioRead(address, data) => {
                 let _counted = Exit::begin(&vcpu.exit_mmio_read, &vcpu.exit_mmio_read_agg);
@@ -331,6 +331,6 @@ impl Drop for Exit {
 }
 
 fn failed(vcpu: u8, reason: String) -> Stop {
-    METRICS.vcpu.failures.inc();
+    MACHINE.vcpu.failures.inc();
     Stop::Failed(MachineEvent::VcpuFailed { vcpu, reason })
 }

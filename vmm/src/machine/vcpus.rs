@@ -10,7 +10,7 @@ use super::events::EventSender;
 use super::gate::Gate;
 use super::host::Host;
 use super::vcpu::{Vcpu, VcpuError, VcpuHandle};
-use crate::metrics::METRICS;
+use crate::machine::metrics::MACHINE;
 
 /// How long the vCPUs may take to stop. One that resets a disk waits for the requests in flight, and those for the host's storage.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,7 +69,7 @@ impl VcpuSet {
                 // Tells the guest's watchdogs that it stood still. Refused where the guest has no kvm-clock (yet): nothing to
                 // tell then.
                 if handle.lock().fd.kvmclock_ctrl().is_err() {
-                    METRICS.vcpu.kvmclock_ctrl_fails.inc();
+                    MACHINE.vcpu.kvmclock_ctrl_fails.inc();
                 }
             }
         }

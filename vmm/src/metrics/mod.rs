@@ -1,7 +1,6 @@
 //! What the process counts: Firecracker's metrics of the same names where there is the like here, and vmgenie's own. They are told as
 //! Firecracker's JSON lines ([`MetricsFile`]) and as Prometheus text ([`prometheus()`]).
 
-mod devices;
 mod file;
 mod prometheus;
 mod requests;
@@ -9,12 +8,13 @@ mod requests;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-pub use devices::{DEVICES, DeviceMetrics};
 pub use file::{MetricsConfig, MetricsError, MetricsFile, WRITE_PERIOD};
 pub use prometheus::prometheus;
 pub use requests::count_request;
-use vmgenie_devices::metrics::{Counter, Durations, Group, Kind, Metric, Number};
+use vmgenie_devices::metrics::{Counter, Group, Kind, Metric, Number};
 use vmgenie_devices::metrics_group;
+
+use crate::machine::metrics::{DEVICES, MACHINE};
 
 /// The last value of something.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ macro_rules! metrics {
             $(#[$group_doc])* $group_type { $($(#[$doc])* $name: $metric,)* }
         })*
 
-        /// What the process counts, but for its devices.
+        /// What the process counts, but for its machine.
         #[derive(Debug)]
         pub struct Metrics {
             $($(#[$group_doc])* pub $group: $group_type,)*
@@ -98,7 +98,7 @@ macro_rules! metrics {
     };
 }
 
-/// All numbers, group by group: first the process's, then its devices'.
+/// All numbers, group by group: first the process's, then its machine's and its devices'.
 pub fn samples() -> Vec<Sample> {
     let mut samples = Vec::new();
     let mut add = |group: &'static str, device: Option<&str>, metrics: &dyn Group| {
@@ -110,7 +110,7 @@ pub fn samples() -> Vec<Sample> {
             });
         });
     };
-    for (name, group) in METRICS.groups() {
+    for (name, group) in METRICS.groups().into_iter().chain(MACHINE.groups()) {
         add(name, None, group);
     }
     DEVICES.tell(&mut add);
@@ -245,34 +245,6 @@ metrics! {
         begun_count: Counter,
         /// Could not be begun.
         begun_fails: Counter,
-    }
-    /// vCPUs leaving their guest.
-    vcpu: VcpuMetrics {
-        /// Reads of I/O ports.
-        exit_io_in: Counter,
-        /// Writes of I/O ports.
-        exit_io_out: Counter,
-        /// Reads of devices' memory.
-        exit_mmio_read: Counter,
-        /// Writes of devices' memory.
-        exit_mmio_write: Counter,
-        /// Ends of a vCPU that nobody wanted.
-        failures: Counter,
-        /// `KVM_KVMCLOCK_CTRL` failed.
-        kvmclock_ctrl_fails: Counter,
-        /// How long the reads of I/O ports took, from the exit until the vCPU can go on.
-        exit_io_in_agg: Durations,
-        /// The writes of I/O ports.
-        exit_io_out_agg: Durations,
-        /// The reads of devices' memory.
-        exit_mmio_read_agg: Durations,
-        /// The writes of devices' memory.
-        exit_mmio_write_agg: Durations,
-    }
-    /// Interrupts of the virtio devices.
-    interrupts: InterruptMetrics {
-        /// Raised.
-        triggers: Counter,
     }
     /// Signals that end the process.
     signals: SignalMetrics {

@@ -12,7 +12,7 @@ use crate::machine::backends::drive::{Drive, DriveError};
 use crate::machine::backends::found::DriveFiles;
 use crate::machine::backends::net::{self, NetError};
 use crate::machine::backends::vsock;
-use crate::metrics::DEVICES;
+use crate::machine::metrics::DEVICES;
 
 /// Makes the devices of a machine that boots, in the order of their slots.
 pub(super) fn boot(

@@ -12,7 +12,7 @@ use super::copies::{CopyDrivesError, DriveCopies};
 use super::device::Device;
 use crate::config::DeviceId;
 use crate::machine::backends::drive::DriveError;
-use crate::metrics::DEVICES;
+use crate::machine::metrics::DEVICES;
 
 /// Why a drive could not be updated.
 #[derive(Debug, Error)]

@@ -13,7 +13,7 @@ use super::device::Device;
 use super::events::VirtioEvents;
 use crate::machine::layout::{VIRTIO_GSIS, VIRTIO_MMIO};
 use crate::machine::memory::GuestMemory;
-use crate::metrics::METRICS;
+use crate::machine::metrics::MACHINE;
 
 /// A device in its place.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ struct SlotWires {
 
 impl Wires for SlotWires {
     fn interrupt(&self) -> io::Result<()> {
-        METRICS.interrupts.triggers.inc();
+        MACHINE.interrupts.triggers.inc();
         self.irqfd.write(1)
     }
 

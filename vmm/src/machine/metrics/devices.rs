@@ -20,7 +20,7 @@ pub static DEVICES: DeviceMetrics = DeviceMetrics {
 };
 
 /// Takes a group: its name, the device's name if there may be several, and the metrics.
-pub(super) type Visit<'a> = &'a mut dyn FnMut(&'static str, Option<&str>, &dyn Group);
+pub type Visit<'a> = &'a mut dyn FnMut(&'static str, Option<&str>, &dyn Group);
 
 /// By name: what each device of one kind counts.
 type ByName<T> = Mutex<BTreeMap<String, Arc<T>>>;
@@ -68,7 +68,7 @@ impl DeviceMetrics {
     }
 
     /// Tells all of them.
-    pub(super) fn tell(&self, visit: Visit<'_>) {
+    pub fn tell(&self, visit: Visit<'_>) {
         for (id, metrics) in lock(&self.drives).iter() {
             visit("block", Some(id), &**metrics);
         }

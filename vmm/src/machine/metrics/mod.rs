@@ -1,0 +1,64 @@
+//! What a machine counts. The program tells it with its own numbers, as one object.
+
+mod devices;
+
+use vmgenie_devices::metrics::{Counter, Durations, Group};
+use vmgenie_devices::metrics_group;
+
+pub use devices::{DEVICES, DeviceMetrics, Visit};
+
+metrics_group! {
+    /// vCPUs leaving their guest.
+    VcpuMetrics {
+        /// Reads of I/O ports.
+        exit_io_in: Counter,
+        /// Writes of I/O ports.
+        exit_io_out: Counter,
+        /// Reads of devices' memory.
+        exit_mmio_read: Counter,
+        /// Writes of devices' memory.
+        exit_mmio_write: Counter,
+        /// Ends of a vCPU that nobody wanted.
+        failures: Counter,
+        /// `KVM_KVMCLOCK_CTRL` failed.
+        kvmclock_ctrl_fails: Counter,
+        /// How long the reads of I/O ports took, from the exit until the vCPU can go on.
+        exit_io_in_agg: Durations,
+        /// The writes of I/O ports.
+        exit_io_out_agg: Durations,
+        /// The reads of devices' memory.
+        exit_mmio_read_agg: Durations,
+        /// The writes of devices' memory.
+        exit_mmio_write_agg: Durations,
+    }
+}
+
+metrics_group! {
+    /// Interrupts of the virtio devices.
+    InterruptMetrics {
+        /// Raised.
+        triggers: Counter,
+    }
+}
+
+/// What the machine counts, but for its devices.
+#[derive(Debug)]
+pub struct MachineMetrics {
+    /// vCPUs leaving their guest.
+    pub vcpu: VcpuMetrics,
+    /// Interrupts of the virtio devices.
+    pub interrupts: InterruptMetrics,
+}
+
+/// The metrics of this process's machine. They are kept when it boots again.
+pub static MACHINE: MachineMetrics = MachineMetrics {
+    vcpu: VcpuMetrics::new(),
+    interrupts: InterruptMetrics::new(),
+};
+
+impl MachineMetrics {
+    /// Each group with its name.
+    pub fn groups(&self) -> [(&'static str, &dyn Group); 2] {
+        [("vcpu", &self.vcpu), ("interrupts", &self.interrupts)]
+    }
+}
