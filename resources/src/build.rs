@@ -142,6 +142,16 @@ pub(crate) fn guest_examples() -> Result<Vec<GuestProgram>> {
     read_programs(&mut command, "example", EXAMPLES.iter().copied())
 }
 
+/// Builds the example of a package that writes its manual pages. For the guests' setup, which goes on
+/// beside the unit tests: with another profile nobody waits for them.
+pub(crate) fn manual(package: &str) -> Result<PathBuf> {
+    let mut command = static_build(Profile::VmTest);
+    command.args(["-p", package, "--example", "manual"]);
+    let found = executables(&messages(&mut command)?);
+    program_of(&found, "example", "manual")
+        .with_context(|| format!("cargo built no manual of {package}"))
+}
+
 /// Runs a build and reads the programs of that kind that it has built.
 fn read_programs(
     command: &mut Command,

@@ -12,6 +12,7 @@ use crate::driver_patch;
 use crate::fuzz;
 use crate::host::{self, HostDied, Request, SharedFile};
 use crate::man;
+use crate::package;
 use crate::progress::Progress;
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
@@ -49,6 +50,9 @@ enum Subcommands {
     DriverPatch(driver_patch::Options),
     /// Write the manual pages of vmgenie and sysgenctl.
     Man(man::Options),
+    /// Make Debian packages: `vmgenie` for hosts, and `vmgenie-guest` with the driver for Debian's kernel.
+    #[command(after_help = PACKAGE_HELP)]
+    Package(package::Options),
     /// Feed the parsers of hostile input with what a fuzzer makes up: virtio queues, registers, state files, bodies of
     /// requests. Needs a nightly toolchain.
     Fuzz(Fuzz),
@@ -88,6 +92,11 @@ Examples:
   cargo xtask driver-patch
   cargo xtask driver-patch --build --json
   cargo xtask driver-patch --signoff --output ~/sysgenid-v1";
+
+const PACKAGE_HELP: &str = "\
+Examples:
+  cargo xtask package
+  cargo xtask package --output /srv/packages --json";
 
 #[derive(Debug, Args)]
 struct KvmHost {
@@ -173,6 +182,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
         }
         Subcommands::DriverPatch(options) => driver_patch::run(&options),
         Subcommands::Man(options) => man::run(&options),
+        Subcommands::Package(options) => package::run(&options),
         Subcommands::Fuzz(options) => fuzz::fuzz(options.target.as_deref(), options.seconds),
     }
 }

@@ -5,21 +5,20 @@
 //! changes and takes a minute, and what is ours, which takes seconds.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
 use crate::archive::Archive;
-use crate::cache::{self, Cache};
-use crate::chroot::{self, Root};
-use crate::initramfs::{self, Ours};
+use crate::cache::Cache;
+use crate::chroot;
+use crate::files::{Files, put};
+use crate::initramfs;
 use crate::modules::{self, Module};
 use crate::namespaces::unshare;
 use crate::progress::Progress;
 use crate::stock::Stock;
-use crate::{build, driver};
 
 /// The Debian release; the kernel is that of its backports.
 const SUITE: &str = "trixie";
@@ -134,19 +133,6 @@ const FILES: &[(&str, &str)] = &[
     ("resources/image/etc", "etc"),
     ("resources/image/srv", "srv"),
     ("resources/image/usr", "usr"),
-    ("guest-driver/hooks", "etc/sysgenid/hooks.d"),
-    (
-        "guest-driver/systemd/sysgenctl-agent.service",
-        "etc/systemd/system/sysgenctl-agent.service",
-    ),
-    (
-        "guest-driver/systemd/sysgenid.modules-load.conf",
-        "etc/modules-load.d/sysgenid.conf",
-    ),
-    (
-        "guest-driver/udev/60-sysgenid.rules",
-        "etc/udev/rules.d/60-sysgenid.rules",
-    ),
 ];
 
 const INIT: &str = include_str!("../image-init.sh");
@@ -159,8 +145,8 @@ const NAME: &str = "debian.ext4";
 /// The file beside it with its initramfs, for monitors that do not look into images.
 const INITRD: &str = "initrd.img";
 
-/// Puts the two parts together. Arguments: the base, the overlay, the tree to make, the image, its size in bytes.
-/// Directories of the overlay have the modes that the caller's umask gave them. The time stamps tell systemd that nothing in /usr is newer than what it has made of it.
+/// Puts the two parts together, and installs the guest's package as any user would. Arguments: the base, the overlay, the
+/// tree to make, the image, its size in bytes, the package. Directories of the overlay have the modes that the caller's umask gave them. The time stamps tell systemd that nothing in /usr is newer than what it has made of it.
 const ASSEMBLE: &str = r#"
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 find "$2" -type d -exec chmod 755 {} +
@@ -171,6 +157,12 @@ if [ "$(stat -c %u:%g "$3/usr/bin/su")" != 0:0 ]; then
     exit 1
 fi
 cp -a --no-preserve=ownership --remove-destination "$2/." "$3"
+cp "$6" "$3/guest.deb"
+mount -t proc proc "$3/proc"
+mount --rbind /dev "$3/dev"
+chroot "$3" /usr/bin/env -i PATH=$PATH LC_ALL=C DEBIAN_FRONTEND=noninteractive dpkg -i /guest.deb
+umount -R "$3/dev" "$3/proc"
+rm -f "$3/guest.deb" "$3"/var/lib/dpkg/*-old
 touch "$3/etc/.updated" "$3/var/.updated"
 truncate -s "$5" "$4"
 mke2fs -q -F -t ext4 -m 0 -E lazy_itable_init=1 -L vmgenie -d "$3" "$4"
@@ -180,24 +172,18 @@ rm -rf "$3"
 /// The image, made if it is not there. Its kernel and its initramfs are in it.
 pub(crate) fn debian(
     cache: &Cache,
-    root: &Root,
     stock: &Stock,
-    ours: &Ours,
+    package: &Path,
     progress: &Progress,
 ) -> Result<PathBuf> {
     let base = base(cache, progress)?;
-    let files = Files::of_workspace()?;
+    let files = Files::of_workspace(FILES)?;
     let busybox = initramfs::busybox()?;
-    let sysgenctl = ours
-        .program("sysgenctl")
-        .context("there is no sysgenctl for guests")?;
     let recipe = format!(
-        "{}; {}; {}; {}; {}; {}; {}; {INIT}; {MASKED:?}; {MASKED_GENERATORS:?}; {WANTED:?}; {MODULES:?}; {INITRAMFS_MODULES:?}; {SIZE}; {ASSEMBLE}; 2",
+        "{}; {}; {}; {}; {}; {INIT}; {MASKED:?}; {MASKED_GENERATORS:?}; {WANTED:?}; {MODULES:?}; {INITRAMFS_MODULES:?}; {SIZE}; {ASSEMBLE}; 3",
         base.display(),
-        root.dir().display(),
         stock.dir().display(),
-        ours.stock_driver.display(),
-        cache::hex(&Sha256::digest(sysgenctl)),
+        package.display(),
         files.digest(),
         busybox.version,
     );
@@ -209,22 +195,17 @@ pub(crate) fn debian(
             let overlay = inside.join("overlay");
             files.write_to(&overlay)?;
             write_units(&overlay)?;
-            put(&overlay.join("usr/bin/sysgenctl"), sysgenctl, 0o755)?;
-            write_modules(&overlay, stock, ours)?;
+            write_modules(&overlay, stock)?;
             write_kernel(&overlay, stock, &busybox)?;
             let initrd = format!("boot/initrd.img-{}", stock.version());
             fs::copy(overlay.join(initrd), inside.join(INITRD))
                 .context("could not copy the image's initramfs")?;
-            let depmod = ["depmod", "-b", "/mnt/overlay/usr", stock.version()];
-            step.run(
-                &mut root.command(&[(&overlay, "/mnt/overlay")], &depmod),
-                &log,
-            )?;
             let mut assemble = unshare();
             assemble
                 .args(["sh", "-ec", ASSEMBLE, "sh"])
                 .args([&base, &overlay, &inside.join("tree"), &inside.join(NAME)])
-                .arg(SIZE.to_string());
+                .arg(SIZE.to_string())
+                .arg(package);
             step.run(&mut assemble, &log)?;
             fs::remove_dir_all(&overlay).context("could not remove the image's parts")?;
             step.done();
@@ -238,7 +219,7 @@ pub(crate) fn debian(
 }
 
 /// What comes from Debian: a directory with its root.
-fn base(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
+pub(crate) fn base(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
     let recipe = format!("{SUITE}; {PACKAGES:?}; {EXCLUDED:?}; {REMOVED}; 1");
     let dir = cache.place("debian-base", &recipe);
     if !dir.exists() {
@@ -267,59 +248,6 @@ fn base(cache: &Cache, progress: &Progress) -> Result<PathBuf> {
             .context("could not get the Debian image's packages")?;
     }
     Ok(dir)
-}
-
-/// The files of the workspace that the image has: the place in the image, what is in it, and its mode.
-struct Files(Vec<(PathBuf, Vec<u8>, u32)>);
-
-impl Files {
-    fn of_workspace() -> Result<Self> {
-        let mut files = Self(Vec::new());
-        for (from, to) in FILES {
-            files.add(&build::workspace().join(from), Path::new(to))?;
-        }
-        Ok(files)
-    }
-
-    fn add(&mut self, from: &Path, to: &Path) -> Result<()> {
-        let at = || format!("could not read {}", from.display());
-        let metadata = fs::metadata(from).with_context(at)?;
-        if !metadata.is_dir() {
-            // What else the umask of the checkout has taken is no part of the recipe.
-            let mode = match metadata.permissions().mode() & 0o111 {
-                0 => 0o644,
-                _ => 0o755,
-            };
-            let contents = fs::read(from).with_context(at)?;
-            self.0.push((to.to_owned(), contents, mode));
-            return Ok(());
-        }
-        let entries: std::io::Result<Vec<_>> = fs::read_dir(from).with_context(at)?.collect();
-        let mut names: Vec<_> = entries
-            .with_context(at)?
-            .iter()
-            .map(fs::DirEntry::file_name)
-            .collect();
-        names.sort();
-        names
-            .iter()
-            .try_for_each(|name| self.add(&from.join(name), &to.join(name)))
-    }
-
-    fn digest(&self) -> String {
-        let mut all = Sha256::new();
-        for (path, contents, mode) in &self.0 {
-            all.update(format!("{} {mode:o} {}\n", path.display(), contents.len()));
-            all.update(contents);
-        }
-        cache::hex(&all.finalize())
-    }
-
-    fn write_to(&self, dir: &Path) -> Result<()> {
-        self.0
-            .iter()
-            .try_for_each(|(path, contents, mode)| put(&dir.join(path), contents, *mode))
-    }
 }
 
 /// What is enabled and what is masked, and the rest of what is no file of the workspace.
@@ -352,18 +280,11 @@ fn write_units(overlay: &Path) -> Result<()> {
     put(&etc.join("hosts"), b"127.0.0.1 localhost\n", 0o644)
 }
 
-/// The stock kernel's modules and the guest driver's.
-fn write_modules(overlay: &Path, stock: &Stock, ours: &Ours) -> Result<()> {
+/// The stock kernel's modules. The guest driver's come with its package.
+fn write_modules(overlay: &Path, stock: &Stock) -> Result<()> {
     let tree = overlay.join("usr/lib/modules").join(stock.version());
     for Module { name, contents } in modules::collect(&stock.modules(), MODULES)? {
         put(&tree.join(format!("kernel/{name}.ko")), &contents, 0o644)?;
-    }
-    for name in driver::MODULES {
-        let file = format!("{name}.ko");
-        let from = ours.stock_driver.join(&file);
-        let contents =
-            fs::read(&from).with_context(|| format!("could not read {}", from.display()))?;
-        put(&tree.join("extra").join(file), &contents, 0o644)?;
     }
     Ok(())
 }
@@ -396,15 +317,6 @@ fn write_kernel(overlay: &Path, stock: &Stock, busybox: &initramfs::Busybox) -> 
     link(&format!("boot/{initrd}"), &overlay.join("initrd.img"))
 }
 
-fn put(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(path.parent().unwrap_or(path))?;
-        fs::write(path, contents)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-    };
-    write().with_context(|| format!("could not write {}", path.display()))
-}
-
 fn link(target: &str, path: &Path) -> Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(path))
         .and_then(|()| symlink(target, path))
@@ -416,14 +328,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_image_has_the_hooks_the_unit_and_the_rule_and_what_is_wanted_exists() {
-        let files = Files::of_workspace().unwrap();
+    fn the_image_has_its_page_and_the_units_that_are_wanted() {
+        let files = Files::of_workspace(FILES).unwrap();
         let mode = |path: &str| {
-            let found = files.0.iter().find(|(place, ..)| place == Path::new(path));
-            found.map(|(_, _, mode)| *mode)
+            let found = files.iter().find(|(place, ..)| *place == Path::new(path));
+            found.map(|(_, _, mode)| mode)
         };
-        assert_eq!(mode("etc/sysgenid/hooks.d/10-machine-id"), Some(0o755));
-        assert_eq!(mode("etc/udev/rules.d/60-sysgenid.rules"), Some(0o644));
         assert_eq!(mode("srv/www/cgi-bin/index.cgi"), Some(0o755));
         for (unit, _) in WANTED {
             assert!(
@@ -431,14 +341,5 @@ mod tests {
                 "{unit}"
             );
         }
-    }
-
-    #[test]
-    fn another_content_or_mode_is_another_digest() {
-        let files = |contents: &str, mode| Files(vec![("a".into(), contents.into(), mode)]);
-        let digest = files("x", 0o644).digest();
-        assert_eq!(digest, files("x", 0o644).digest());
-        assert_ne!(digest, files("y", 0o644).digest());
-        assert_ne!(digest, files("x", 0o755).digest());
     }
 }

@@ -26,14 +26,14 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
             .with_context(|| format!("no such directory can be: {}", output.display()))?,
         None => build::workspace().join("target/man/man1"),
     };
-    write(&directory)?;
+    write(&directory, &PACKAGES)?;
     println!("{}", directory.display());
     Ok(0)
 }
 
-/// Writes the pages into the directory, which is made if it is not there.
-pub(crate) fn write(directory: &Path) -> Result<()> {
-    for package in PACKAGES {
+/// Writes the pages of the packages into the directory, which is made if it is not there.
+pub(crate) fn write(directory: &Path, packages: &[&str]) -> Result<()> {
+    for package in packages {
         let mut command = build::cargo(&["run", "--quiet", "--package", package]);
         command.args(["--example", "manual", "--"]).arg(directory);
         let status = lifetime::bind(&mut command)

@@ -14,7 +14,7 @@ use crate::peer::{self, Peer};
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
-use crate::{build, chroot, debian, extras, initramfs, patches, prepared, tools};
+use crate::{build, chroot, deb, debian, extras, initramfs, patches, prepared, tools};
 
 /// Which guests are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub(crate) struct Resources {
     pub(crate) cache: Cache,
     /// The directory with the guests' kernels and initramfs.
     pub(crate) guests: PathBuf,
+    /// The stock kernel's version.
+    pub(crate) kernel: String,
+    /// The guest's Debian package, for the stock kernel.
+    pub(crate) package: PathBuf,
     /// The Debian image, if it was asked for.
     pub(crate) image: Option<PathBuf>,
     /// The parts of the emulated host.
@@ -61,14 +65,17 @@ pub(crate) fn setup(wanted: Guests, image: bool, progress: &Progress) -> Result<
     };
     let ours = ours(&cache, &root, &source, &stock, small.as_ref(), progress)?;
     let guests = initramfs::guests(&cache, &root, &stock, small.as_ref(), &ours)?;
+    let package = deb::guest(&cache, &stock, &ours, progress)?;
     let debian = match image {
-        true => Some(debian::debian(&cache, &root, &stock, &ours, progress)?),
+        true => Some(debian::debian(&cache, &stock, &package, progress)?),
         false => None,
     };
     let host = image::image(&cache, &stock, &guests)?;
     Ok(Resources {
         cache,
         guests,
+        kernel: stock.version().to_owned(),
+        package,
         image: debian,
         host,
         emulator,

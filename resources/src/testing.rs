@@ -15,6 +15,7 @@ use crate::detect::{self, Kvm};
 use crate::driver_patch;
 use crate::host::{self, HostDied, Request};
 use crate::lifetime;
+use crate::package;
 use crate::progress::Progress;
 use crate::setup::{self, Guests, Resources};
 use crate::small::Flavor;
@@ -70,7 +71,7 @@ pub(crate) fn run(options: Options) -> Result<i32> {
     let unit = options.filter.is_none() && options.only != Some(Part::Vm);
     let vm = options.only != Some(Part::Unit);
     let mut tests = Vec::new();
-    let lines = parts(
+    let mut lines = parts(
         unit.then_some(unit_part),
         vm.then_some(|| Place::make(&options, unit)),
         |place| {
@@ -80,6 +81,9 @@ pub(crate) fn run(options: Options) -> Result<i32> {
         },
         options.filter.is_none().then_some(driver_patch_part),
     );
+    if options.filter.is_none() && vm {
+        lines.push(packages_part(options.kernel));
+    }
     print!("{}", summary(&lines, &tests));
     Ok(i32::from(lines.iter().any(|line| !line.passed)))
 }
@@ -265,6 +269,22 @@ fn driver_patch_part() -> (Line, String) {
         line,
         result.unwrap_or_else(|error| format!("error: {error:#}")),
     )
+}
+
+/// Installs the Debian packages in a fresh Debian, with the program that the tests on a KVM have.
+fn packages_part(kernel: Flavor) -> Line {
+    println!("=== Debian packages");
+    let begun = Instant::now();
+    let result = package::check(kernel, Wanted::Tests);
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+    }
+    Line {
+        name: "packages".into(),
+        passed: result.is_ok(),
+        seconds: begun.elapsed().as_secs_f64(),
+        count: None,
+    }
 }
 
 /// Builds the tests on a KVM and runs them.
