@@ -160,7 +160,11 @@ enum Test {
     FirstLoad,
     /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
     /// there once the kernel has reseeded for the restore as well. Needs no device.
-    LateReseed,
+    LateReseed {
+        /// Draws only when the driver has taken its word that it has finished.
+        #[arg(long)]
+        agent: bool,
+    },
     /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
     /// a mapping and a blocked read show the new generation. Does not end.
     Latency,
@@ -273,7 +277,8 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         )],
         Test::Hold => one("hold", restores::hold),
         Test::Latency => one("latency", latency::latency),
-        Test::LateReseed => one("late-reseed", reseed::late_reseed),
+        Test::LateReseed { agent: false } => one("late-reseed", reseed::late_reseed),
+        Test::LateReseed { agent: true } => one("late-reseed", reseed::late_reseed_of_an_agent),
         Test::FirstLoad => one("first-load", restores::first_load),
     }
 }

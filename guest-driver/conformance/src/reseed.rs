@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::Subject;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, Outcome, success, wanted};
 use crate::raw::errno;
 
 /// `_IO('R', 0x07)`.
@@ -27,6 +27,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Reseeds on the second CPU, where a test can have it held. When that has ended, and the kernel has
 /// reseeded for a fork of the machine, prints what it draws.
 pub(crate) fn late_reseed(_: Subject<'_>) -> Outcome {
+    reseed_and_draw(|| Ok(()))
+}
+
+/// The same, with draws that come after an agent's word: by then the driver has made good what a
+/// reseeding from before the fork may have undone.
+pub(crate) fn late_reseed_of_an_agent(subject: Subject<'_>) -> Outcome {
+    let agent = subject.open()?;
+    reseed_and_draw(|| {
+        let new = success("read", agent.generation())?;
+        wanted("ready", agent.ready(new.into()), Ok(0))
+    })
+}
+
+fn reseed_and_draw(before_the_draws: impl FnOnce() -> Outcome) -> Outcome {
     pin_to(1)?;
     let urandom = File::open("/dev/urandom");
     let urandom = urandom.map_err(|error| Failure::new(format!("/dev/urandom: {error}")))?;
@@ -35,6 +49,7 @@ pub(crate) fn late_reseed(_: Subject<'_>) -> Outcome {
     let result = unsafe { libc::ioctl(urandom.as_raw_fd(), RNDRESEEDCRNG as _, 0) };
     let reseeded = succeeded("RNDRESEEDCRNG", result.into());
     wait_for_fork()?;
+    before_the_draws()?;
     let mut draws = [[0_u8; LENGTH]; DRAWS];
     for draw in &mut draws {
         // SAFETY: the buffer is writable for its whole length.

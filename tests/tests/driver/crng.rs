@@ -10,12 +10,15 @@ use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{LIMIT, no_complaints, told};
+use crate::{LIMIT, load_modules, no_complaints, told};
 
 /// What the kernel's log says of the matter.
 const HELD: &str = "crng_delay: held";
 const GONE_ON: &str = "crng_delay: gone on";
 const FORKED: &str = "crng reseeded due to virtual machine fork";
+
+/// How often a test looks for a task that was held for long enough.
+const TRIES: usize = 3;
 
 /// What two clones draw when the task has gone on and the kernel has reseeded for the fork, and whether that was the
 /// order of it or the other way round, in both.
@@ -24,8 +27,17 @@ struct Clones {
     order: [Vec<String>; 2],
 }
 
-/// Makes two clones of a machine in which a reseeding is held in the middle.
-fn clones(guest: Guest, kernel: &str) -> Clones {
+impl Clones {
+    /// Whether the task has installed its old key after the fork's reseeding, in both.
+    fn gone_on_late(&self) -> bool {
+        let mut orders = self.order.iter();
+        orders.all(|order| order[..] == [HELD, FORKED, GONE_ON])
+    }
+}
+
+/// Makes two clones of a machine in which a reseeding is held in the middle: without the driver, or with it and an agent that draws when the
+/// driver has taken its word.
+fn clones(guest: Guest, kernel: &str, driver: bool) -> Clones {
     // The second CPU is that of the task, and the first one hears of the fork.
     let boot = Boot::new(guest).cpus(2).cmdline("irqaffinity=0");
     let mut vm = boot.extras().ready();
@@ -37,7 +49,15 @@ fn clones(guest: Guest, kernel: &str) -> Clones {
         symbol.trim()
     ));
     // The shell may have to wait for it, so it is the kernel that says so.
-    vm.shell("(sleep 1; sysgenid-test late-reseed > /tmp/told 2>&1) &");
+    let agent = if driver {
+        load_modules(&mut vm, "");
+        "--agent"
+    } else {
+        ""
+    };
+    vm.shell(&format!(
+        "(sleep 1; sysgenid-test late-reseed {agent} > /tmp/told 2>&1) &"
+    ));
     vm.console.wait_for(HELD, LIMIT);
     let snapshot = vm.snapshot();
     drop(vm);
@@ -62,14 +82,10 @@ fn clones(guest: Guest, kernel: &str) -> Clones {
 /// early, and a young generator is reseeded every few seconds anyway.
 #[test]
 fn on_the_stock_kernel_a_key_from_before_the_snapshot_undoes_the_reseeding_of_the_fork() {
-    const TRIES: usize = 3;
     let mut seen = Vec::new();
     for _ in 0..TRIES {
-        let clones = clones(Guest::Debian, "debian");
-        let was_held = clones
-            .order
-            .iter()
-            .all(|order| order[..] == [HELD, FORKED, GONE_ON]);
+        let clones = clones(Guest::Debian, "debian", false);
+        let was_held = clones.gone_on_late();
         // The other processor may have taken the first of what the key gives in one of the two.
         let [one, other] = &clones.draws;
         let equal = one.intersection(other).count();
@@ -83,11 +99,26 @@ fn on_the_stock_kernel_a_key_from_before_the_snapshot_undoes_the_reseeding_of_th
     );
 }
 
+/// There the driver reseeds once more when the task has gone on, and takes no agent's word before that.
+#[test]
+fn on_the_stock_kernel_the_driver_makes_good_what_was_undone_before_an_agent_is_heard() {
+    for _ in 0..TRIES {
+        let clones = clones(Guest::Debian, "debian", true);
+        let [one, other] = &clones.draws;
+        let equal: Vec<&String> = one.intersection(other).collect();
+        assert!(equal.is_empty(), "drawn in both clones: {equal:?}");
+        if clones.gone_on_late() {
+            return;
+        }
+    }
+    panic!("the task was never held for long enough");
+}
+
 /// With the patch the task has the lock from before it extracts until its key is installed: the
 /// reseeding of the fork waits for that, and comes after it.
 #[test]
 fn on_the_small_kernel_the_reseeding_of_the_fork_is_the_last() {
-    let clones = clones(Guest::Small, "small");
+    let clones = clones(Guest::Small, "small", false);
     for order in &clones.order {
         assert_eq!(order[..], [HELD, GONE_ON, FORKED]);
     }
