@@ -5,13 +5,13 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vmgenie::api::convert::{Checked, CheckedConfigFile};
-use vmgenie::config::{
-    BootSource, DevicesConfig, DriveConfig, EntropyConfig, MachineConfig, NetConfig, VsockConfig,
-};
 use vmgenie::logging::LogConfig;
-use vmgenie::machine::request::{CreateSnapshot, LoadSnapshot};
 use vmgenie::metrics::MetricsConfig;
 use vmgenie_api::wire;
+use vmgenie_machine::config::{
+    BootSource, DevicesConfig, DriveConfig, EntropyConfig, MachineConfig, NetConfig, VsockConfig,
+};
+use vmgenie_machine::request::{CreateSnapshot, LoadSnapshot};
 
 /// A body; what is said of one that is taken, is taken again.
 #[allow(

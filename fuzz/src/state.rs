@@ -3,16 +3,6 @@
 use std::sync::LazyLock;
 
 use serde::Serialize;
-use vmgenie::config::{
-    Cid, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InterfaceName, NetConfig,
-    VsockConfig, VsockPeers,
-};
-use vmgenie::machine::SavedMachine;
-use vmgenie::machine::layout;
-use vmgenie::machine::memory::GuestMemory;
-use vmgenie::machine::state::MachineState;
-use vmgenie::machine::virtio::files::DriveFileState;
-use vmgenie::machine::virtio::saved_devices::SavedDevices;
 use vmgenie_devices::fw_cfg::{FwCfg, InstanceData};
 use vmgenie_devices::pm::{PowerManagement, PowerManagementState};
 use vmgenie_devices::serial::{SerialPort, SerialPortState};
@@ -25,6 +15,16 @@ use vmgenie_devices::virtio::{
     QueueRegisters, Transport, TransportState, VirtioDevice, VirtioMmio,
 };
 use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
+use vmgenie_machine::SavedMachine;
+use vmgenie_machine::config::{
+    Cid, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InterfaceName, NetConfig,
+    VsockConfig, VsockPeers,
+};
+use vmgenie_machine::layout;
+use vmgenie_machine::memory::GuestMemory;
+use vmgenie_machine::state::MachineState;
+use vmgenie_machine::virtio::files::DriveFileState;
+use vmgenie_machine::virtio::saved_devices::SavedDevices;
 use vmgenie_snapshot::{Header, StateReader};
 
 use crate::Input;
@@ -205,8 +205,8 @@ fn records() -> Vec<Record> {
     records
 }
 
-fn vcpu() -> vmgenie::machine::state::VcpuState {
-    vmgenie::machine::state::VcpuState {
+fn vcpu() -> vmgenie_machine::state::VcpuState {
+    vmgenie_machine::state::VcpuState {
         cpuid: Vec::new(),
         msrs: Vec::new(),
         regs: Default::default(),
@@ -223,8 +223,8 @@ fn vcpu() -> vmgenie::machine::state::VcpuState {
     }
 }
 
-fn platform() -> vmgenie::machine::state::PlatformState {
-    vmgenie::machine::state::PlatformState {
+fn platform() -> vmgenie_machine::state::PlatformState {
+    vmgenie_machine::state::PlatformState {
         irqchips: Default::default(),
         clock: Default::default(),
         pit: None,

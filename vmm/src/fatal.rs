@@ -10,8 +10,9 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
-use crate::machine::memory_loss::loss_at;
-use crate::machine::text::Text;
+use vmgenie_machine::memory_loss::loss_at;
+use vmgenie_machine::text::Text;
+
 use crate::terminal;
 
 /// The signals that end a process without running its destructors.

@@ -78,7 +78,7 @@ fn a_process_whose_memory_file_is_truncated() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(32 << 20).unwrap();
     let memory =
-        crate::machine::memory::Memory::from_file(32 << 20, file.reopen().unwrap()).unwrap();
+        vmgenie_machine::memory::Memory::from_file(32 << 20, file.reopen().unwrap()).unwrap();
     file.as_file().set_len(4096).unwrap();
     println!("{}", file.path().display());
     let mut byte = [0];

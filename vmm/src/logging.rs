@@ -135,7 +135,7 @@ pub fn update(change: &LogConfig) -> Result<(), LogError> {
 }
 
 /// The crates whose modules are known by their names alone, too.
-const CRATES: [&str; 2] = ["devices", "snapshot"];
+const CRATES: [&str; 3] = ["devices", "machine", "snapshot"];
 
 fn targets(level: LevelFilter, module: Option<&str>) -> Targets {
     let Some(module) = module else {

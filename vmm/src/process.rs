@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use event_manager::{EventManager, SubscriberOps};
 use thiserror::Error;
 use vmgenie_devices::throttle::Throttle;
+use vmgenie_machine::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
+use vmgenie_machine::events::EventSender;
+use vmgenie_machine::request::LoadSnapshot;
+use vmgenie_machine::virtio::VirtioEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api::{self, ApiError, ApiInfo};
-use crate::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
 use crate::controller::command::{Command, ControllerHandle};
 use crate::controller::console_input::{AttachedInput, ConsoleInput};
 use crate::controller::descriptors::raise_limit;
@@ -19,9 +22,6 @@ use crate::controller::event_loop::EventLoop;
 use crate::controller::signals::{EndSignals, ignore_file_size_signal};
 use crate::controller::{Controller, Outcome, RunError};
 use crate::fatal;
-use crate::machine::events::EventSender;
-use crate::machine::request::LoadSnapshot;
-use crate::machine::virtio::VirtioEvents;
 use crate::registry;
 use crate::terminal::{self, RawMode};
 

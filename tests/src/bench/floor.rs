@@ -11,8 +11,8 @@ use kvm_bindings::{
     CpuId, Msrs, Xsave, kvm_clock_data, kvm_msr_entry, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vmgenie::machine::layout;
-use vmgenie::machine::state::{MachineState, PlatformState, VcpuState};
+use vmgenie_machine::layout;
+use vmgenie_machine::state::{MachineState, PlatformState, VcpuState};
 use vmgenie_snapshot::StateReader;
 
 use crate::monitor::Files;

@@ -15,11 +15,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use vmgenie_api::headers::CONSOLE_PROTOCOL;
+use vmgenie_machine::console_history::{Follower, Piece};
 
 use super::http10::Kept;
 use super::wait::{Peer, gone};
 use crate::controller::command::{Command, ControllerHandle};
-use crate::machine::console_history::{Follower, Piece};
 
 /// The most bytes that are typed at once.
 const TYPED: usize = 1 << 10;

@@ -7,12 +7,12 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vmgenie_api::attach::{AttachError, attach};
 use vmgenie_api::limits::{BODY_LIMIT, MAX_ATTACHED};
+use vmgenie_machine::console_history::ConsoleHistory;
 
 use super::*;
 use crate::api::testing::controller_handle;
 use crate::api::{ApiInfo, ApiThread, spawn};
 use crate::controller::command::{Envelope, Reply};
-use crate::machine::console_history::ConsoleHistory;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -38,9 +38,9 @@ mod server;
 pub(crate) mod testing;
 mod wait;
 
-pub use crate::unix_socket::SocketError;
 pub use routes::router;
 pub use server::{ApiError, ApiThread, spawn};
+pub use vmgenie_machine::unix_socket::SocketError;
 
 /// What the API tells about the process it runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,6 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use vmgenie_api::limits::{HEAD_LIMIT, MAX_CONNECTIONS};
+use vmgenie_machine::unix_socket::{ListeningSocket, SocketError};
 
 use super::console::Takeover;
 use super::http10::Kept;
@@ -34,7 +35,6 @@ use super::wait::Peer;
 use super::{ApiInfo, limits, router};
 use crate::controller::command::ControllerHandle;
 use crate::metrics;
-use crate::unix_socket::{ListeningSocket, SocketError};
 
 /// How long the head of a request may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);

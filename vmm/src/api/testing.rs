@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
+use vmgenie_machine::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
+use vmgenie_machine::request::Generation;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
-use crate::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
 use crate::controller::command::{
     Command, CommandError, CommandResult, ControllerHandle, Envelope, Reply, SnapshotCreated,
     VmConfig, VmState,
 };
-use crate::machine::request::Generation;
 
 /// The commands that a scripted controller was sent.
 pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;

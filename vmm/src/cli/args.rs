@@ -6,13 +6,13 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use vmgenie_api::wire::GenerationChoice;
+use vmgenie_machine::config::{self, VsockConfig};
 
 use super::devices::{
     DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
     parse_net, parse_template, parse_vsock,
 };
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
-use crate::config::{self, VsockConfig};
 
 /// The second line is what programs that were written for Firecracker look for.
 const LONG_VERSION: &str = concat!(

@@ -18,7 +18,7 @@ use vmgenie_api::client::{Client, ClientError};
 use vmgenie_api::wire::{DriveOverride, SnapshotLoad};
 use vmgenie_snapshot::own_files::OwnDir;
 
-use crate::unix_socket::{MAX_PATH, is_listened_on};
+use vmgenie_machine::unix_socket::{MAX_PATH, is_listened_on};
 
 /// How long a VMM may take to open its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

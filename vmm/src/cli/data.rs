@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::config::{InstanceData, InstanceDataError, MAX_INSTANCE_DATA_LEN};
+use vmgenie_machine::config::{InstanceData, InstanceDataError, MAX_INSTANCE_DATA_LEN};
 
 /// Why there is no such string.
 #[derive(Debug, Error)]

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::words::Words;
-use crate::config::{
+use vmgenie_machine::config::{
     CacheMode, Cid, ConfigError, DeviceId, InterfaceName, IoEngine, Mtu, VsockConfig, VsockPeers,
 };
+
+use super::words::Words;
 
 /// The CID of a guest that is given none.
 const DEFAULT_CID: u64 = 3;
@@ -60,7 +61,7 @@ pub(super) fn parse_drive(text: &str) -> Result<DriveArg, String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetArg {
     pub(super) tap: InterfaceName,
-    pub(super) mac: Option<crate::config::MacAddress>,
+    pub(super) mac: Option<vmgenie_machine::config::MacAddress>,
     pub(super) mtu: Option<Mtu>,
 }
 

@@ -12,12 +12,12 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use vmgenie_api::limits::BODY_LIMIT;
 use vmgenie_api::wire::ConfigFile;
+use vmgenie_machine::config::OnReboot;
 
 use super::Failure;
 use super::units::parse_id;
 use super::vmm::{become_vmm, ended_badly};
 use crate::api::convert::{Checked, CheckedConfigFile, WireError, parse_level};
-use crate::config::OnReboot;
 use crate::controller::RunError;
 use crate::controller::command::Command;
 use crate::logging::{self, DIALECT_LEVEL, LogConfig, LogError};
@@ -259,7 +259,7 @@ fn start_log(options: &Options) -> Result<(), Failure> {
 fn report_start_time(options: &Options) {
     let metrics = &METRICS.api_server;
     if let Some(start) = options.start_time_us {
-        let now = crate::machine::monotonic_ns() / 1000;
+        let now = vmgenie_machine::monotonic_ns() / 1000;
         metrics
             .process_startup_time_us
             .set(now.saturating_sub(start));

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::wire::SnapshotLoad;
+use vmgenie_machine::config::DevicesConfig;
+use vmgenie_machine::request::LoadSnapshot;
+use vmgenie_machine::{SavedError, SavedMachine};
 use vmgenie_snapshot::{LoadError, open_judged};
 
 use crate::api::convert::{Checked, WireError};
-use crate::config::DevicesConfig;
-use crate::machine::request::LoadSnapshot;
-use crate::machine::{SavedError, SavedMachine};
 
 /// Why a snapshot cannot be restored so, on any host.
 #[derive(Debug, Error)]
@@ -160,7 +160,7 @@ pub(super) fn warnings(clones: &[DevicesConfig]) -> Vec<Warning> {
         let mut others = others.iter().flat_map(DevicesConfig::nets);
         others.any(|other| other.id == net.id && other.guest_mac == net.guest_mac)
     });
-    let warning = |net: &crate::config::NetConfig| {
+    let warning = |net: &vmgenie_machine::config::NetConfig| {
         let mac = net.guest_mac.as_ref().map(ToString::to_string);
         let told = mac.as_ref().map(|mac| format!(", {mac}"));
         Warning {
@@ -202,7 +202,7 @@ fn lines(devices: &DevicesConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{
+    use vmgenie_machine::config::{
         Cid, DeviceId, DriveConfig, InterfaceName, NetConfig, VsockConfig, VsockPeers,
     };
 

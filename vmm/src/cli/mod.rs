@@ -25,9 +25,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::boot;
 use args::{Cli, Command};
 use output::report;
+use vmgenie_machine::boot;
 
 pub use firecracker::{BAD_ARGUMENTS, BAD_CONFIGURATION};
 pub use units::parse_memory_mib;

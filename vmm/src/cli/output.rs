@@ -11,7 +11,7 @@ use super::Failure;
 
 /// An error with everything that caused it, as it may go to a terminal.
 pub(super) fn report(error: &(dyn Error + 'static)) -> String {
-    let text = crate::report::report(error);
+    let text = vmgenie_machine::report::report(error);
     text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use vmgenie_api::wire;
+use vmgenie_machine::config::{
+    ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, NetConfig, VsockPeers,
+};
 
 use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};
 use super::devices::{Override, Template, number, peers_of, unknown};
 use super::words::Words;
 use crate::api::convert::Convert;
-use crate::config::{
-    ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, NetConfig, VsockPeers,
-};
 
 /// The devices that the command line of `run` names: drives `disk0`, `disk1`, ..., network interfaces `net0`, ...
 pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmgenie_api::wire::MAX_WAIT_MS;
 
-use crate::config::MachineConfig;
+use vmgenie_machine::config::MachineConfig;
 
 /// The longest name of a machine, in bytes.
 const MAX_ID_LEN: usize = 64;

@@ -4,6 +4,7 @@ use std::io::stdin;
 use std::os::fd::AsFd;
 
 use vmgenie_api::limits::BODY_LIMIT;
+use vmgenie_machine::config::{BootSource, Cmdline, MachineConfig};
 use vmgenie_snapshot::own_files;
 
 use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
@@ -11,7 +12,6 @@ use super::client_commands::load_request;
 use super::data::instance_data;
 use super::{Failure, host_things, requests};
 use crate::api::convert::Checked;
-use crate::config::{BootSource, Cmdline, MachineConfig};
 use crate::controller::Outcome;
 use crate::controller::command::Command;
 use crate::process::{self, ProcessError, RunOptions};

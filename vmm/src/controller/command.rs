@@ -8,15 +8,15 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
-use vmm_sys_util::eventfd::EventFd;
-
-use crate::config::{
+use vmgenie_machine::config::{
     BootSource, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InstanceData, MachineConfig,
     NetConfig, VsockConfig,
 };
+use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::request::{CreateSnapshot, Generation, LoadSnapshot};
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::logging::LogConfig;
-use crate::machine::console_history::ConsoleHistory;
-use crate::machine::request::{CreateSnapshot, Generation, LoadSnapshot};
 use crate::metrics::MetricsConfig;
 
 /// How many commands may wait for the event loop; who has another one waits for room.

@@ -3,12 +3,12 @@
 use std::io;
 
 use thiserror::Error;
+use vmgenie_machine::HostError;
+use vmgenie_machine::events::MachineEvent;
+use vmgenie_machine::memory_loss::MemoryLoss;
 
 use super::StartError;
 use super::command::CommandError;
-use crate::machine::HostError;
-use crate::machine::events::MachineEvent;
-use crate::machine::memory_loss::MemoryLoss;
 
 /// How a process ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,9 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmgenie_devices::throttle::Throttle;
+use vmgenie_machine::Machine;
+use vmgenie_machine::config::OnReboot;
+use vmgenie_machine::events::{EventReceiver, MachineEvent};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -19,9 +22,6 @@ use super::console_input::{AttachedInput, ConsoleInput, Input, read_some};
 use super::ending::{Outcome, RunError};
 use super::signals::EndSignals;
 use super::{Controller, refused};
-use crate::config::OnReboot;
-use crate::machine::Machine;
-use crate::machine::events::{EventReceiver, MachineEvent};
 use crate::metrics::WRITE_PERIOD;
 
 /// The numbers under which the sources are registered.
@@ -281,7 +281,7 @@ impl EventLoop {
     fn arm_pm_timer(&mut self, edge_ns: Option<u64>) {
         let armed = match edge_ns {
             Some(edge) => {
-                let left = edge.saturating_sub(crate::machine::monotonic_ns()).max(1);
+                let left = edge.saturating_sub(vmgenie_machine::monotonic_ns()).max(1);
                 self.pm_timer.reset(Duration::from_nanos(left), None)
             }
             None => self.pm_timer.clear(),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot::Receiver as Answer;
 use tokio::sync::{Semaphore, oneshot};
+use vmgenie_machine::events::EventSender;
+use vmgenie_machine::request::CreateSnapshot;
+use vmgenie_machine::virtio::VirtioEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
 
 use super::*;
-use crate::machine::events::EventSender;
-use crate::machine::request::CreateSnapshot;
-use crate::machine::virtio::VirtioEvents;
 
 /// An event loop without a machine, and who sends it commands and events.
 struct Scene {

@@ -18,23 +18,23 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
-use vmgenie_snapshot::NamedFile;
-
-use crate::boot::{self, BootError};
-use crate::config::{
+use vmgenie_machine::backends::tap::check_kind;
+use vmgenie_machine::boot::{self, BootError};
+use vmgenie_machine::boot_timer;
+use vmgenie_machine::config::{
     BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig, NetConfig,
 };
-use crate::generation::LastGeneration;
-use crate::machine::backends::tap::check_kind;
-use crate::machine::boot_timer;
-use crate::machine::console::ConsoleOutput;
-use crate::machine::console_history::ConsoleHistory;
-use crate::machine::events::EventSender;
-use crate::machine::metrics::DEVICES;
-use crate::machine::virtio::VirtioEvents;
-use crate::machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
+use vmgenie_machine::console::ConsoleOutput;
+use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::events::EventSender;
+use vmgenie_machine::generation::LastGeneration;
+use vmgenie_machine::metrics::DEVICES;
+use vmgenie_machine::report::report;
+use vmgenie_machine::virtio::VirtioEvents;
+use vmgenie_machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
+use vmgenie_snapshot::NamedFile;
+
 use crate::metrics::MetricsFile;
-use crate::report::report;
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 pub use ending::{Outcome, RunError};
@@ -363,7 +363,7 @@ impl Controller {
         let mut devices = self.devices.clone();
         set(&mut devices).map_err(refused)?;
         // No later request could take one away again.
-        crate::machine::virtio::check_number(&devices).map_err(refused)?;
+        vmgenie_machine::virtio::check_number(&devices).map_err(refused)?;
         self.devices = devices;
         self.configured = true;
         Ok(Reply::Done)

@@ -78,7 +78,7 @@ impl Measured {
         let begins = match command {
             Command::NewGeneration => true,
             Command::LoadSnapshot(request) => {
-                request.generation == crate::machine::request::RestoreAs::New
+                request.generation == vmgenie_machine::request::RestoreAs::New
             }
             _ => false,
         };

@@ -1,7 +1,8 @@
 //! What requests that were refused leave of network interfaces: nothing.
 
+use vmgenie_machine::config::{Cmdline, DeviceId, InterfaceName};
+
 use super::*;
-use crate::config::{Cmdline, DeviceId, InterfaceName};
 
 fn net(id: &str, tap: &str, mac: &str) -> Command {
     Command::SetNet(NetConfig {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use vmgenie_machine::request::{CreateSnapshot, HostPaths, LoadSnapshot};
+use vmgenie_machine::{DriveCopies, Host, Machine};
 use vmgenie_snapshot::end_request;
 use vmgenie_snapshot::{
     CreateError, LoadError, LoadedSnapshot, Staging, open_judged, open_snapshot,
@@ -9,8 +11,6 @@ use vmgenie_snapshot::{
 
 use super::command::{CommandError, CommandResult, Reply, SnapshotCreated};
 use super::{Controller, refused};
-use crate::machine::request::{CreateSnapshot, HostPaths, LoadSnapshot};
-use crate::machine::{DriveCopies, Host, Machine};
 
 impl Controller {
     pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {

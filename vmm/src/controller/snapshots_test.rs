@@ -21,7 +21,7 @@ fn child_creates() {
         copy_drives: true,
     };
     let mut staging = Staging::new(&request.state, &request.memory).unwrap();
-    let copies = DriveCopies::of_nothing(&request.state, staging.id());
+    let copies = DriveCopies::of_nothing(&request.state, staging.id()).unwrap();
     staging.write_memory(&[]).unwrap();
     let state = StateWriter::new(staging.id(), 0).finish().unwrap();
     publish(staging, &state, copies, &request).unwrap();

@@ -14,7 +14,7 @@ pub use requests::count_request;
 use vmgenie_devices::metrics::{Counter, Group, Kind, Metric, Number};
 use vmgenie_devices::metrics_group;
 
-use crate::machine::metrics::{DEVICES, MACHINE};
+use vmgenie_machine::metrics::{DEVICES, MACHINE};
 
 /// The last value of something.
 #[derive(Debug, Default)]

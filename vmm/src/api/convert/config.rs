@@ -1,9 +1,9 @@
 //! GET `/vm/config` and the configuration file.
 
 use vmgenie_api::wire::{ConfigFile, EntropyDevice, FullConfig};
+use vmgenie_machine::config::{BootSource, DevicesConfig, MachineConfig};
 
 use super::{Checked, Convert, WireError};
-use crate::config::{BootSource, DevicesConfig, MachineConfig};
 use crate::controller::command::{Command, VmConfig};
 
 impl Convert<FullConfig> for VmConfig {

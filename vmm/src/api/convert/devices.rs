@@ -6,12 +6,12 @@ use vmgenie_api::wire::{
     CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, PartialDrive,
     PartialNetworkInterface, RateLimiter, TokenBucket, Vsock, VsockPeers,
 };
-
-use super::{Checked, Convert, WireError, not_empty};
-use crate::config::{
+use vmgenie_machine::config::{
     CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine as Engine, Mtu,
     NetConfig, PartUuid, VsockConfig, VsockPeers as PeersOfGuest,
 };
+
+use super::{Checked, Convert, WireError, not_empty};
 
 impl Checked<DriveConfig> for Drive {
     fn checked(self) -> Result<DriveConfig, WireError> {

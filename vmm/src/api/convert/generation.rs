@@ -6,9 +6,9 @@ use vmgenie_api::wire::{
     DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing, Watchers,
 };
 use vmgenie_devices::sgen::{DriverReport, Lack};
+use vmgenie_machine::request::Generation;
 
 use super::{Checked, Convert, WireError};
-use crate::machine::request::Generation;
 
 impl Convert<GenerationInfo> for Generation {
     fn convert(self) -> GenerationInfo {

@@ -3,10 +3,10 @@
 use vmgenie_api::wire::{
     BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch,
 };
+use vmgenie_machine::config::{self, BootSource, Cmdline, MachineConfig};
 
 use super::devices::lossy;
 use super::{Checked, Convert, WireError, not_empty};
-use crate::config::{self, BootSource, Cmdline, MachineConfig};
 
 impl Convert<config::HugePages> for HugePages {
     fn convert(self) -> config::HugePages {

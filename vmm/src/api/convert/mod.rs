@@ -21,7 +21,8 @@ pub use generation::{missing, waited};
 pub use logging::parse_level;
 pub use machine::patched;
 
-use crate::config::ConfigError;
+use vmgenie_machine::config::ConfigError;
+
 use crate::controller::command::{self as internal, Command};
 
 /// What a client has sent, checked and made what is used inside.
@@ -117,7 +118,8 @@ impl Convert<State> for internal::VmState {
 impl Checked<Command> for InstanceData {
     fn checked(self) -> Result<Command, WireError> {
         let wire = self;
-        let data = crate::config::InstanceData::new(wire.data).map_err(ConfigError::from)?;
+        let data =
+            vmgenie_machine::config::InstanceData::new(wire.data).map_err(ConfigError::from)?;
         Ok(Command::SetInstanceData(data))
     }
 }

@@ -5,13 +5,13 @@ use vmgenie_api::wire::{
     MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
     VsockOverride,
 };
+use vmgenie_machine::config::{
+    self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
+};
+use vmgenie_machine::request::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
 use vmgenie_snapshot::SnapshotId;
 
 use super::{Checked, Convert, WireError, not_empty};
-use crate::config::{
-    self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
-};
-use crate::machine::request::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
 
 impl Checked<CreateSnapshot> for SnapshotCreate {
     fn checked(self) -> Result<CreateSnapshot, WireError> {

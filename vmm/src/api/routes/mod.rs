@@ -25,11 +25,11 @@ use tokio::sync::{Mutex, Semaphore};
 use utoipa::OpenApi;
 use vmgenie_api::headers::DEPRECATION_HEADER;
 use vmgenie_api::limits::{MAX_ATTACHED, MAX_WAITS};
+use vmgenie_machine::config::ConfigError;
 
 use super::ApiInfo;
 use super::convert::WireError;
 use super::fault::{ApiFault, json_response};
-use crate::config::ConfigError;
 use crate::controller::command::{Command, ControllerHandle, Reply, VmConfig};
 use crate::metrics::METRICS;
 
@@ -239,7 +239,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
         let Path(id) =
             id.map_err(|_| ApiFault::no_such_route(parts.method.clone(), parts.uri.path()))?;
         // What is wrong with the name itself comes before what is wrong with the body.
-        crate::config::DeviceId::new(&id).map_err(WireError::from)?;
+        vmgenie_machine::config::DeviceId::new(&id).map_err(WireError::from)?;
         Ok(Self(id))
     }
 }

@@ -1,10 +1,10 @@
 use serde_json::json;
-
-use super::*;
-use crate::config::{
+use vmgenie_machine::config::{
     CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine, Mtu, NetConfig,
     PartUuid, VsockConfig, VsockPeers,
 };
+
+use super::*;
 use crate::logging::{LogConfig, LogFormat};
 use crate::metrics::MetricsConfig;
 
@@ -371,7 +371,8 @@ fn a_guest_is_told_who_it_is() {
     assert_eq!(api.json("GET", "/instance-data", ""), data("web-1"));
     api.done("PUT", "/instance-data", data("ä\n"));
     api.done("PUT", "/instance-data", data(""));
-    let set = |text| Command::SetInstanceData(crate::config::InstanceData::new(text).unwrap());
+    let set =
+        |text| Command::SetInstanceData(vmgenie_machine::config::InstanceData::new(text).unwrap());
     assert_eq!(api.commands(), [Command::InstanceData, set("ä\n"), set("")]);
     for (text, said) in [
         ("x".repeat(4097), "it may have 4096 at most"),

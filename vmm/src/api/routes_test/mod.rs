@@ -8,13 +8,13 @@ use tokio::runtime::Runtime;
 use vmgenie_api::headers::FIRECRACKER_DIALECT;
 use vmgenie_api::limits::BODY_LIMIT;
 use vmgenie_api::wire;
+use vmgenie_machine::config::{BootSource, Cmdline, HugePages, MachineConfig};
+use vmgenie_machine::request::{CreateSnapshot, LoadSnapshot};
 
 use super::*;
 use crate::api::limits;
 use crate::api::testing::{Seen, agreeable, controller, refusing};
-use crate::config::{BootSource, Cmdline, HugePages, MachineConfig};
 use crate::controller::command::CommandResult;
-use crate::machine::request::{CreateSnapshot, LoadSnapshot};
 
 /// The API in front of a scripted controller, without a socket.
 struct Fixture {

@@ -1,10 +1,10 @@
 use serde_json::json;
 use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
+use vmgenie_machine::config::{self, DeviceOverrides};
+use vmgenie_machine::request::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 use vmgenie_snapshot::SnapshotId;
 
 use super::*;
-use crate::config::{self, DeviceOverrides};
-use crate::machine::request::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {
