@@ -12,8 +12,14 @@ rm -f /etc/dpkg/dpkg.cfg.d/*
 # A stand-in for the kernel's package.
 mkdir -p "/usr/lib/modules/$kernel/kernel"
 depmod "$kernel"
+# Another kernel, which had the modules of an earlier package: they are not forgotten yet.
+mkdir -p /usr/lib/modules/1.2.3-earlier/kernel
+depmod 1.2.3-earlier
+echo "extra/sysgenid.ko:" > /usr/lib/modules/1.2.3-earlier/modules.dep
 find / -xdev -path /proc -prune -o -path /pkg -prune -o -print | sort > /before
 
+dpkg -i "$@"
+# The same again is an upgrade.
 dpkg -i "$@"
 
 for package in vmgenie vmgenie-guest; do
@@ -30,6 +36,10 @@ vmgenie ps
 for module in sysgenid sysgenid_vmgenid; do
     grep -q "extra/$module.ko" "/usr/lib/modules/$kernel/modules.dep"
 done
+if grep sysgenid /usr/lib/modules/1.2.3-earlier/modules.dep; then
+    echo "the earlier kernel still knows of modules that have gone" >&2
+    exit 1
+fi
 [ -x /etc/sysgenid/hooks.d/10-machine-id ]
 [ -e /usr/lib/systemd/system/sysgenctl-agent.service ]
 

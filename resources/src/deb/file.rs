@@ -43,7 +43,9 @@ impl Package {
     /// Another package is another digest.
     pub(crate) fn digest(&self) -> String {
         let mut all = Sha256::new();
+        all.update(BUILD);
         all.update(self.control());
+        all.update(self.conffiles());
         all.update(self.files.digest());
         for (name, text) in &self.scripts {
             all.update(format!("{name} {} {text}", text.len()));
@@ -199,7 +201,13 @@ mod tests {
         let listed = query(&path, "--contents");
         assert!(listed.contains("-rwxr-xr-x root/root"), "{listed}");
         assert!(listed.contains("./etc/a.d/b"), "{listed}");
-        assert_eq!(query(&path, "--info").matches("/etc/a.d/b").count(), 0);
+        let conffiles = Command::new("dpkg-deb")
+            .arg("--info")
+            .arg(&path)
+            .arg("conffiles")
+            .output()
+            .unwrap();
+        assert_eq!(conffiles.stdout, b"/etc/a.d/b\n");
     }
 
     #[test]

@@ -29,6 +29,9 @@ const FILES: &[(&str, &str)] = &[
     ),
 ];
 
+/// The modules' own terms.
+const MODULES_COPYRIGHT: &str = include_str!("../../package/copyright.modules");
+
 const POSTINST: &str = include_str!("../../package/guest.postinst");
 const PRERM: &str = include_str!("../../package/guest.prerm");
 const POSTRM: &str = include_str!("../../package/guest.postrm");
@@ -52,7 +55,8 @@ pub(crate) fn package(stock: &Stock, ours: &Ours) -> Result<Package> {
         files.push(place, page, 0o644);
     }
     let copyright = "usr/share/doc/vmgenie-guest/copyright";
-    files.push(copyright, COPYRIGHT.as_bytes().to_vec(), 0o644);
+    let terms = [COPYRIGHT, MODULES_COPYRIGHT].concat();
+    files.push(copyright, terms.into_bytes(), 0o644);
     let script = |text: &str| text.replace("@KERNEL@", kernel);
     Ok(Package {
         name: "vmgenie-guest",
@@ -62,8 +66,9 @@ pub(crate) fn package(stock: &Stock, ours: &Ours) -> Result<Package> {
              the agent sysgenctl, and hooks that give a clone of a virtual machine\n\
              its own machine ID, boot ID, SSH host keys and address.\n\
              \n\
-             The hooks in /etc/sysgenid/hooks.d are run in each new generation: remove\n\
-             those that are not wanted."
+             The hooks in /etc/sysgenid/hooks.d are run in each new generation, and at the\n\
+             installation in a machine that is a clone already. Remove those that are not\n\
+             wanted."
         ),
         relations: vec![
             "Depends: kmod".to_owned(),
