@@ -145,7 +145,7 @@ fn churn_region(
         if done % 32 == 0 {
             file.sync_data()?;
         }
-        if worker == 0 && done % 16 == 0 {
+        if worker == 0 && done % 32 == 0 {
             progress(done);
         }
     }
