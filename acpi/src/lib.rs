@@ -23,4 +23,5 @@ const OEM_TABLE_ID: [u8; 8] = *b"VMGENIE ";
 const OEM_REVISION: u32 = 1;
 
 #[cfg(test)]
+#[path = "acpi_test.rs"]
 mod tests;

@@ -381,9 +381,9 @@ impl Drop for Staging {
 }
 
 #[cfg(test)]
-#[path = "publish_tests.rs"]
+#[path = "publish_test.rs"]
 mod tests;
 
 #[cfg(test)]
-#[path = "crash_tests.rs"]
+#[path = "crash_test.rs"]
 mod crash_tests;

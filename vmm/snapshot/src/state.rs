@@ -461,5 +461,5 @@ fn decode<P: Part>(entry: &Entry, payload: &[u8]) -> Result<P, StateError> {
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
+#[path = "state_test.rs"]
 mod tests;

@@ -334,5 +334,5 @@ fn is_zero(page: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "write_memory_tests.rs"]
+#[path = "write_memory_test.rs"]
 mod tests;

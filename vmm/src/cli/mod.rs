@@ -106,4 +106,5 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+#[path = "cli_test.rs"]
 mod tests;

@@ -492,6 +492,7 @@ impl<B: BlockBackend> VirtioDevice for Block<B> {
 #[cfg(test)]
 mod chain_test;
 #[cfg(test)]
+#[path = "block_test.rs"]
 mod test;
 #[cfg(test)]
 mod testing;

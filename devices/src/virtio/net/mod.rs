@@ -445,4 +445,5 @@ impl<B: FrameBackend> VirtioDevice for Net<B> {
 }
 
 #[cfg(test)]
+#[path = "net_test.rs"]
 mod tests;

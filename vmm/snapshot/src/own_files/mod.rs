@@ -99,4 +99,5 @@ fn is_for_everybody(mode: u32) -> bool {
 }
 
 #[cfg(test)]
+#[path = "own_files_test.rs"]
 mod tests;

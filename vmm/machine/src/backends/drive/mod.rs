@@ -457,4 +457,5 @@ impl BlockBackend for Drive {
 #[cfg(test)]
 mod sync_test;
 #[cfg(test)]
+#[path = "drive_test.rs"]
 mod test;

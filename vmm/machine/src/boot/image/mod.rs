@@ -267,4 +267,5 @@ fn close_all_but_three() -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[path = "image_test.rs"]
 mod tests;
