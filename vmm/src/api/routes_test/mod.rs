@@ -5,9 +5,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Request};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use vmgenie_api::headers::FIRECRACKER_DIALECT;
-use vmgenie_api::limits::BODY_LIMIT;
-use vmgenie_api::wire;
+use vmgenie_api::{headers::FIRECRACKER_DIALECT, limits::BODY_LIMIT, wire};
 use vmgenie_machine::config::{BootSource, Cmdline, HugePages, MachineConfig};
 use vmgenie_machine::request::{CreateSnapshot, LoadSnapshot};
 
