@@ -168,7 +168,7 @@ fn devices_log_and_metrics_are_configured_before_the_start_only() {
         client,
         "PATCH /drives/d",
         r#"{"drive_id": "d"}"#,
-        "no microVM",
+        "there is none yet",
     );
     let load = r#"{"snapshot_path": "/nowhere/s", "mem_file_path": "/nowhere/m"}"#;
     refused_with(client, "PUT /snapshot/load", load, "/nowhere/s");

@@ -276,7 +276,7 @@ fn fields_of_the_wrong_type_or_out_of_range_are_refused_with_what_they_may_be() 
         (
             "PUT /actions",
             r#"{"action_type": "SendCtrlAltDel"}"#,
-            "no microVM",
+            "there is none yet",
         ),
         (
             "PUT /actions",

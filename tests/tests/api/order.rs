@@ -7,7 +7,7 @@ use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 use crate::endpoints::good_body;
 
 const NO_MACHINE: &str =
-    "start one (PUT /actions InstanceStart) or load a snapshot (PUT /snapshot/load)";
+    "Start one (PUT /actions InstanceStart) or load a snapshot (PUT /snapshot/load)";
 
 #[test]
 fn before_there_is_a_machine_a_client_is_told_to_start_one() {

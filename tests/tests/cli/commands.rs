@@ -138,7 +138,7 @@ fn a_snapshot_that_fails_leaves_the_machine_running_and_no_directory() {
     fail(
         ["snapshot", dir.to_str().unwrap(), "--api-sock", socket],
         1,
-        "start one",
+        "Start one",
     );
     assert!(!dir.exists());
 
