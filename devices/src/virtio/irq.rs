@@ -23,7 +23,7 @@ pub trait Wires: Send + Sync + Debug {
     fn interrupt(&self) -> io::Result<()>;
 
     /// Asks the event loop to ring all the device's doorbells and to call its backend, as soon as vCPUs run. Called from any
-    /// thread with the transport's lock held; never blocks.
+    /// thread, with or without the transport's lock; never blocks.
     fn kick(&self);
 }
 

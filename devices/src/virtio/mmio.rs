@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::MutexGuard;
 use std::time::Instant;
 
 use virtio_bindings::virtio_config::{
@@ -134,51 +133,16 @@ impl<D: VirtioDevice> VirtioMmio<D> {
         })
     }
 
-    /// Does something to the device by the VMM's own hand; with what an active device works with, if the driver uses it.
-    pub fn with_device<T>(&self, action: impl FnOnce(&mut D, Option<&mut Active<'_>>) -> T) -> T {
-        let mut inner = self.lock();
-        if self.is_active(&inner) {
-            inner.call(&self.memory, &self.irq, |device, active| {
-                action(device, Some(active))
-            })
-        } else {
-            action(&mut inner.device, None)
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner<D>> {
-        self.inner.lock()
-    }
-
-    fn is_active(&self, inner: &Inner<D>) -> bool {
-        inner.registers.is_live() && !self.irq.is_broken()
-    }
-
-    /// Calls the device if the driver uses it, and no vCPU is in it.
-    fn if_free(&self, action: impl FnOnce(&mut D, &mut Active<'_>) -> Turn) -> Turn {
-        match self.inner.try_lock() {
-            Some(mut inner) if self.is_active(&inner) => {
-                inner.call(&self.memory, &self.irq, action)
-            }
-            _ => Turn::Done,
-        }
-    }
-
-    /// A vCPU leaves the device: the event loop may have found it there, and not waited.
-    fn left(&self) {
-        if self.inner.was_missed() {
-            self.irq.kick();
-        }
-    }
-
     fn read_register(&self, offset: u32) -> u32 {
         // An interrupt handler reads these, and shall not wait for the device.
         match offset {
-            register::VIRTIO_MMIO_INTERRUPT_STATUS => return self.irq.status(),
-            register::VIRTIO_MMIO_CONFIG_GENERATION => return self.irq.config_generation(),
-            _ => {}
+            register::VIRTIO_MMIO_INTERRUPT_STATUS => self.irq.status(),
+            register::VIRTIO_MMIO_CONFIG_GENERATION => self.irq.config_generation(),
+            _ => self.locked(|inner| self.read_guarded(inner, offset)),
         }
-        let inner = self.lock();
+    }
+
+    fn read_guarded(&self, inner: &Inner<D>, offset: u32) -> u32 {
         match offset {
             register::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             register::VIRTIO_MMIO_VERSION => VERSION,
@@ -207,11 +171,13 @@ impl<D: VirtioDevice> VirtioMmio<D> {
 
     fn write_register(&self, offset: u32, value: u32) {
         match offset {
-            register::VIRTIO_MMIO_INTERRUPT_ACK => return self.irq.acknowledge(value),
-            register::VIRTIO_MMIO_QUEUE_NOTIFY => return self.notify(value),
-            _ => {}
+            register::VIRTIO_MMIO_INTERRUPT_ACK => self.irq.acknowledge(value),
+            register::VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
+            _ => self.locked(|inner| self.write_guarded(inner, offset, value)),
         }
-        let mut inner = self.lock();
+    }
+
+    fn write_guarded(&self, inner: &mut Inner<D>, offset: u32, value: u32) {
         match offset {
             register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => {
                 inner.registers.device_features_sel = value;
@@ -221,7 +187,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
             }
             register::VIRTIO_MMIO_DRIVER_FEATURES => inner.set_driver_features(value),
             register::VIRTIO_MMIO_QUEUE_SEL => inner.registers.queue_sel = value,
-            register::VIRTIO_MMIO_STATUS => self.set_status(&mut inner, value),
+            register::VIRTIO_MMIO_STATUS => self.set_status(inner, value),
             _ => {
                 if inner.set_up_queue(offset, value).is_err() {
                     tracing::debug!(offset, value, "a driver has set up a queue wrongly");
@@ -422,20 +388,20 @@ impl<D: VirtioDevice> Transport for VirtioMmio<D> {
     }
 
     fn backend_fd(&self) -> Option<RawFd> {
-        self.lock().device.backend().map(|fd| fd.as_raw_fd())
+        self.locked(|inner| inner.device.backend().map(|fd| fd.as_raw_fd()))
     }
 
     fn drain(&self) {
-        let mut inner = self.lock();
-        // Also for a device that is broken: what it had begun before may still be in flight.
-        if inner.registers.has(VIRTIO_CONFIG_S_DRIVER_OK) {
-            inner.call(&self.memory, &self.irq, VirtioDevice::drain);
-        }
+        self.locked(|inner| {
+            // Also for a device that is broken: what it had begun before may still be in flight.
+            if inner.registers.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+                inner.call(&self.memory, &self.irq, VirtioDevice::drain);
+            }
+        });
     }
 
     fn save(&self) -> TransportState {
-        let inner = self.lock();
-        TransportState::of(&inner.registers, &inner.queues, &self.irq)
+        self.locked(|inner| TransportState::of(&inner.registers, &inner.queues, &self.irq))
     }
 
     fn restored(&self) {
@@ -449,24 +415,23 @@ impl<D: VirtioDevice> DeviceMmio for VirtioMmio<D> {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         data.fill(0);
         if let Some(config) = offset.checked_sub(register::VIRTIO_MMIO_CONFIG.into()) {
-            self.lock().device.read_config(config, data);
+            self.locked(|inner| inner.device.read_config(config, data));
         } else if let (Ok(offset), Ok(data)) = (u32::try_from(offset), data.try_into()) {
             let data: &mut [u8; 4] = data;
             *data = self.read_register(offset).to_le_bytes();
         }
-        self.left();
     }
 
     fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
         if let Some(config) = offset.checked_sub(register::VIRTIO_MMIO_CONFIG.into()) {
-            let mut inner = self.lock();
-            if inner.registers.has(VIRTIO_CONFIG_S_DRIVER) {
-                inner.device.write_config(config, data);
-            }
+            self.locked(|inner| {
+                if inner.registers.has(VIRTIO_CONFIG_S_DRIVER) {
+                    inner.device.write_config(config, data);
+                }
+            });
         } else if let (Ok(offset), Ok(data)) = (u32::try_from(offset), data.try_into()) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
-        self.left();
     }
 }
 
@@ -491,6 +456,9 @@ pub(super) fn new_queue(max: u16) -> Queue {
         Queue::default()
     })
 }
+
+#[path = "mmio_access.rs"]
+mod access;
 
 #[cfg(test)]
 #[path = "mmio_test.rs"]

@@ -354,6 +354,7 @@ fn a_driver_that_tries_again_and_again_does_not_fill_the_log() {
     assert_eq!(recorded(&device, |d| d.activations), 100);
     let silent = device
         .transport
+        .inner
         .lock()
         .complaints
         .allows(begun + Duration::from_secs(3600));
