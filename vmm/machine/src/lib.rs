@@ -46,7 +46,7 @@ use vmgenie_devices::BootTimer;
 use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
-use crate::config::{BootSource, ConfigError, DeviceId, DevicesConfig, MachineConfig};
+use crate::config::{BootSource, DeviceId, DevicesConfig, MachineConfig};
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 use crate::request::{ClockPolicy, Generation};
 use boot::BootError;
@@ -70,7 +70,7 @@ use vcpus::VcpuSet;
 pub use vcpus::{Standstill, StillRunning};
 pub use virtio::VirtioError;
 pub use virtio::files::HostPathError;
-pub use virtio::{DriveCopies, UpdateDriveError};
+pub use virtio::{DeviceBusy, DriveCopies, UpdateDriveError, UpdateNetError};
 use virtio::{VirtioDevices, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.
@@ -318,7 +318,7 @@ impl Machine {
     /// Puts another file behind a drive, or opens the present one anew. The guest learns of another size.
     ///
     /// # Errors
-    /// There is no such drive, or the file cannot be used; nothing has changed.
+    /// There is no such drive, a vCPU stays in it, or the file cannot be used; nothing has changed.
     pub fn update_drive(
         &mut self,
         id: &DeviceId,
@@ -330,8 +330,12 @@ impl Machine {
     /// Plugs the cable of a network interface in or out, if `link_up` says so. The guest is told.
     ///
     /// # Errors
-    /// There is no such interface.
-    pub fn update_net(&mut self, id: &DeviceId, link_up: Option<bool>) -> Result<(), ConfigError> {
+    /// There is no such interface, or a vCPU stays in it; nothing has changed.
+    pub fn update_net(
+        &mut self,
+        id: &DeviceId,
+        link_up: Option<bool>,
+    ) -> Result<(), UpdateNetError> {
         self.devices.virtio.update_net(id, link_up)
     }
 

@@ -1,7 +1,9 @@
 //! A device of any kind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use thiserror::Error;
 use vm_device::DeviceMmio;
 use vmgenie_devices::virtio::block::Block;
 use vmgenie_devices::virtio::entropy::Entropy;
@@ -15,6 +17,19 @@ use super::state::{BlockPart, EntropyPart, NetPart, SavedVirtio, VsockPart};
 use crate::backends::drive::Drive;
 use crate::backends::tap::Tap;
 use crate::backends::vsock::UnixHost;
+use crate::config::DeviceId;
+
+/// How long a request of the API waits for a vCPU that is in the device: the event loop waits with it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A vCPU stays in the device.
+#[derive(Debug, Error)]
+#[error(
+    "a vCPU is in the device {0} for more than {limit} s, and nothing has changed: a device that the guest resets waits for the host, as a drive \
+     does whose storage gives no answer. Look at the storage of its drives, and try again",
+    limit = PATIENCE.as_secs()
+)]
+pub struct DeviceBusy(pub(super) DeviceId);
 
 /// A device of any kind. What its kind alone can do is reached through the variant.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use vmgenie_snapshot::SnapshotId;
 
 use super::VirtioDevices;
 use super::copies::{CopyDrivesError, DriveCopies};
-use super::device::Device;
+use super::device::{Device, DeviceBusy, PATIENCE};
 use crate::backends::drive::DriveError;
 use crate::config::DeviceId;
 use crate::metrics::DEVICES;
@@ -23,6 +23,9 @@ pub enum UpdateDriveError {
     /// The file.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A vCPU is in it.
+    #[error(transparent)]
+    Busy(#[from] DeviceBusy),
     /// The event loop.
     #[error("could not watch the drive's file")]
     Watch(#[from] std::io::Error),
@@ -50,7 +53,7 @@ impl VirtioDevices {
             config.overlay = None;
         }
         let metrics = DEVICES.drive(id.as_str());
-        let updated = device.with_device(|block, active| {
+        let updated = device.with_device_within(PATIENCE, |block, active| {
             let drive = block.store().reopen(&config)?;
             if let Some(fd) = drive.fd() {
                 self.events.watch_backend(fd.as_raw_fd(), slot)?;
@@ -59,7 +62,7 @@ impl VirtioDevices {
                 .replace(drive, active)
                 .map_err(|error| UpdateDriveError::Drive(error.into()))
         });
-        match updated {
+        match updated.unwrap_or_else(|| Err(DeviceBusy(id.clone()).into())) {
             Ok(()) => metrics.update_count.inc(),
             Err(error) => {
                 metrics.update_fails.inc();

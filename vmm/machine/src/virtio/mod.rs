@@ -36,9 +36,11 @@ use crate::config::{DevicesConfig, MacAddress};
 
 pub use copies::{CopyDrivesError, DriveCopies};
 use device::Device;
+pub use device::DeviceBusy;
 pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
+pub use nets::UpdateNetError;
 use slot::{Pending, Slot, Slots};
 pub(super) use state::SavedVirtio;
 use state::TransportPart;

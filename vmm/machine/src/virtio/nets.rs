@@ -1,8 +1,21 @@
 //! The cables of a machine's network interfaces.
 
+use thiserror::Error;
+
 use super::VirtioDevices;
-use super::device::Device;
+use super::device::{Device, DeviceBusy, PATIENCE};
 use crate::config::{ConfigError, DeviceId};
+
+/// Why a network interface could not be updated.
+#[derive(Debug, Error)]
+pub enum UpdateNetError {
+    /// There is no such interface.
+    #[error(transparent)]
+    NoSuchNet(#[from] ConfigError),
+    /// A vCPU is in it.
+    #[error(transparent)]
+    Busy(#[from] DeviceBusy),
+}
 
 impl VirtioDevices {
     /// Plugs a cable in or out, if `link_up` says so. The guest is told.
@@ -10,7 +23,7 @@ impl VirtioDevices {
         &mut self,
         id: &DeviceId,
         link_up: Option<bool>,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<(), UpdateNetError> {
         // Network interfaces have the slots behind the drives', in their order.
         let mut nets = self.config.nets().iter();
         let slot = nets
@@ -18,10 +31,12 @@ impl VirtioDevices {
             .map(|place| self.config.drives().len() + place);
         let device = slot.and_then(|slot| Some((slot, &self.slots.get(slot)?.device)));
         let Some((slot, Device::Net(device))) = device else {
-            return Err(ConfigError::NoSuchNet(id.clone()));
+            return Err(ConfigError::NoSuchNet(id.clone()).into());
         };
         if let Some(up) = link_up {
-            device.with_device(|net, active| net.set_link(up, active));
+            device
+                .with_device_within(PATIENCE, |net, active| net.set_link(up, active))
+                .ok_or_else(|| DeviceBusy(id.clone()))?;
             // What waits for the link is looked at when the vCPUs run.
             self.events.kick(slot);
         }
