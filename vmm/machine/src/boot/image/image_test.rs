@@ -58,6 +58,29 @@ fn a_look_that_takes_long_is_left_to_the_start_and_no_other_failure_is() {
     }
 }
 
+/// With the patience of a start the reader would come to its failure.
+#[test]
+fn a_look_has_little_patience() {
+    let image = Image(tempfile::tempfile().unwrap());
+    image.look(shell("/bin/sleep 15; exit 101")).unwrap();
+}
+
+/// As one whose storage gives no answer does not end, although it was killed.
+#[test]
+fn nobody_waits_for_a_reader_that_does_not_end_and_it_is_no_zombie_when_it_has() {
+    let mut child = Command::new("/bin/cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let storage = child.stdin.take().unwrap();
+    let process = format!("/proc/{}", child.id());
+    reap(child);
+    drop(storage);
+    while std::path::Path::new(&process).exists() {
+        std::thread::sleep(LOOK);
+    }
+}
+
 #[test]
 fn what_is_no_image_is_left_to_others_and_a_partition_table_is_told() {
     for len in [0, 100, 2047, 2048, 1 << 20] {

@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,6 +39,8 @@ const MAX_REASON: u64 = 4096;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one may take that only looks whether there is a kernel, when the boot source is set: the event loop waits for it.
 const PATIENCE_TO_LOOK: Duration = Duration::from_secs(2);
+/// The stack of a thread that only waits, in bytes.
+const REAPER_STACK: usize = 64 << 10;
 /// How often to look whether this process shall end meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// How much processor time it may take, in seconds.
@@ -130,20 +133,25 @@ pub(super) fn in_file(mut file: File) -> Result<Result<Image, File>, ImageError>
 impl Image {
     /// Looks whether there is a kernel. What cannot be found out soon the start finds out, and waits longer for.
     pub(super) fn check(self) -> Result<(), ImageError> {
-        looked(self.read(0, PATIENCE_TO_LOOK))
+        self.look(reader(0))
+    }
+
+    fn look(self, reader: Command) -> Result<(), ImageError> {
+        looked(read_by(reader, self.0, PATIENCE_TO_LOOK))
     }
 
     /// Copies kernel and initrd into memory; neither may have more than `limit` bytes.
     pub(super) fn contents(self, limit: u64) -> Result<Contents, ImageError> {
         // Zero means that nothing is to be copied.
-        self.read(limit.max(1), PATIENCE)
+        read_by(reader(limit.max(1)), self.0, PATIENCE)
     }
+}
 
-    fn read(self, limit: u64, patience: Duration) -> Result<Contents, ImageError> {
-        let mut command = Command::new(PROGRAM);
-        command.args([READER, &limit.to_string()]);
-        read_by(command, self.0, patience)
-    }
+/// The process that reads an image, and takes no file with more than `limit` bytes out of it.
+fn reader(limit: u64) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args([READER, &limit.to_string()]);
+    command
 }
 
 /// What a look has found.
@@ -167,9 +175,9 @@ fn read_by(mut command: Command, image: File, patience: Duration) -> Result<Cont
         .map_err(ImageError::Process)?;
     let status = wait(&mut child, patience);
     if status.is_err() {
-        // What it does in its last instant goes nowhere; waited for, so that it is no zombie.
+        // What it does in its last instant goes nowhere.
         let _ = child.kill();
-        let _ = child.wait();
+        reap(child);
     }
     let status = status?;
     kernel.rewind().map_err(ImageError::Process)?;
@@ -197,6 +205,17 @@ fn read_by(mut command: Command, image: File, patience: Duration) -> Result<Cont
         }
         None if status.signal() == Some(libc::SIGXCPU) => Err(ImageError::Slow),
         _ => Err(ImageError::Crashed(status)),
+    }
+}
+
+/// Waits elsewhere for a child that was killed, so that it is no zombie: one that waits for the image's storage ends when that answers.
+fn reap(mut child: Child) {
+    let waiting = thread::Builder::new().name("reaper".to_owned());
+    let waiting = waiting.stack_size(REAPER_STACK).spawn(move || {
+        let _ = child.wait();
+    });
+    if let Err(error) = waiting {
+        tracing::debug!(%error, "the process that read an image stays a zombie");
     }
 }
 
