@@ -208,9 +208,10 @@ async fn accept_all(
                 );
                 connections.start(serving, activity);
             }
-            // That is told whether or not somebody waits, and no client makes room for nobody.
+            // That is told whether or not somebody waits, and no client makes room for nobody. One that leaves does.
             Err(error) if no_descriptors(&error) && !somebody_waits(listener) => {
-                tokio::time::sleep(ACCEPT_RETRY.0).await;
+                let _ = tokio::time::timeout(retry, connections.one_leaves()).await;
+                retry = doubled(retry);
             }
             // A client that says nothing gives its descriptor to one that may.
             Err(error) if no_descriptors(&error) && connections.close_longest_idle() => {
@@ -222,10 +223,15 @@ async fn accept_all(
                     complained = Some(Instant::now());
                 }
                 tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(ACCEPT_RETRY.1);
+                retry = doubled(retry);
             }
         }
     }
+}
+
+/// How long to wait the next time.
+fn doubled(retry: Duration) -> Duration {
+    (retry * 2).min(ACCEPT_RETRY.1)
 }
 
 fn no_descriptors(error: &io::Error) -> bool {
@@ -375,6 +381,13 @@ impl Connections {
             self.close_longest_idle();
             // When the machine is at work for every one of them, look again soon.
             let _ = tokio::time::timeout(ROOM_RETRY, self.tasks.join_next()).await;
+        }
+    }
+
+    /// Returns when a connection has ended; never, if there is none.
+    async fn one_leaves(&mut self) {
+        if self.tasks.join_next().await.is_none() {
+            std::future::pending().await
         }
     }
 
