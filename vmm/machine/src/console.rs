@@ -107,17 +107,25 @@ impl ConsoleOutput {
             }
             _ => {}
         }
-        let mut shared = Self::new(stdout.as_fd().try_clone_to_owned()?);
-        if kind == FileType::RegularFile {
-            shared.rotations = Some(own_files::output_rotations());
-            return Ok(shared.that_never_blocks());
+        let shared = stdout.as_fd().try_clone_to_owned()?;
+        Ok(Self::shared(shared, kind))
+    }
+
+    /// Standard output that could not be opened anew, by its kind.
+    fn shared(fd: OwnedFd, kind: FileType) -> Self {
+        let mut shared = Self::new(fd);
+        match kind {
+            FileType::RegularFile => {
+                shared.rotations = Some(own_files::output_rotations());
+                shared.that_never_blocks()
+            }
+            FileType::Socket => shared.that_is_a_socket(),
+            _ => {
+                // What polls writable takes at least one byte without blocking.
+                shared.chunk = 1;
+                shared
+            }
         }
-        if kind == FileType::Socket {
-            return Ok(shared.that_is_a_socket());
-        }
-        // What polls writable takes at least one byte without blocking.
-        shared.chunk = 1;
-        Ok(shared)
     }
 
     fn that_never_blocks(mut self) -> Self {
@@ -289,6 +297,23 @@ mod tests {
         rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
         let console = ConsoleOutput::new(writer.into());
         falls_behind(reader, console.that_never_blocks());
+    }
+
+    #[test]
+    fn how_is_written_to_what_is_shared_depends_on_its_kind() {
+        for (kind, socket, never_blocks, log, by_one) in [
+            (FileType::RegularFile, false, true, true, false),
+            (FileType::Socket, true, true, false, false),
+            (FileType::Fifo, false, false, false, true),
+            (FileType::CharacterDevice, false, false, false, true),
+        ] {
+            let (_reader, writer) = io::pipe().unwrap();
+            let console = ConsoleOutput::shared(writer.into(), kind);
+            assert_eq!(console.socket, socket, "{kind:?}");
+            assert_eq!(console.never_blocks, never_blocks, "{kind:?}");
+            assert_eq!(console.rotations.is_some(), log, "{kind:?}");
+            assert_eq!(console.chunk == 1, by_one, "{kind:?}");
+        }
     }
 
     /// The socket's file is shared with others, and blocks.
