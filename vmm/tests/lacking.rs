@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
 use std::ffi::CStr;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
+
+use vmgenie_snapshot::not_looked_at::not_looked_at;
 
 const DEV: &CStr = c"/dev";
 const KVM: &CStr = c"/dev/kvm";
@@ -71,7 +74,7 @@ fn run_in(prepare: fn() -> io::Result<()>) -> Output {
 fn a_kvm_that_is_missing_or_forbidden_is_named_with_what_to_do() {
     // SAFETY: no memory is touched.
     if unsafe { libc::geteuid() } != 0 {
-        let _ = writeln!(io::stderr(), "not looked at: only root may make devices");
+        not_looked_at("only root may make devices");
         return;
     }
     let forbidden = || empty_dev().and_then(|()| forbid_kvm());
@@ -92,23 +95,64 @@ fn a_kvm_that_is_missing_or_forbidden_is_named_with_what_to_do() {
 }
 
 /// A server that is ended with the test.
-struct Server(Child);
+struct Server {
+    process: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
 
 impl Server {
-    fn at(socket: &Path) -> Self {
-        let server = Self(vmgenie(socket).stderr(Stdio::null()).spawn().unwrap());
+    /// None where it cannot run.
+    fn at(socket: &Path) -> Option<Self> {
+        let kvm = File::options().read(true).write(true).open("/dev/kvm");
+        if let Err(error) = kvm {
+            not_looked_at(&format!("no /dev/kvm: {error}"));
+            return None;
+        }
+        Some(Self::started(vmgenie(socket), socket))
+    }
+
+    fn started(mut program: Command, socket: &Path) -> Self {
+        let log = socket.with_extension("log");
+        let process = program.stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let mut server = Self {
+            process,
+            socket: socket.to_owned(),
+            log,
+        };
         while UnixStream::connect(socket).is_err() {
-            sleep(Duration::from_millis(5));
+            server.step();
         }
         // What the event loop needs it has when it answers.
         assert_eq!(answer(&mut ask(socket)), "HTTP/1.1 200 OK");
-        wait_for_rest(socket);
+        server.wait_for_rest();
         server
+    }
+
+    /// One step of a wait for it.
+    fn step(&mut self) {
+        if let Some(status) = self.process.try_wait().unwrap() {
+            let told = fs::read_to_string(&self.log).unwrap();
+            panic!("the server has ended ({status}): {told}");
+        }
+        sleep(Duration::from_millis(5));
+    }
+
+    /// Waits until it has no connection any more: all sockets that it has accepted have the path of the one that listens.
+    fn wait_for_rest(&mut self) {
+        let socket = self.socket.to_str().unwrap().to_owned();
+        let sockets = || {
+            let table = fs::read_to_string("/proc/net/unix").unwrap();
+            table.lines().filter(|line| line.ends_with(&socket)).count()
+        };
+        while sockets() > 1 {
+            self.step();
+        }
     }
 
     /// Gives it descriptors below this number alone, from now on.
     fn limit_descriptors(&self, number: u32) {
-        let pid = self.0.id().cast_signed();
+        let pid = self.process.id().cast_signed();
         let mut limit = libc::rlimit {
             rlim_cur: 0,
             rlim_max: 0,
@@ -131,14 +175,14 @@ impl Server {
 
     /// The lowest number of a descriptor that it does not have.
     fn free_descriptor(&self) -> u32 {
-        let dir = format!("/proc/{}/fd", self.0.id());
+        let dir = format!("/proc/{}/fd", self.process.id());
         let used = |number: &u32| Path::new(&dir).join(number.to_string()).is_symlink();
         (0..).find(|number| !used(number)).unwrap()
     }
 
     /// How long it has computed, in clock ticks.
     fn ticks(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
         let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
         let numbers = fields.skip(11).take(2).map(|n| n.parse::<u64>().unwrap());
         numbers.sum()
@@ -147,20 +191,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits until the server has no connection any more: all sockets that it has accepted have the path of the one that listens.
-fn wait_for_rest(socket: &Path) {
-    let socket = socket.to_str().unwrap();
-    let sockets = || {
-        let table = std::fs::read_to_string("/proc/net/unix").unwrap();
-        table.lines().filter(|line| line.ends_with(socket)).count()
-    };
-    while sockets() > 1 {
-        sleep(Duration::from_millis(5));
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -180,10 +212,19 @@ fn answer(client: &mut UnixStream) -> String {
 }
 
 #[test]
+#[should_panic(expected = "the server has ended")]
+fn a_server_that_ends_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    Server::started(Command::new("/bin/false"), &dir.path().join("api.sock"));
+}
+
+#[test]
 fn clients_that_say_nothing_leave_a_descriptor_to_one_that_asks() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api.sock");
-    let server = Server::at(&socket);
+    let Some(server) = Server::at(&socket) else {
+        return;
+    };
     server.limit_descriptors(server.free_descriptor() + 10);
     let _silent: Vec<_> = (0..50)
         .map(|_| UnixStream::connect(&socket).unwrap())
@@ -196,11 +237,13 @@ fn clients_that_say_nothing_leave_a_descriptor_to_one_that_asks() {
 fn the_client_that_has_the_last_descriptor_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api.sock");
-    let server = Server::at(&socket);
+    let Some(mut server) = Server::at(&socket) else {
+        return;
+    };
     server.limit_descriptors(server.free_descriptor() + 1);
     for _ in 0..5 {
         assert_eq!(answer(&mut ask(&socket)), "HTTP/1.1 200 OK");
-        wait_for_rest(&socket);
+        server.wait_for_rest();
     }
 }
 
@@ -208,7 +251,9 @@ fn the_client_that_has_the_last_descriptor_is_answered() {
 fn a_server_that_has_no_descriptor_left_neither_spins_nor_dies() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api.sock");
-    let server = Server::at(&socket);
+    let Some(server) = Server::at(&socket) else {
+        return;
+    };
     server.limit_descriptors(0);
     let mut client = ask(&socket);
     // A loop that tried again at once would take all of a processor; a busy machine makes this less, never more.
