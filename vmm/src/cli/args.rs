@@ -12,6 +12,8 @@ use super::devices::{
     DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
     parse_net, parse_template, parse_vsock,
 };
+pub use super::reboot::OnReboot;
+use super::reboot::RebootOfRestored;
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
 
 /// The second line is what programs that were written for Firecracker look for.
@@ -222,16 +224,17 @@ pub struct RunArgs {
     pub cpus: u64,
     /// The drive with the root file system (/dev/vda), a raw image or block device:
     /// PATH[,ro][,writeback][,async][,overlay=PATH]. With an overlay, which a clone has left, PATH is only read.
+    /// A comma of the path is written twice.
     #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
     pub disk: Option<DriveArg>,
-    /// Another drive, written the same way; may be given several times.
+    /// Another drive, written the same way, a comma of the path twice; may be given several times.
     #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
     pub drive: Vec<DriveArg>,
     /// A network interface on a tap of the host: TAP[,mac=MAC][,mtu=MTU]; may be given several times.
     #[arg(long, value_name = "NET", value_parser = parse_net)]
     pub net: Vec<NetArg>,
     /// A vsock device behind this Unix socket: PATH[,cid=CID][,peers=own|any]. The guest's connections to the host's port N go to who listens
-    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's. Here and in --drive, a comma of the path is written twice.
+    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's. A comma of the path is written twice.
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     pub vsock: Option<VsockConfig>,
     /// A device with the host's random numbers.
@@ -349,7 +352,7 @@ pub struct RestoreArgs {
     pub dir: PathBuf,
     /// An empty VMM that becomes the machine, started with `vmgenie api`: its name, its process, or its socket. Without it this process becomes the
     /// machine, with this terminal as its console.
-    #[arg(long, value_name = "MACHINE", alias = "api-sock", conflicts_with_all = ["serve", "id"])]
+    #[arg(long, value_name = "MACHINE", alias = "api-sock", conflicts_with_all = ["serve", "id", "on_reboot"])]
     pub into: Option<String>,
     /// Serve the API of the machine on this Unix socket.
     #[arg(long, value_name = "PATH")]
@@ -397,11 +400,11 @@ pub struct OverrideArgs {
     #[arg(long, value_name = "NAME=TAP", value_parser = parse_device_override)]
     pub net: Vec<Override>,
     /// Another file behind a drive: NAME=PATH[,copy|,overlay] (`run` names them disk0, disk1, ...). With `copy` it is made first, as a copy;
-    /// with `overlay` as a file that takes what the guest writes, while the snapshot's is only read.
+    /// with `overlay` as a file that takes what the guest writes, while the snapshot's is only read. A comma of the path is written twice.
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
     pub drive: Vec<Override>,
     /// Another Unix socket for the vsock device: PATH[,peers=own|any]. The guest reaches your own programs and root's there, or with
-    /// `peers=any` everybody's. Here and in --drive, a comma of the path is written twice. Without this, the socket and the peers are the
+    /// `peers=any` everybody's. A comma of the path is written twice. Without this, the socket and the peers are the
     /// snapshot's.
     #[arg(long, value_name = "VSOCK", value_parser = parse_template)]
     pub vsock: Option<Template>,
@@ -426,7 +429,7 @@ pub struct OverrideArgs {
     pub clock: Clock,
     /// What a reboot in the guest does: `exit`, the process ends with status 0. What the machine was booted from is not in a snapshot, so that it
     /// cannot boot again.
-    #[arg(long, value_name = "WHAT", default_value = "exit", value_parser = parse_reboot_of_restored)]
+    #[arg(long, value_name = "WHAT", default_value = "exit", value_parser = RebootOfRestored)]
     pub on_reboot: OnReboot,
 }
 
@@ -497,36 +500,6 @@ impl From<Shell> for clap_complete::Shell {
             Shell::Bash => Self::Bash,
             Shell::Zsh => Self::Zsh,
             Shell::Fish => Self::Fish,
-        }
-    }
-}
-
-/// What a reboot in the guest does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum OnReboot {
-    /// The machine boots again.
-    Restart,
-    /// The process ends with status 0.
-    #[default]
-    Exit,
-}
-
-fn parse_reboot_of_restored(text: &str) -> Result<OnReboot, String> {
-    match OnReboot::from_str(text, false)? {
-        OnReboot::Exit => Ok(OnReboot::Exit),
-        OnReboot::Restart => Err(
-            "a restored machine cannot boot again: its kernel, initrd and command line are not in the snapshot. With `exit` its process ends, and \
-             whoever waits for that can start another one from the snapshot"
-                .to_owned(),
-        ),
-    }
-}
-
-impl From<OnReboot> for config::OnReboot {
-    fn from(choice: OnReboot) -> Self {
-        match choice {
-            OnReboot::Restart => Self::Restart,
-            OnReboot::Exit => Self::Exit,
         }
     }
 }

@@ -151,6 +151,41 @@ fn a_restored_machine_may_end_at_a_reboot_and_is_told_why_it_cannot_boot_again()
         assert_eq!(error.kind(), ErrorKind::ValueValidation);
         assert!(error.to_string().contains("not in the snapshot"), "{error}");
         parse(&format!("{line} --on-reboot dance")).unwrap_err();
+        let words = line.split(' ').take(2);
+        let help = Cli::try_parse_from(words.chain(["--help"])).unwrap_err();
+        let help = help.to_string();
+        assert!(
+            help.contains("[possible values: exit]") || help.contains("- exit:"),
+            "{help}"
+        );
+        assert!(!help.contains("- restart:"), "{help}");
+    }
+    // The VMM that becomes the machine was told when it was started.
+    parse("vmgenie restore s --into v").unwrap();
+    let both = refused("vmgenie restore s --into v --on-reboot exit");
+    assert_eq!(both, ErrorKind::ArgumentConflict);
+}
+
+#[test]
+fn that_a_comma_is_written_twice_is_told_wherever_a_path_is_given() {
+    let mut command = Cli::command();
+    for (name, options) in [
+        ("run", &["disk", "drive", "vsock"][..]),
+        ("restore", &["drive", "vsock"]),
+        ("clone", &["drive", "vsock"]),
+    ] {
+        let command = command.find_subcommand_mut(name).unwrap();
+        for option in options {
+            let mut arguments = command.get_arguments();
+            let argument = arguments.find(|a| a.get_id() == *option).unwrap();
+            let help = argument.get_long_help().or(argument.get_help());
+            let help = help.unwrap().to_string();
+            assert!(
+                help.contains("comma of the path"),
+                "{name} --{option}: {help}"
+            );
+            assert!(help.contains("twice"), "{name} --{option}: {help}");
+        }
     }
 }
 

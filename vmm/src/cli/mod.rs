@@ -14,6 +14,7 @@ mod firecracker;
 mod host_things;
 mod machines;
 mod output;
+mod reboot;
 mod requests;
 mod units;
 mod vmm;
