@@ -101,9 +101,10 @@ fn a_crate_that_cannot_be_published_is_found() {
     let found = missing("guest-driver/lib", packaged);
     assert!(found.contains(&"src/watcher.rs".into()) && found.contains(&"LICENSE-APACHE".into()));
     assert!(!found.contains(&"src/lib.rs".into()));
+    // One that is ours alone cannot be packaged, and for that reason.
     let tests = cargo("vmgenie-tests", &["--no-verify"]);
-    assert!(
-        !tests.status.success(),
-        "a package that is ours alone can be packaged"
-    );
+    assert!(!tests.status.success());
+    let told = text(&tests.stderr);
+    let why = "must have a version requirement specified when p";
+    assert!(told.contains(why), "{told}");
 }
