@@ -124,6 +124,10 @@ pub struct Answer {
 
 /// A connection to one VMM. Connects at the first call and keeps the connection alive; blocks the
 /// calling thread.
+///
+/// # Panics
+/// All methods that connect or ask panic within a tokio runtime, whose threads must not be blocked, and so does dropping it there: use it in a
+/// thread of its own, as `tokio::task::spawn_blocking` has them.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -506,6 +510,15 @@ mod tests {
         let socket = PathBuf::from(format!("/{}", "x".repeat(MAX_PATH - 1)));
         let error = Client::new(&socket).unwrap().connect().unwrap_err();
         assert!(matches!(error, ClientError::NoSocket(_)), "{error}");
+    }
+
+    /// As the documentation says.
+    #[test]
+    #[should_panic(expected = "runtime")]
+    fn a_client_panics_within_a_runtime() {
+        let mut client = Client::new("/nowhere").unwrap();
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let _ = runtime.block_on(async { client.connect() });
     }
 
     #[test]
