@@ -183,7 +183,7 @@ impl Place {
 
 /// The steps before the tests on a KVM; a failure of one does not spare the others.
 fn unit_part() -> Vec<Line> {
-    let steps: [(&str, &[&str]); 5] = [
+    let steps: [(&str, &[&str]); 6] = [
         ("format", &["fmt", "--all", "--check"]),
         (
             "clippy",
@@ -198,6 +198,11 @@ fn unit_part() -> Vec<Line> {
         ),
         // Those of the package with the tests on a KVM, too: they need none.
         ("unit tests", &["test", "--workspace", "--lib", "--bins"]),
+        // As others build it: with all of the workspace it is built for the server.
+        (
+            "unit tests of the API's client",
+            &["test", "--package", "vmgenie-api", "--lib"],
+        ),
         (
             "tests of programs",
             &[

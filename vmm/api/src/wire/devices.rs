@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 /// PUT `/drives/{drive_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct Drive {
     /// The name of the drive, the same as in the path: letters, digits and underscores.
     pub drive_id: String,
@@ -85,7 +85,7 @@ pub struct PartialDrive {
 /// PUT `/network-interfaces/{iface_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct NetworkInterface {
     /// The name of the interface, the same as in the path: letters, digits and underscores.
     pub iface_id: String,
@@ -126,7 +126,7 @@ pub struct PartialNetworkInterface {
 /// PUT `/vsock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct Vsock {
     /// The guest's address, 3 to 4,294,967,294.
     pub guest_cid: u64,
@@ -163,7 +163,7 @@ impl VsockPeers {
 /// PUT `/entropy`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct EntropyDevice {
     /// No limit only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,7 +173,7 @@ pub struct EntropyDevice {
 /// A rate limiter. There are none here: only one that limits nothing is taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct RateLimiter {
     /// Bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -186,7 +186,7 @@ pub struct RateLimiter {
 /// How much may be done in which time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct TokenBucket {
     /// How much; 0 means no limit.
     pub size: u64,

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 /// GET and PUT `/machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct MachineConfiguration {
     /// The number of vCPUs, 1 to 32.
     pub vcpu_count: u64,
@@ -66,7 +66,7 @@ pub struct MachineConfigurationPatch {
 /// PUT `/boot-source`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct BootSourceBody {
     /// An ELF `vmlinux` or a bzImage; or the image of an ext4 root file system (**ours**), which has its kernel and its initial RAM disk
     /// in it. A relative path is relative to the VMM's working directory,

@@ -92,7 +92,7 @@ pub struct Version {
 /// GET and PUT `/instance-data`. Ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct InstanceData {
     /// The guest's identity string: at most 4,096 bytes of UTF-8 without a zero; empty when there is none.
     pub data: String,
@@ -137,3 +137,7 @@ pub enum TargetState {
     /// Go on.
     Resumed,
 }
+
+#[cfg(test)]
+#[path = "wire_test.rs"]
+mod tests;
