@@ -21,26 +21,26 @@ const GPE0_MAX_LEN: u8 = 30;
 #[non_exhaustive]
 pub enum BuildError {
     /// The number of vCPUs is out of range.
-    #[error("Could not describe {cpus} vCPUs in the ACPI tables: 1 to {MAX_CPUS} are possible")]
+    #[error("could not describe {cpus} vCPUs in the ACPI tables: 1 to {MAX_CPUS} are possible")]
     Cpus {
         /// What was asked for.
         cpus: u8,
     },
     /// The SCI is not an ISA interrupt.
-    #[error("Could not describe GSI {gsi} as the SCI: 1 to 15 are possible")]
+    #[error("could not describe GSI {gsi} as the SCI: 1 to 15 are possible")]
     Sci {
         /// What was asked for.
         gsi: u8,
     },
     /// The sleep type does not fit into SLP_TYP.
-    #[error("Could not describe S5 with sleep type {sleep_type}: 0 to 7 are possible")]
+    #[error("could not describe S5 with sleep type {sleep_type}: 0 to 7 are possible")]
     SleepType {
         /// What was asked for.
         sleep_type: u8,
     },
     /// The general-purpose event block has an impossible length.
     #[error(
-        "Could not describe a general-purpose event block of {len} bytes: \
+        "could not describe a general-purpose event block of {len} bytes: \
          even lengths from 2 to {GPE0_MAX_LEN} are possible"
     )]
     GpeBlock {
@@ -48,7 +48,7 @@ pub enum BuildError {
         len: u8,
     },
     /// A register block runs over the end of the I/O port space.
-    #[error("Could not place {len} bytes of {block} registers at I/O port {port:#x}")]
+    #[error("could not place {len} bytes of {block} registers at I/O port {port:#x}")]
     Ports {
         /// Which block.
         block: &'static str,
@@ -58,7 +58,7 @@ pub enum BuildError {
         len: u8,
     },
     /// A general-purpose event is not in the block.
-    #[error("Could not notify {device} of general-purpose event {gpe}: the block has {count}")]
+    #[error("could not notify {device} of general-purpose event {gpe}: the block has {count}")]
     Gpe {
         /// Number of the event.
         gpe: u8,
@@ -69,7 +69,7 @@ pub enum BuildError {
     },
     /// A device path is not one.
     #[error(
-        "Could not notify {path:?}: not an absolute ACPI path of four-character names, \
+        "could not notify {path:?}: not an absolute ACPI path of four-character names, \
          such as \\_SB_.VGEN"
     )]
     DevicePath {
@@ -77,7 +77,7 @@ pub enum BuildError {
         path: String,
     },
     /// The tables do not fit.
-    #[error("Could not place {needed} bytes of ACPI tables at gpa {base:#x}: room for {available}")]
+    #[error("could not place {needed} bytes of ACPI tables at gpa {base:#x}: room for {available}")]
     NoRoom {
         /// Where they were to be, a guest physical address.
         base: u64,
@@ -87,7 +87,7 @@ pub enum BuildError {
         available: usize,
     },
     /// The tables would run over the end of the address space.
-    #[error("Could not place ACPI tables at gpa {base:#x}: too close to the end of the addresses")]
+    #[error("could not place ACPI tables at gpa {base:#x}: too close to the end of the addresses")]
     Address {
         /// Where they were to be, a guest physical address.
         base: u64,

@@ -92,14 +92,14 @@ pub const fn ports() -> PmPorts {
 #[non_exhaustive]
 pub enum PmError {
     /// There is no such event.
-    #[error("Could not raise general-purpose event {gpe}: there are {GPE_COUNT}, from 0 on")]
+    #[error("could not raise general-purpose event {gpe}: there are {GPE_COUNT}, from 0 on")]
     NoSuchGpe {
         /// The number asked for.
         gpe: u8,
     },
     /// The interrupt controller refused the SCI's level. The event itself is pending, and the next
     /// access or [`PowerManagement::sync_line`] tries again.
-    #[error("Could not set the system control interrupt to {asserted}: {source}")]
+    #[error("could not set the system control interrupt to {asserted}")]
     Interrupt {
         /// The level that it should have.
         asserted: bool,
@@ -110,7 +110,7 @@ pub enum PmError {
 
 /// Why a saved state was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("Could not restore {register} to {value:#06x}: only the bits {mask:#06x} exist")]
+#[error("could not restore {register} to {value:#06x}: only the bits {mask:#06x} exist")]
 pub struct PmRestoreError {
     /// Name of the register.
     pub register: &'static str,

@@ -47,13 +47,13 @@ const NO_REGISTER: u8 = 0xff;
 #[non_exhaustive]
 pub enum SerialError {
     /// The interrupt controller refused the interrupt. Input given at the same time has been taken.
-    #[error("Could not raise the serial port's interrupt: {0}")]
+    #[error("could not raise the serial port's interrupt")]
     Interrupt(#[source] io::Error),
 }
 
 /// Why a saved state was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("Could not restore {len} bytes of serial input: at most {INPUT_CAPACITY} can wait")]
+#[error("could not restore {len} bytes of serial input: at most {INPUT_CAPACITY} can wait")]
 pub struct SerialRestoreError {
     /// How many bytes the state has.
     pub len: usize,

@@ -93,13 +93,13 @@ pub const FEATURE_READY: u32 = 1 << 3;
 #[non_exhaustive]
 pub enum SysGenError {
     /// The page is not a page.
-    #[error("Could not place the generation counter at gpa {gpa:#x}: it needs a whole page")]
+    #[error("could not place the generation counter at gpa {gpa:#x}: it needs a whole page")]
     Address {
         /// The guest physical address.
         gpa: u64,
     },
     /// Guest memory could not be reached.
-    #[error("Could not reach the generation counter in guest memory at gpa {gpa:#x}: {source}")]
+    #[error("could not reach the generation counter in guest memory at gpa {gpa:#x}")]
     Memory {
         /// The guest physical address.
         gpa: u64,

@@ -57,13 +57,13 @@ pub const fn gpe_notify() -> GpeNotify<'static> {
 #[non_exhaustive]
 pub enum VmClockError {
     /// The page is not a page.
-    #[error("Could not place VMClock at gpa {gpa:#x}: it needs a whole page")]
+    #[error("could not place VMClock at gpa {gpa:#x}: it needs a whole page")]
     Address {
         /// The guest physical address.
         gpa: u64,
     },
     /// Guest memory could not be written.
-    #[error("Could not write VMClock to guest memory at gpa {gpa:#x}: {source}")]
+    #[error("could not write VMClock to guest memory at gpa {gpa:#x}")]
     Memory {
         /// The guest physical address.
         gpa: u64,

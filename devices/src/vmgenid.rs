@@ -48,7 +48,7 @@ pub const fn gpe_notify() -> GpeNotify<'static> {
 pub enum VmGenIdError {
     /// The address is not one that the specification allows.
     #[error(
-        "Could not place the generation ID at gpa {gpa:#x}: it needs {ID_LEN} bytes on an \
+        "could not place the generation ID at gpa {gpa:#x}: it needs {ID_LEN} bytes on an \
          {ALIGNMENT}-byte boundary inside one page"
     )]
     Address {
@@ -56,10 +56,10 @@ pub enum VmGenIdError {
         gpa: u64,
     },
     /// The OS gave no random bytes.
-    #[error("Could not get {ID_LEN} random bytes for a generation ID: {0}")]
+    #[error("could not get {ID_LEN} random bytes for a generation ID")]
     Random(#[from] RandomError),
     /// The ID could not be written to guest memory.
-    #[error("Could not write the generation ID to guest memory at gpa {gpa:#x}: {source}")]
+    #[error("could not write the generation ID to guest memory at gpa {gpa:#x}")]
     Memory {
         /// The guest physical address.
         gpa: u64,

@@ -82,7 +82,7 @@ pub enum Turn {
 
 /// The device's backend or memory cannot be used: the driver sees `DEVICE_NEEDS_RESET`.
 #[derive(Debug, thiserror::Error)]
-#[error("Could not activate the device: {0}")]
+#[error("could not activate the device: {0}")]
 pub struct ActivateError(pub String);
 
 /// One virtio device.

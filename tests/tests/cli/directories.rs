@@ -229,7 +229,7 @@ fn a_create_that_waits_for_another_tells_of_it_soon() {
     held.lock().unwrap();
     let begun = Instant::now();
     let arguments = ["snapshot", "--api-sock", &socket(&vm), text(place.dir())];
-    let told = fail(arguments, 1, "Could not lock the directory");
+    let told = fail(arguments, 1, "could not lock the directory");
     assert!(
         told.contains(&format!("process {}", std::process::id())),
         "{told}"

@@ -259,7 +259,7 @@ fn child_creates_within_a_file_size_limit() {
     let (pages, padding) = sizes();
     let (state, memory) = (target("TEST_STATE"), target("TEST_MEMORY"));
     let error = create_sized(&state, &memory, NEW, pages, padding).unwrap_err();
-    assert!(error.to_string().contains("File too large"), "{error}");
+    assert!(format!("{error:?}").contains("File too large"), "{error:?}");
 }
 
 #[test]
@@ -297,8 +297,8 @@ fn child_creates_on_a_full_disk() {
             Err(error) => {
                 full += 1;
                 assert!(
-                    error.to_string().contains("No space left on device"),
-                    "{error}"
+                    format!("{error:?}").contains("No space left on device"),
+                    "{error:?}"
                 );
                 assert_eq!(load(&place.state, &place.memory).unwrap(), OLD);
             }

@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The state file was refused.
-    #[error("State file {path:?} was refused: {source}")]
+    #[error("state file {path:?} was refused")]
     State {
         /// Path of the state file.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum LoadError {
         source: StateError,
     },
     /// The memory file was refused.
-    #[error("Memory file {path:?} was refused: {source}")]
+    #[error("memory file {path:?} was refused")]
     Memory {
         /// Path of the memory file.
         path: PathBuf,

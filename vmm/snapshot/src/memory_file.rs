@@ -41,7 +41,7 @@ pub enum MemoryFileError {
     #[error("it does not exist")]
     Missing,
     /// The file could not be opened or read.
-    #[error("it could not be read: {0}")]
+    #[error("it could not be read")]
     Read(#[source] io::Error),
     /// The path names a directory, a device or the like.
     #[error("it is not a regular file")]

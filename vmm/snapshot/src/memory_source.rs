@@ -11,7 +11,7 @@ use super::pagemap;
 pub enum MemorySourceError {
     /// An address, length or offset is not a whole number of pages.
     #[error(
-        "Guest memory at host address {host_address:#x}, {length:#x} bytes, file offset \
+        "guest memory at host address {host_address:#x}, {length:#x} bytes, file offset \
          {file_offset:#x} is not made of whole {page_size}-byte pages"
     )]
     Unaligned {
@@ -25,7 +25,7 @@ pub enum MemorySourceError {
         page_size: usize,
     },
     /// The offset in the base file is not a whole number of pages.
-    #[error("Offset {0:#x} in the base memory file is not a whole number of pages")]
+    #[error("offset {0:#x} in the base memory file is not a whole number of pages")]
     UnalignedBase(u64),
 }
 

@@ -28,13 +28,13 @@ pub enum CreateError {
     #[error(transparent)]
     Target(#[from] TargetError),
     /// The operating system has no random bytes.
-    #[error("Could not draw a snapshot ID: {0}")]
+    #[error("could not draw a snapshot ID")]
     Random(#[source] io::Error),
     /// A method was called before the one that must come first.
     #[error("{0} comes before the snapshot can go on")]
     OutOfOrder(&'static str),
     /// The file could not be created.
-    #[error("Could not create a file beside {path:?}: {source}")]
+    #[error("could not create a file beside {path:?}")]
     Create {
         /// The target.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum CreateError {
         source: io::Error,
     },
     /// Guest memory could not be written.
-    #[error("Could not write the memory file {path:?}: {source}")]
+    #[error("could not write the memory file {path:?}")]
     WriteMemory {
         /// The target.
         path: PathBuf,
@@ -50,7 +50,7 @@ pub enum CreateError {
         source: WriteMemoryError,
     },
     /// A file could not be written or made durable.
-    #[error("Could not write {path:?}: {source}")]
+    #[error("could not write {path:?}")]
     Write {
         /// The target.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum CreateError {
         source: io::Error,
     },
     /// The state is not a state file.
-    #[error("The state that is to become {path:?} was refused: {source}")]
+    #[error("the state that is to become {path:?} was refused")]
     BadState {
         /// The target.
         path: PathBuf,
@@ -66,10 +66,10 @@ pub enum CreateError {
         source: HeaderError,
     },
     /// The state is that of another snapshot or another memory.
-    #[error("The state that is to become {0:?} belongs to another snapshot or memory size")]
+    #[error("the state that is to become {0:?} belongs to another snapshot or memory size")]
     ForeignState(PathBuf),
     /// Another process keeps publishing there, or locks are refused.
-    #[error("Could not lock the directory of {path:?} against other snapshots: {source}")]
+    #[error("could not lock the directory of {path:?} against other snapshots")]
     Lock {
         /// The target.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum CreateError {
         source: LockError,
     },
     /// A file could not be given its name.
-    #[error("Could not publish {path:?}: {source}")]
+    #[error("could not publish {path:?}")]
     Publish {
         /// The target.
         path: PathBuf,
@@ -86,8 +86,8 @@ pub enum CreateError {
     },
     /// The state file is in its place and the memory file could not be moved to its own.
     #[error(
-        "The snapshot was created and can be restored; moving its memory from {staged:?} to {path:?} \
-         for good failed: {source}"
+        "the snapshot was created and can be restored; moving its memory from {staged:?} to {path:?} \
+         for good failed"
     )]
     Unfinished {
         /// Where the memory is.

@@ -47,7 +47,7 @@ pub trait Part: Serialize + DeserializeOwned {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteStateError {
     /// A part could not be encoded.
-    #[error("Could not encode part `{tag}` of the state: {source}")]
+    #[error("could not encode part `{tag}` of the state")]
     Encode {
         /// Tag of the part.
         tag: &'static str,
@@ -58,13 +58,13 @@ pub enum WriteStateError {
     #[error("`{0}` is not a tag: 1 to {MAX_TAG_LENGTH} of a-z, 0-9 and - are")]
     BadTag(&'static str),
     /// The part was written before.
-    #[error("Part `{0}` of the state was written twice")]
+    #[error("part `{0}` of the state was written twice")]
     Duplicate(&'static str),
     /// There are more than [`MAX_PARTS`] parts.
-    #[error("The state has more than {MAX_PARTS} parts")]
+    #[error("the state has more than {MAX_PARTS} parts")]
     TooManyParts,
     /// The payload is longer than [`MAX_PAYLOAD_LENGTH`].
-    #[error("The state takes {0} bytes, the limit is {MAX_PAYLOAD_LENGTH}")]
+    #[error("the state takes {0} bytes, the limit is {MAX_PAYLOAD_LENGTH}")]
     TooLong(usize),
 }
 
@@ -72,7 +72,7 @@ pub enum WriteStateError {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file could not be opened or read.
-    #[error("it could not be read: {0}")]
+    #[error("it could not be read")]
     Read(#[from] io::Error),
     /// The path names a directory, a device or the like.
     #[error("it is not a regular file")]
@@ -111,7 +111,7 @@ pub enum StateError {
         expected: u16,
     },
     /// The body of a part cannot be decoded.
-    #[error("part `{tag}` cannot be decoded: {source}")]
+    #[error("part `{tag}` cannot be decoded")]
     Decode {
         /// Tag of the part.
         tag: &'static str,

@@ -26,13 +26,13 @@ pub enum TargetError {
     #[error("{0:?} does not name a file")]
     NoName(PathBuf),
     /// The file name is too long.
-    #[error("The file name of {0:?} is longer than {MAX_NAME_LENGTH} bytes")]
+    #[error("the file name of {0:?} is longer than {MAX_NAME_LENGTH} bytes")]
     NameTooLong(PathBuf),
     /// A directory, a device or the like has that name.
     #[error("{0:?} exists and is not a regular file; a snapshot does not replace it")]
     NotAFile(PathBuf),
     /// The directory does not exist, or the symbolic link leads nowhere, or may not be followed.
-    #[error("Could not find the place of {path:?}: {source}")]
+    #[error("could not find the place of {path:?}")]
     Unreachable {
         /// The path as it was given.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum TargetError {
         source: io::Error,
     },
     /// A symbolic link that somebody else could have put there.
-    #[error("Could not follow the symbolic link {path:?}: {source}")]
+    #[error("could not follow the symbolic link {path:?}")]
     Link {
         /// The path as it was given.
         path: PathBuf,

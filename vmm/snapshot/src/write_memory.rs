@@ -20,7 +20,7 @@ const COPY_CHUNK: usize = 1 << 20;
 pub enum WriteMemoryError {
     /// The stretches of memory do not follow each other in the file.
     #[error(
-        "Guest memory for offset {found:#x} of the memory file does not follow what ends at \
+        "guest memory for offset {found:#x} of the memory file does not follow what ends at \
          {expected:#x}"
     )]
     NotContiguous {
@@ -31,7 +31,7 @@ pub enum WriteMemoryError {
     },
     /// The file that a clone's memory is mapped from has become shorter.
     #[error(
-        "The memory file that this machine was restored from has {actual} bytes, {needed} are \
+        "the memory file that this machine was restored from has {actual} bytes, {needed} are \
          needed: it was truncated"
     )]
     BaseTruncated {
@@ -41,7 +41,7 @@ pub enum WriteMemoryError {
         needed: u64,
     },
     /// What the base holds could not be copied.
-    #[error("Could not copy {length} bytes from the base memory file: {source}")]
+    #[error("could not copy {length} bytes from the base memory file")]
     CopyBase {
         /// Bytes that were to be copied.
         length: u64,
@@ -49,7 +49,7 @@ pub enum WriteMemoryError {
         source: io::Error,
     },
     /// The file could not be given its length.
-    #[error("Could not make room for {length} bytes of guest memory: {source}")]
+    #[error("could not make room for {length} bytes of guest memory")]
     Resize {
         /// Length in bytes, trailer included.
         length: u64,
@@ -57,13 +57,13 @@ pub enum WriteMemoryError {
         source: io::Error,
     },
     /// The kernel did not say which pages exist.
-    #[error("Could not find the touched pages of guest memory in /proc/self/pagemap: {0}")]
+    #[error("could not find the touched pages of guest memory in /proc/self/pagemap")]
     Pagemap(#[from] io::Error),
     /// There is no time for the rest.
     #[error(transparent)]
     Ended(#[from] Ended),
     /// Pages could not be written.
-    #[error("Could not write {length} bytes of guest memory at offset {offset:#x}: {source}")]
+    #[error("could not write {length} bytes of guest memory at offset {offset:#x}")]
     Write {
         /// Offset in the memory file.
         offset: u64,

@@ -42,7 +42,7 @@ impl BlockState {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BlockError {
     /// No such features.
-    #[error("The disk {id:?} cannot have offered the features {features:#x}")]
+    #[error("the disk {id:?} cannot have offered the features {features:#x}")]
     Features {
         /// The disk's name.
         id: String,
@@ -51,7 +51,7 @@ pub enum BlockError {
     },
     /// The driver was told something else.
     #[error(
-        "The guest knows the disk {id:?} as {}, and its file was opened {}",
+        "the guest knows the disk {id:?} as {}, and its file was opened {}",
         access(!*.read_only), access(*.read_only)
     )]
     Access {

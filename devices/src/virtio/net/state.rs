@@ -30,11 +30,11 @@ impl DeviceState for NetState {
 #[non_exhaustive]
 pub enum NetRestoreError {
     /// The MTU is too small.
-    #[error("Could not restore a network device with an MTU of {0} bytes")]
+    #[error("could not restore a network device with an MTU of {0} bytes")]
     Mtu(u16),
     /// The driver cannot have had these features.
     #[error(
-        "Could not restore a network device whose driver has the features {features:#x} of {offered:#x}"
+        "could not restore a network device whose driver has the features {features:#x} of {offered:#x}"
     )]
     Features {
         /// What the state says.
@@ -43,8 +43,8 @@ pub enum NetRestoreError {
         offered: u64,
     },
     /// The backend does not do what the driver relies on.
-    #[error("Could not set up the network's offloads as the guest has them: {0}")]
-    Offloads(std::io::Error),
+    #[error("could not set up the network's offloads as the guest has them")]
+    Offloads(#[source] std::io::Error),
 }
 
 impl NetState {
