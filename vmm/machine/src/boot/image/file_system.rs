@@ -34,6 +34,9 @@ const CRC32C: Crc<u32> = Crc::<u32>::new(&Algorithm {
 const MAX_LOG_BLOCK_SIZE: u32 = 6;
 /// A bound for the memory that the list of block groups takes. Groups of 128 MiB, which is usual, make 128 TiB.
 const MAX_GROUPS: u64 = 1 << 20;
+/// The longest link that is followed, in bytes, and how many of them in one path: what Linux follows.
+const MAX_LINK: u64 = 4096;
+const MAX_LINKS: usize = 40;
 /// How many names in `/boot` are looked at.
 const MAX_NAMES: usize = 4096;
 
@@ -291,9 +294,54 @@ fn find_initrd(image: &Ext4, kernel: &str) -> Result<Option<String>, FileSystemE
     Ok(None)
 }
 
+/// An absolute path with all links followed, as Linux follows them. `Ext4::canonicalize` makes room for a link as long as
+/// the image says.
+fn follow(image: &Ext4, path: &str) -> Result<PathBuf, Ext4Error> {
+    let mut real = vec![PathBuf::new("/")];
+    let mut ahead = components(path.as_bytes());
+    let mut links = 0;
+    while let (Some(component), Some(dir)) = (ahead.pop(), real.last()) {
+        if component == b"." {
+            continue;
+        }
+        if component == b".." {
+            real.truncate(real.len().max(2) - 1);
+            continue;
+        }
+        let next = dir.join(&component);
+        let metadata = image.symlink_metadata(&next)?;
+        if !metadata.file_type().is_symlink() {
+            real.push(next);
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Ext4Error::TooManySymlinks);
+        }
+        if metadata.len() > MAX_LINK {
+            return Err(Ext4Error::PathTooLong);
+        }
+        let target = image.read_link(&next)?;
+        if target.is_absolute() {
+            real.truncate(1);
+        }
+        ahead.extend(components(target.as_ref()));
+    }
+    Ok(real.pop().unwrap_or_else(|| PathBuf::new("/")))
+}
+
+/// What is between the slashes of a path, the first one last.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    let parts = path.split(|byte| *byte == b'/').rev();
+    parts
+        .filter(|part| !part.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect()
+}
+
 /// The path of a regular file behind all links; `None` if there is none.
 fn file(image: &Ext4, path: &str) -> Result<Option<String>, FileSystemError> {
-    let real: PathBuf = match image.canonicalize(path) {
+    let real = match follow(image, path) {
         Ok(real) => real,
         Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => return Ok(None),
         Err(error) => return Err(at(path, error)),

@@ -88,6 +88,41 @@ fn a_link_in_the_root_names_the_kernel_and_what_is_beside_it_the_initrd() {
 }
 
 #[test]
+fn links_are_followed_as_linux_does() {
+    let image = image(
+        &[("/boot/real/vmlinuz", "kernel")],
+        &[
+            ("/boot/current", "real"),
+            ("/vmlinux", "/boot/./../boot//current/vmlinuz"),
+        ],
+    );
+    assert_eq!(contents(&image).0, "kernel");
+    let image = self::image(&[], &[("/vmlinux", "boot/one"), ("/boot/one", "/vmlinux")]);
+    let error = found(&image).map(drop).unwrap_err();
+    let FileSystemError::FileSystem { source, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(matches!(source, Ext4Error::TooManySymlinks), "{error}");
+}
+
+#[test]
+fn no_room_is_made_for_a_link_as_long_as_the_image_says() {
+    let image = image(&[], &[("/vmlinux", &"x".repeat(100))]);
+    let output = Command::new("debugfs")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .args(["-w", "-R", "set_inode_field /vmlinux size 700000000000"])
+        .arg(image.path())
+        .output()
+        .expect("debugfs, which comes with mke2fs");
+    assert!(output.status.success(), "{output:?}");
+    let error = found(&image).map(drop).unwrap_err();
+    let FileSystemError::FileSystem { source, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(matches!(source, Ext4Error::PathTooLong), "{error}");
+}
+
+#[test]
 fn without_a_link_the_newest_kernel_by_number_is_taken() {
     let image = image(
         &[
