@@ -110,3 +110,25 @@ fn memory_that_was_never_touched_takes_no_room_on_disk() {
         "{on_disk} bytes for 2 MiB of touched memory"
     );
 }
+
+/// Who has looked at a snapshot means that one, also when another is in its place since.
+#[test]
+fn another_snapshot_than_the_one_that_is_meant_is_refused() {
+    let snapshot = tiny::boot("touch=1").snapshot();
+    let mut vm = Vm::empty();
+    let meant = |id: &str| {
+        json!({
+            "snapshot_path": snapshot.state(),
+            "mem_file_path": snapshot.memory(),
+            "snapshot_id": id,
+        })
+        .to_string()
+    };
+    let message = refused(&mut vm.client, "PUT /snapshot/load", meant(&"1".repeat(32)));
+    assert!(message.contains("has put another one there"), "{message}");
+    let (_, found) = message.split_once("is of the snapshot ").unwrap();
+    assert_eq!(
+        call(&mut vm.client, "PUT /snapshot/load", meant(&found[..32])).0,
+        204
+    );
+}
