@@ -7,6 +7,7 @@
 
 mod circles;
 mod dependencies;
+mod errors;
 mod files;
 mod licence;
 mod markdown;
