@@ -28,8 +28,7 @@ pub trait Shell {
         console.send(&format!("{command}\n"));
         let output = console.wait_for("@@exit:", limit);
         let status = console.wait_for("\n", COMMAND_LIMIT);
-        let status = status.trim().parse();
-        let status = status.unwrap_or_else(|_| {
+        let status = exit_status(&status).unwrap_or_else(|| {
             panic!(
                 "no exit status of {command:?} on the console: {}",
                 self.console().text()
@@ -44,6 +43,13 @@ pub trait Shell {
         assert_eq!(status, 0, "{command}:\n{output}");
         output
     }
+}
+
+/// The number at the head of a line: the kernel may say something before the line ends.
+fn exit_status(line: &str) -> Option<i32> {
+    let line = line.trim_start();
+    let digits = line.find(|c: char| !c.is_ascii_digit());
+    line[..digits.unwrap_or(line.len())].parse().ok()
 }
 
 /// Loads both modules, the first with parameters.
@@ -94,4 +100,20 @@ pub fn no_complaints(guest: &mut impl Shell) {
         "dmesg | grep -E '{OF_THE_KERNEL}|{OF_DEVICES}' || true"
     ));
     assert_eq!(log, "");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_status_is_read_although_the_kernel_speaks_behind_it() {
+        assert_eq!(exit_status("0\r\n"), Some(0));
+        assert_eq!(
+            exit_status("127[   21.203585] crng_delay: gone on\n"),
+            Some(127)
+        );
+        assert_eq!(exit_status("[   21.203585] crng_delay: gone on\n"), None);
+        assert_eq!(exit_status(""), None);
+    }
 }
