@@ -65,7 +65,7 @@ fn where_a_call_comes_first_it_reseeds_and_the_late_notification_moves_nothing()
     let chain = |clone: &mut Vm| clone.client.generation().unwrap().driver.chain;
     assert_eq!(chain(&mut clone), Some(false));
     let patience = Patience::new(crate::LIMIT + hold);
-    let heard = patience.wait_until(Duration::from_millis(200), || {
+    let heard = patience.wait_until(Duration::from_secs(2), || {
         position(&noted(&mut clone), "forked").is_some()
     });
     assert!(heard, "the notification never came");
