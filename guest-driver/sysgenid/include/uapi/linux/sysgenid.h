@@ -10,11 +10,12 @@
 #define _UAPI_LINUX_SYSGENID_H
 
 #include <linux/ioctl.h>
+#include <linux/types.h>
 
 #define SYSGENID_IOCTL			0xE4
 
 /*
- * Every argument is passed by value.
+ * Arguments are passed by value, except where a struct is named.
  *
  * SYSGENID_WAIT_WATCHERS: blocks until no watcher is outdated, for at most
  * this many milliseconds; 0 waits without limit. ETIME: the time is over.
@@ -44,6 +45,115 @@
 #define SYSGENID_SET_WATCHER_TRACKING	_IO(SYSGENID_IOCTL, 4)
 
 /*
+ * The fork point: a hypervisor wants to take a snapshot of the running
+ * machine, and asks. Programs that take part let go of what must be unique,
+ * an agent runs what has to be run before, and the driver has all CPUs stand
+ * still in the kernel while the snapshot is taken. In a clone no user
+ * instruction runs before the kernel's random number generator was reseeded
+ * and the counter moved. The original goes on as it was.
+ *
+ * Both numberings have these. The mapped page has the counter at offset 0 and,
+ * at SYSGENID_PENDING_OFFSET, a u32 that is not 0 from the request to its end:
+ * a hint, by which a program does not begin then what must be unique. Where
+ * the hypervisor keeps the page, that is for it to do.
+ *
+ * SYSGENID_SET_ROLE: what this open file is in it, one of SYSGENID_ROLE_*. An
+ * agent is told of requests; there is one at a time (EBUSY), and it needs a
+ * capability as for SYSGENID_FORCE_GEN_UPDATE (EACCES). If its file is closed
+ * while it has a request, that is refused. A participant is waited for, and
+ * poll() says POLLPRI to it from a request on until it has parked. EINVAL: no
+ * such role.
+ */
+#define SYSGENID_SET_ROLE		_IO(SYSGENID_IOCTL, 5)
+
+#define SYSGENID_ROLE_NONE		0
+#define SYSGENID_ROLE_PARTICIPANT	1
+#define SYSGENID_ROLE_AGENT		2
+
+/**
+ * struct sysgenid_request - what the hypervisor asks for
+ * @ticket: names the request; 0: there is none, or it was withdrawn
+ * @limit_ms: milliseconds that are left for it
+ * @flags: 0
+ * @reserved: 0
+ */
+struct sysgenid_request {
+	__u32 ticket;
+	__u32 limit_ms;
+	__u32 flags;
+	__u32 reserved;
+};
+
+/*
+ * SYSGENID_GET_REQUEST: the present request, at once. poll() says POLLPRI
+ * while there is another one than was last given to this file, also when it
+ * was withdrawn. EPERM: the file is no agent's.
+ */
+#define SYSGENID_GET_REQUEST \
+	_IOR(SYSGENID_IOCTL, 6, struct sysgenid_request)
+
+/*
+ * SYSGENID_PARK: a participant says that nothing unique is in flight, and
+ * sleeps until the request is over. 0: go on as before, in the original, or
+ * because there is no request, or nothing came of it. 1: this is a clone, so
+ * read, renew and write as ever. EINTR: a signal came, and the file is not
+ * parked any more. EPERM: the file is no participant's.
+ */
+#define SYSGENID_PARK			_IO(SYSGENID_IOCTL, 7)
+
+/*
+ * SYSGENID_WAIT_PARKED: an agent waits until all participants are parked, for
+ * at most this many milliseconds; 0 looks once. ETIME: some are not. ESTALE:
+ * there is no request. EPERM: the file is no agent's. EINTR: a signal came.
+ */
+#define SYSGENID_WAIT_PARKED		_IO(SYSGENID_IOCTL, 8)
+
+/* What has been done before the fork point. */
+#define SYSGENID_FORK_QUIESCED		0x001	/* hooks have run */
+#define SYSGENID_FORK_FROZEN		0x002	/* programs are frozen */
+#define SYSGENID_FORK_PARKED		0x004	/* participants are parked */
+/* The machine asks for a snapshot of itself: EPERM, as yet. */
+#define SYSGENID_FORK_SELF		0x100
+
+/* Who goes on after it. 0 is neither, so that nobody takes it for fork()'s. */
+#define SYSGENID_FORK_ORIGINAL		1
+#define SYSGENID_FORK_CLONE		2
+
+/**
+ * struct sysgenid_fork_point - all CPUs stand still for a snapshot
+ * @size: of this struct
+ * @flags: SYSGENID_FORK_QUIESCED and so on
+ * @ticket: of the request
+ * @timeout_ms: how long the CPUs may stand still; 0: 2 s. At most 10 s
+ * @result: given back: SYSGENID_FORK_ORIGINAL or SYSGENID_FORK_CLONE
+ * @counter: given back: that of the generation that goes on
+ * @realtime: given back: CLOCK_REALTIME in nanoseconds, after it was set
+ */
+struct sysgenid_fork_point {
+	__u32 size;
+	__u32 flags;
+	__u32 ticket;
+	__u32 timeout_ms;
+	__u32 result;
+	__u32 counter;
+	__u64 realtime;
+};
+
+/*
+ * SYSGENID_FORK_POINT: *every* thread of the machine is cloned with the
+ * caller; this is no fork() of a process. Returns 0 in the original and in
+ * each clone, and says which it is in @result. EACCES: no capability as for
+ * SYSGENID_FORCE_GEN_UPDATE, or the file is no agent's. EOPNOTSUPP: the kernel
+ * (PREEMPT_RT) or the hypervisor cannot. EBUSY: another is under way. EAGAIN:
+ * the kernel's random number generator is not ready, or cannot be reseeded.
+ * ESTALE: it is not the present ticket. ECANCELED: the hypervisor has given
+ * up. ETIME: it has not answered in time. EINVAL: flags or a size that are not
+ * known. EPERM: SYSGENID_FORK_SELF. Whatever the error: nothing was taken.
+ */
+#define SYSGENID_FORK_POINT \
+	_IOWR(SYSGENID_IOCTL, 9, struct sysgenid_fork_point)
+
+/*
  * SYSGENID_READY: an agent says that all has been done that the generation
  * with this counter asks for. Once for each open file and generation counts;
  * a hypervisor that expects agents is told. EINVAL: it is not the present
@@ -51,6 +161,47 @@
  * numberings have it.
  */
 #define SYSGENID_READY			_IO(SYSGENID_IOCTL, 10)
+
+/*
+ * SYSGENID_IDENTITY: an agent says that the machine is another one to its
+ * neighbours in the generation with this counter: names, addresses and keys
+ * have been renewed. A hypervisor may connect its network then. EINVAL: it is
+ * not the present generation. EACCES: as for SYSGENID_FORCE_GEN_UPDATE. EPERM:
+ * the file is no agent's. Both numberings have it.
+ */
+#define SYSGENID_IDENTITY		_IO(SYSGENID_IOCTL, 11)
+
+/* Why a request is refused. */
+#define SYSGENID_REFUSED_HOOK_FAILED	1
+#define SYSGENID_REFUSED_HOOK_HUNG	2
+#define SYSGENID_REFUSED_NOT_FROZEN	3
+#define SYSGENID_REFUSED_RNG_NOT_READY	4	/* the driver's own */
+#define SYSGENID_REFUSED_NOT_SUPPORTED	5	/* the driver's own */
+#define SYSGENID_REFUSED_BUSY		6
+#define SYSGENID_REFUSED_AGENT_GONE	7
+#define SYSGENID_REFUSED_NOT_PARKED	8
+#define SYSGENID_REFUSED_NOT_RESEEDED	9	/* the driver's own */
+#define SYSGENID_REFUSED_OTHER		10
+
+/**
+ * struct sysgenid_refusal - an agent's refusal
+ * @ticket: of the request
+ * @reason: one of SYSGENID_REFUSED_*
+ */
+struct sysgenid_refusal {
+	__u32 ticket;
+	__u32 reason;
+};
+
+/*
+ * SYSGENID_REFUSE: an agent refuses the request; it is over. ESTALE: it is not
+ * the present ticket. EINVAL: no such reason. EPERM: the file is no agent's.
+ */
+#define SYSGENID_REFUSE \
+	_IOW(SYSGENID_IOCTL, 12, struct sysgenid_refusal)
+
+/* Where the mapped page has its u32 "pending". */
+#define SYSGENID_PENDING_OFFSET		4
 
 /*
  * The numbering of versions 6 to 8 of the original patches, which deployed
