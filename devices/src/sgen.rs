@@ -12,11 +12,25 @@
 //! | 0x08 OUTDATED | number of outdated tracked watchers | last value written |
 //! | 0x0c VERSION | version of the driver's interface, 0 when it goes | 1 for ever |
 //! | 0x10 FEATURES | what of the registers below the driver uses | what the device has |
+//! | 0x14 REQUEST | the driver's answer to a request, or what its agent has done | the host's ticket; 0: none |
+//! | 0x18 LIMIT | - | milliseconds that the host will still wait; 0: there is no request |
+//! | 0x1c FORK | ticket: all CPUs stand still | 0 not decided, 1 original, 2 clone, 3 called off |
+//! | 0x20 ABORT | ticket: the guest gives up; what FORK reads afterwards is final | - |
+//! | 0x24 SEED | - | 32 fresh bits of the host's random number generator |
 //! | 0x28 REALTIME | - | low half of the host's CLOCK_REALTIME in ns; latches the high one |
 //! | 0x2c | - | high half |
 //! | 0x30 READY | counter value for which one more agent has finished | last value written |
 //! | 0x34 CHAIN | counter value for which the kernel's vmfork chain has run | last value written |
 //! | 0x3c REQUIRED | number of privileged watchers that have not adapted | last value written |
+//!
+//! An answer is `state << 24 | detail << 16 | low half of the ticket`:
+//!
+//! | state | detail |
+//! |---|---|
+//! | 1 heard | bit 0: an agent has the request |
+//! | 2 refused | why: [`ForkRefusal`] in its order, from 1 on |
+//! | 3 quiet | bit 0: hooks have run, 1: programs are frozen, 2: programs have parked |
+//! | 4 identity | -; the low half is the counter's: the agent has given this machine its names |
 //!
 //! A driver of today lives on in snapshots, and refuses a VERSION that it does not know: what is new
 //! has a bit in FEATURES instead. A device that has no FEATURES has no such port, which reads as ones.
@@ -41,11 +55,15 @@ use vmgenie_acpi::GpeNotify;
 
 use crate::Persist;
 
+mod fork;
 mod report;
 mod state;
 
+pub use fork::{AskError, ForkProgress, ForkRefusal, ForkStage, ForkState, Quiesced};
 pub use report::{DriverReport, Lack};
-pub use state::{LaterRegisters, SysGenState, SysGenStateV1};
+pub use state::{LaterRegisters, SysGenState, SysGenStateV1, SysGenStateV2};
+
+use fork::{ForkPoint, seed};
 
 /// Name of the device in the ACPI namespace.
 pub const ACPI_PATH: &str = "\\_SB_.SGEN";
@@ -77,12 +95,21 @@ const RESEEDED: u16 = 0x4;
 const OUTDATED: u16 = 0x8;
 const VERSION: u16 = 0xc;
 const FEATURES: u16 = 0x10;
+const REQUEST: u16 = 0x14;
+const LIMIT: u16 = 0x18;
+const FORK: u16 = 0x1c;
+const ABORT: u16 = 0x20;
+const SEED: u16 = 0x24;
 const REALTIME_LOW: u16 = 0x28;
 const REALTIME_HIGH: u16 = 0x2c;
 const READY: u16 = 0x30;
 const CHAIN: u16 = 0x34;
 const REQUIRED: u16 = 0x3c;
 
+/// FEATURES: REQUEST, LIMIT, FORK and ABORT. A driver that uses them can have its guest forked.
+pub const FEATURE_FORK: u32 = 1 << 0;
+/// FEATURES: SEED.
+pub const FEATURE_SEED: u32 = 1 << 1;
 /// FEATURES: REALTIME is offered.
 pub const FEATURE_REALTIME: u32 = 1 << 2;
 /// FEATURES: READY, CHAIN and REQUIRED.
@@ -112,6 +139,9 @@ pub enum SysGenError {
 /// with the device locked.
 pub type OnReport = Box<dyn Fn(DriverReport) + Send>;
 
+/// Called when a request for a fork point has come further; with the device locked.
+pub type OnFork = Box<dyn Fn() + Send>;
+
 /// Nanoseconds of the host's CLOCK_REALTIME.
 pub type RealtimeClock = fn() -> u64;
 
@@ -122,6 +152,8 @@ pub struct SysGen {
     report: DriverReport,
     on_report: Option<OnReport>,
     realtime: Option<RealtimeClock>,
+    fork: ForkPoint,
+    on_fork: Option<OnFork>,
 }
 
 impl std::fmt::Debug for SysGen {
@@ -157,6 +189,8 @@ impl SysGen {
                 chain_counter: counter,
                 ..LaterRegisters::default()
             },
+            identity: false,
+            fork: ForkState::default(),
         })?;
         device.store(memory, counter)?;
         Ok(device)
@@ -179,6 +213,8 @@ impl SysGen {
             report: DriverReport::default(),
             on_report: None,
             realtime: None,
+            fork: ForkPoint::from_state(state.fork),
+            on_fork: None,
         };
         device.report = device.look();
         Ok(device)
@@ -219,6 +255,11 @@ impl SysGen {
         self.state.step = u8::from(self.report.present());
         (self.state.reached, self.state.reseeded) = (false, false);
         (self.state.later.chain, self.state.later.ready) = (false, 0);
+        self.state.identity = false;
+        // Whoever stands still at a fork point is another machine from now on.
+        if self.fork.answer(ForkStage::Clone) {
+            self.tell_of_fork();
+        }
         self.begun = Some(Instant::now());
         self.report = DriverReport::default();
         self.update();
@@ -291,6 +332,7 @@ impl SysGen {
             required: if tells { later.required } else { outdated },
             ready: later.ready,
             agents: later.agents,
+            identity: self.state.identity,
             ..self.report
         }
     }
@@ -327,15 +369,22 @@ impl SysGen {
                 RESEEDED => state.reseeded |= current,
                 // A driver that comes now has no watchers from before the generation, and its agents
                 // have told it nothing.
-                VERSION if before == 0 && value != 0 => (state.step, state.later.ready) = (0, 0),
-                // The next driver may be an older one.
-                VERSION if value == 0 => state.later.features = 0,
+                VERSION if before == 0 && value != 0 => {
+                    (state.step, state.later.ready, state.identity) = (0, 0, false);
+                }
+                // The next driver may be an older one, and nobody answers a request any more.
+                VERSION if value == 0 => {
+                    state.later.features = 0;
+                    self.driver_went();
+                    return self.update();
+                }
                 _ => {}
             }
         }
         let later = &mut state.later;
         match offset {
-            FEATURES => later.features = value & FEATURE_READY,
+            FEATURES => later.features = value & (FEATURE_FORK | FEATURE_READY),
+            REQUEST | FORK | ABORT => self.write_fork(offset, value),
             CHAIN => {
                 later.chain_counter = value;
                 later.chain |= current;
@@ -357,12 +406,17 @@ impl SysGen {
 
     fn read(&mut self, offset: u16) -> u32 {
         const UNKNOWN: u32 = u32::MAX;
+        const FEATURES_ALWAYS: u32 = FEATURE_FORK | FEATURE_SEED | FEATURE_READY;
         let later = &mut self.state.later;
         match (offset, self.realtime) {
             (REACHED | RESEEDED | OUTDATED, _) => self.state.registers[usize::from(offset / 4)],
             (VERSION, _) => INTERFACE_VERSION,
-            (FEATURES, None) => FEATURE_READY,
-            (FEATURES, Some(_)) => FEATURE_READY | FEATURE_REALTIME,
+            (FEATURES, None) => FEATURES_ALWAYS,
+            (FEATURES, Some(_)) => FEATURES_ALWAYS | FEATURE_REALTIME,
+            (REQUEST, _) => self.fork.request(),
+            (LIMIT, _) => self.fork.limit(),
+            (FORK, _) => self.fork.who(),
+            (SEED, _) => seed(),
             (REALTIME_LOW, Some(clock)) => {
                 let now = clock();
                 later.realtime_high = (now >> 32) as u32;
@@ -398,7 +452,10 @@ impl Persist for SysGen {
     type State = SysGenState;
 
     fn save(&self) -> SysGenState {
-        self.state.clone()
+        SysGenState {
+            fork: self.fork.save(),
+            ..self.state.clone()
+        }
     }
 }
 

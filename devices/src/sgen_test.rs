@@ -317,13 +317,13 @@ fn the_time_is_offered_or_not_and_its_high_half_is_of_the_instant_of_the_low_one
     };
     let memory = memory();
     let mut device = driven_by_a_new_one(&memory);
-    assert_eq!(read(&mut device, FEATURES), FEATURE_READY);
+    assert_eq!(read(&mut device, FEATURES) & FEATURE_REALTIME, 0);
     assert_eq!(read(&mut device, REALTIME_LOW), u32::MAX);
     assert_eq!(read(&mut device, REALTIME_HIGH), u32::MAX);
     device.offer_realtime(Some(CLOCK));
     assert_eq!(
         read(&mut device, FEATURES),
-        FEATURE_READY | FEATURE_REALTIME
+        FEATURE_FORK | FEATURE_SEED | FEATURE_READY | FEATURE_REALTIME
     );
     assert_eq!(read(&mut device, REALTIME_LOW), u32::MAX);
     assert_eq!(read(&mut device, REALTIME_HIGH), 1);
@@ -331,7 +331,7 @@ fn the_time_is_offered_or_not_and_its_high_half_is_of_the_instant_of_the_low_one
     let state = device.save();
     assert_eq!(state.later.realtime_high, 1);
     let mut restored = SysGen::from_state(&state).unwrap();
-    assert_eq!(read(&mut restored, FEATURES), FEATURE_READY);
+    assert_eq!(read(&mut restored, FEATURES) & FEATURE_REALTIME, 0);
     restored.offer_realtime(Some(CLOCK));
     assert_eq!(read(&mut restored, REALTIME_LOW), 0);
     assert_eq!(read(&mut restored, REALTIME_HIGH), 2);
@@ -341,11 +341,11 @@ fn the_time_is_offered_or_not_and_its_high_half_is_of_the_instant_of_the_low_one
 fn ports_that_are_no_register_read_as_ones_and_take_nothing() {
     let mut device = driven_by_a_new_one(&memory());
     let before = device.save();
-    for offset in [0x14, 0x18, 0x1c, 0x20, 0x24, 0x38, 0x40, 0x31] {
+    for offset in [0x1d, 0x38, 0x40, 0x31] {
         write(&mut device, offset, 1);
         assert_eq!(read(&mut device, offset), u32::MAX);
     }
-    for offset in [REALTIME_LOW, REALTIME_HIGH] {
+    for offset in [REALTIME_LOW, REALTIME_HIGH, LIMIT, SEED] {
         write(&mut device, offset, 1);
     }
     assert_eq!(device.save(), before);
@@ -384,7 +384,7 @@ proptest! {
         memory.write_obj(counter, GuestAddress(GPA)).unwrap();
         let mut base = 0;
         for (offset, mut data, is_write, begin) in accesses {
-            let known = matches!(offset, 0 | 4 | 8 | 12 | 0x10 | 0x30 | 0x34 | 0x3c);
+            let known = matches!(offset, 0 | 4 | 8 | 12 | 0x10 | 0x14 | 0x18 | 0x1c | 0x20 | 0x24 | 0x30 | 0x34 | 0x3c);
             let fits = data.len() == 4 && known;
             if begin {
                 base = device.begin(&memory).unwrap();
@@ -402,7 +402,7 @@ proptest! {
             let state = device.save();
             prop_assert_eq!(state.base, base);
             let report = device.report();
-            let tells = state.later.features != 0;
+            let tells = state.later.features & FEATURE_READY != 0;
             prop_assert_eq!(
                 report.adapted(),
                 state.registers[3] != 0

@@ -23,6 +23,9 @@ pub struct DriverReport {
     pub ready: u32,
     /// The most agents that have ever been ready in one generation of the machine: as many are expected.
     pub agents: u32,
+    /// An agent has given the machine its names: the first of its two stages is over. An agent of old
+    /// tells of its end alone.
+    pub identity: bool,
     /// How long after the beginning of the generation the driver first told that it was reached; none
     /// if it has not, or not to this VMM.
     pub reached_after: Option<Duration>,

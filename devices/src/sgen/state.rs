@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::DeviceState;
 
+use super::fork::ForkState;
+
 /// The device's state in a snapshot. The counter itself is in guest memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysGenState {
@@ -21,10 +23,14 @@ pub struct SysGenState {
     pub reseeded: bool,
     /// What the driver has of the later registers.
     pub later: LaterRegisters,
+    /// The agent has given the machine its names in this generation.
+    pub identity: bool,
+    /// The fork point.
+    pub fork: ForkState,
 }
 
 impl DeviceState for SysGenState {
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 }
 
 /// The registers behind the first four, and what they have told. A driver that does not know them
@@ -70,8 +76,32 @@ impl DeviceState for SysGenStateV1 {
     const VERSION: u16 = 1;
 }
 
+/// Version 2 of the state: of a device without fork points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysGenStateV2 {
+    /// What version 1 has.
+    pub first: SysGenStateV1,
+    /// What the driver has of the later registers.
+    pub later: LaterRegisters,
+}
+
+impl DeviceState for SysGenStateV2 {
+    const VERSION: u16 = 2;
+}
+
 impl From<SysGenStateV1> for SysGenState {
-    fn from(old: SysGenStateV1) -> Self {
+    fn from(first: SysGenStateV1) -> Self {
+        SysGenStateV2 {
+            first,
+            later: LaterRegisters::default(),
+        }
+        .into()
+    }
+}
+
+impl From<SysGenStateV2> for SysGenState {
+    fn from(old: SysGenStateV2) -> Self {
+        let SysGenStateV2 { first, later } = old;
         let SysGenStateV1 {
             gpa,
             base,
@@ -79,7 +109,7 @@ impl From<SysGenStateV1> for SysGenState {
             registers,
             reached,
             reseeded,
-        } = old;
+        } = first;
         Self {
             gpa,
             base,
@@ -87,7 +117,9 @@ impl From<SysGenStateV1> for SysGenState {
             registers,
             reached,
             reseeded,
-            later: LaterRegisters::default(),
+            later,
+            identity: false,
+            fork: ForkState::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vmgenie_devices::fw_cfg::FwCfgState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
-use vmgenie_devices::sgen::{SysGenState, SysGenStateV1};
+use vmgenie_devices::sgen::{SysGenState, SysGenStateV1, SysGenStateV2};
 use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
 use vmgenie_devices::{DeviceState, bounded};
@@ -96,7 +96,7 @@ impl Part for PlatformState {
 ///
 /// `older` is a version of the state that is still read, and its type.
 macro_rules! device_part {
-    ($name:ident, $state:ty, $tag:literal, $doc:literal $(, older $version:literal: $older:ty)?) => {
+    ($name:ident, $state:ty, $tag:literal, $doc:literal $(, older $($version:literal: $older:ty),+)?) => {
         #[doc = $doc]
         #[derive(Debug, Clone, Serialize, Deserialize)]
         #[serde(transparent)]
@@ -107,10 +107,13 @@ macro_rules! device_part {
             const VERSION: u16 = <$state as DeviceState>::VERSION;
 
             $(fn from_older(version: u16, body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
-                (version == $version).then(|| {
-                    let (old, rest) = postcard::take_from_bytes::<$older>(body)?;
-                    Ok((Self(old.into()), rest))
-                })
+                match version {
+                    $($version => Some(
+                        postcard::take_from_bytes::<$older>(body)
+                            .map(|(old, rest)| (Self(old.into()), rest)),
+                    ),)+
+                    _ => None,
+                }
             })?
         }
     };
@@ -130,7 +133,7 @@ device_part!(
     SysGenState,
     "sgen",
     "What is expected of the guest's driver, and what it told; the counter is in guest memory.",
-    older 1: SysGenStateV1
+    older 1: SysGenStateV1, 2: SysGenStateV2
 );
 device_part!(VmClockPart, VmClockState, "vmclock", "VMClock.");
 device_part!(
@@ -144,6 +147,7 @@ device_part!(
 mod tests {
     use super::*;
     use vmgenie_devices::fw_cfg::{FILE_LEN, FwCfg, InstanceData};
+    use vmgenie_devices::sgen::{ForkState, LaterRegisters};
     use vmgenie_snapshot::{SnapshotId, StateError, StateReader, StateWriter};
 
     /// The part as it was written before SGEN had more than four registers.
@@ -187,6 +191,37 @@ mod tests {
         let read = read_sysgen(&OldSysGenPart(old.clone())).unwrap().0;
         assert_eq!(read, old.clone().into());
         assert_eq!(read_sysgen(&SysGenPart(read.clone())).unwrap().0, read);
+    }
+
+    /// The part as it was written before SGEN had fork points.
+    #[derive(Serialize, Deserialize)]
+    struct SecondSysGenPart(SysGenStateV2);
+
+    impl Part for SecondSysGenPart {
+        const TAG: &'static str = SysGenPart::TAG;
+        const VERSION: u16 = 2;
+    }
+
+    #[test]
+    fn a_state_file_of_a_machine_without_fork_points_is_still_read() {
+        let first = SysGenStateV1 {
+            gpa: 0x9_f000,
+            base: 7,
+            step: 1,
+            registers: [8, 8, 2, 1],
+            reached: true,
+            reseeded: true,
+        };
+        let later = LaterRegisters {
+            features: 8,
+            agents: 2,
+            ..LaterRegisters::default()
+        };
+        let old = SysGenStateV2 { first, later };
+        let read = read_sysgen(&SecondSysGenPart(old.clone())).unwrap().0;
+        assert_eq!(read, old.clone().into());
+        assert_eq!((read.base, read.later), (7, old.later));
+        assert_eq!(read.fork, ForkState::default());
     }
 
     /// Encodes as a state whose string has not been checked.
