@@ -34,6 +34,14 @@ pub(crate) enum Call {
     SetTracking,
     /// The counter.
     Ready,
+    /// One of [`Role`](crate::Role).
+    SetRole,
+    /// Nothing.
+    Park,
+    /// Milliseconds; 0 looks once.
+    WaitParked,
+    /// The counter.
+    Identity,
 }
 
 impl Abi {
@@ -53,7 +61,11 @@ impl Abi {
             (Self::Seed, Call::Trigger) | (Self::Deployed, Call::WaitWatchers) => 2,
             (Self::Deployed, Call::Trigger) => 3,
             (Self::Seed, Call::SetTracking) => 4,
+            (_, Call::SetRole) => 5,
+            (_, Call::Park) => 7,
+            (_, Call::WaitParked) => 8,
             (_, Call::Ready) => 10,
+            (_, Call::Identity) => 11,
         };
         opcode::none(MAGIC, number)
     }
@@ -73,9 +85,11 @@ impl Request {
         }
     }
 
+    /// Returns what the device did, which is 0 of most calls.
+    ///
     /// # Errors
     /// What the device said, as the OS's error.
-    pub(crate) fn send(self, file: impl rustix::fd::AsFd) -> Result<(), Errno> {
+    pub(crate) fn send(self, file: impl rustix::fd::AsFd) -> Result<i32, Errno> {
         // SAFETY: the calls of this device take an integer and touch no memory of this process.
         // Those of another device that has these numbers could; `Options::open` lets no other
         // device but a file that the caller named have them.
@@ -85,7 +99,7 @@ impl Request {
 
 // SAFETY: the argument is an integer, which no one reads through.
 unsafe impl Ioctl for Request {
-    type Output = ();
+    type Output = i32;
 
     const IS_MUTATING: bool = false;
 
@@ -95,6 +109,91 @@ unsafe impl Ioctl for Request {
 
     fn as_ptr(&mut self) -> *mut c_void {
         ptr::without_provenance_mut(self.argument)
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(out)
+    }
+}
+
+/// A struct of the header that a call reads or fills in: plain integers, every bit pattern of which is
+/// a value, without padding.
+pub(crate) trait Passed {
+    const OPCODE: Opcode;
+}
+
+/// `struct sysgenid_request`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RawRequest {
+    pub(crate) ticket: u32,
+    pub(crate) limit_ms: u32,
+    pub(crate) flags: u32,
+    pub(crate) reserved: u32,
+}
+
+impl Passed for RawRequest {
+    const OPCODE: Opcode = opcode::read::<Self>(MAGIC, 6);
+}
+
+/// `struct sysgenid_fork_point`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RawForkPoint {
+    pub(crate) size: u32,
+    pub(crate) flags: u32,
+    pub(crate) ticket: u32,
+    pub(crate) timeout_ms: u32,
+    pub(crate) result: u32,
+    pub(crate) counter: u32,
+    pub(crate) realtime: u64,
+}
+
+impl Passed for RawForkPoint {
+    const OPCODE: Opcode = opcode::read_write::<Self>(MAGIC, 9);
+}
+
+/// `struct sysgenid_refusal`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RawRefusal {
+    pub(crate) ticket: u32,
+    pub(crate) reason: u32,
+}
+
+impl Passed for RawRefusal {
+    const OPCODE: Opcode = opcode::write::<Self>(MAGIC, 12);
+}
+
+/// One `ioctl` call that passes a struct.
+struct Exchange<'a, T>(&'a mut T);
+
+/// Sends the call that belongs to the struct, which the device may fill in.
+///
+/// # Errors
+/// What the device said, as the OS's error.
+pub(crate) fn exchange<T: Passed>(
+    file: impl rustix::fd::AsFd,
+    passed: &mut T,
+) -> Result<(), Errno> {
+    // SAFETY: the number has the size of the struct in it, and the driver reads and writes no more
+    // than that. As for other devices, see `Request::send`.
+    unsafe { rustix::ioctl::ioctl(file, Exchange(passed)) }
+}
+
+// SAFETY: the pointer is that of the struct, which is exclusively borrowed and as large as the number
+// says; any bytes that the device writes there are a value of it.
+unsafe impl<T: Passed> Ioctl for Exchange<'_, T> {
+    type Output = ();
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        T::OPCODE
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        ptr::from_mut(self.0).cast()
     }
 
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
@@ -124,6 +223,18 @@ mod tests {
         };
         assert_eq!(of(Abi::Seed), [0xe401, 0xe402, 0xe404, 0xe40a]);
         assert_eq!(of(Abi::Deployed), [0xe402, 0xe403, 0xe401, 0xe40a]);
+    }
+
+    #[test]
+    fn numbers_of_the_fork_point_are_those_of_the_header_in_both_numberings() {
+        for abi in [Abi::Seed, Abi::Deployed] {
+            let calls = [Call::SetRole, Call::Park, Call::WaitParked, Call::Identity];
+            let numbers = calls.map(|call| abi.opcode(call));
+            assert_eq!(numbers, [0xe405, 0xe407, 0xe408, 0xe40b]);
+        }
+        assert_eq!(RawRequest::OPCODE, 0x8010_e406);
+        assert_eq!(RawForkPoint::OPCODE, 0xc020_e409);
+        assert_eq!(RawRefusal::OPCODE, 0x4008_e40c);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use crate::abi::io;
 use crate::{DEVICE, OpenError};
 
-/// What is mapped; more than the driver's one page would be refused.
-const LEN: usize = size_of::<u32>();
+/// What is mapped, the counter and a word behind it; more than the driver's one page would be refused.
+const LEN: usize = 2 * size_of::<u32>();
+/// What a file has to have. The rest of its only page reads as zero.
+const LEAST: u64 = size_of::<u32>() as u64;
 
 /// The generation counter, mapped into this process: for checks that may cost a memory load but no
 /// system call.
@@ -36,7 +38,7 @@ const LEN: usize = size_of::<u32>();
 /// random number generator has been reseeded. Whoever made something from kernel randomness at the first move
 /// sees a second change and makes it again: that is how it is meant.
 pub struct Counter {
-    page: NonNull<AtomicU32>,
+    page: NonNull<[AtomicU32; 2]>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, until it is dropped.
@@ -77,7 +79,7 @@ impl Counter {
             source,
         };
         let metadata = file.metadata().map_err(failed)?;
-        if metadata.is_file() && metadata.len() < LEN as u64 {
+        if metadata.is_file() && metadata.len() < LEAST {
             return Err(OpenError::TooShort {
                 path: path.into(),
                 len: metadata.len(),
@@ -108,7 +110,23 @@ impl Counter {
     pub fn get(&self) -> u32 {
         // SAFETY: the page was mapped readable and is aligned; it stays mapped while `self` lives,
         // and only atomic operations of this width are used on it on this side.
-        unsafe { self.page.as_ref() }.load(Ordering::Acquire)
+        let words = unsafe { self.page.as_ref() };
+        words[0].load(Ordering::Acquire)
+    }
+
+    /// Whether the host has asked for a snapshot of this running machine: one atomic load.
+    ///
+    /// A library looks at it where it looks at the counter, and does not *begin* then what must be
+    /// unique, or waits with it until the answer is `false` again. It is a hint: `false` from drivers and
+    /// monitors that do not know of it. Which race this closes: none. A snapshot may come without
+    /// a request, and a request after the load; only a thread that is [parked](crate::Watcher::park) is
+    /// waited for.
+    #[inline]
+    #[must_use]
+    pub fn pending(&self) -> bool {
+        // SAFETY: as in `get`.
+        let words = unsafe { self.page.as_ref() };
+        words[1].load(Ordering::Acquire) != 0
     }
 
     /// Whether the counter is another than `seen`. Compares for inequality, as the counter wraps.

@@ -160,3 +160,153 @@ pub enum TrackingError {
     #[error("could not switch the tracking of this watcher")]
     Os(#[source] io::Error),
 }
+
+/// Why a file did not get its role at a fork point.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoleError {
+    /// The driver is an older one, which knows no fork points.
+    #[error("this driver knows no fork points")]
+    Unsupported,
+    /// Another open file is the machine's agent.
+    #[error("there is an agent already")]
+    Busy,
+    /// The process has neither `CAP_CHECKPOINT_RESTORE` nor `CAP_SYS_ADMIN` in the initial user
+    /// namespace, which an agent needs.
+    #[error(
+        "only who has CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace may be \
+         the agent"
+    )]
+    NotPermitted,
+    /// Anything else.
+    #[error("could not take a role at fork points")]
+    Os(#[source] io::Error),
+}
+
+/// Why the host's request could not be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The file is not the agent's: [`Watcher::set_role`](crate::Watcher::set_role).
+    #[error("this file is not the agent's")]
+    NotAgent,
+    /// The driver is an older one, which knows no fork points.
+    #[error("this driver knows no fork points")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not look whether the host asks for a snapshot")]
+    Os(#[source] io::Error),
+}
+
+/// Why a participant is not parked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParkError {
+    /// A signal handler ran. Nobody waits for this file now: park again, or go on.
+    #[error("a signal interrupted the parking")]
+    Interrupted,
+    /// The file is not a participant's: [`Watcher::set_role`](crate::Watcher::set_role).
+    #[error("this file is not a participant's")]
+    NotParticipant,
+    /// The driver is an older one, which knows no fork points.
+    #[error("this driver knows no fork points")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not park")]
+    Os(#[source] io::Error),
+}
+
+/// Why waiting for the participants ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParkedError {
+    /// The time is over and some participant has not parked.
+    #[error("some participant had not parked after {0:?}")]
+    TimedOut(Duration),
+    /// The request was withdrawn meanwhile, or there was none.
+    #[error("there is no request")]
+    NoRequest,
+    /// A signal handler ran.
+    #[error("a signal interrupted the wait for the participants")]
+    Interrupted,
+    /// The file is not the agent's: [`Watcher::set_role`](crate::Watcher::set_role).
+    #[error("this file is not the agent's")]
+    NotAgent,
+    /// The driver is an older one, which knows no fork points.
+    #[error("this driver knows no fork points")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not wait for the participants")]
+    Os(#[source] io::Error),
+}
+
+/// Why there was no fork point. Whatever it is: the machine is the same, and no snapshot was taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForkPointError {
+    /// The request was withdrawn, or is another one by now.
+    #[error("the host's request is another one by now, or over")]
+    Stale,
+    /// The host gave up while the CPUs stood.
+    #[error("the host has called it off")]
+    Cancelled,
+    /// The host did not answer in time.
+    #[error("the host did not answer while the CPUs stood still")]
+    TimedOut,
+    /// Another one is under way.
+    #[error("another fork point is under way")]
+    Busy,
+    /// The kernel's random number generator is not ready yet, or cannot be reseeded.
+    #[error("the kernel's random number generator is not ready, or cannot be reseeded")]
+    NotReady,
+    /// The kernel (`PREEMPT_RT`), the hypervisor or the driver has no fork points.
+    #[error("this kernel, hypervisor or driver has no fork points")]
+    Unsupported,
+    /// The file is not the agent's, or the process has lost its capability.
+    #[error("this file is not the agent's, or the process lacks the capability")]
+    NotPermitted,
+    /// Anything else.
+    #[error("could not have the CPUs stand still")]
+    Os(#[source] io::Error),
+}
+
+/// Why the word that the identity is a new one was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// It is not the current generation. Most likely another one began meanwhile: adapt again.
+    #[error("generation {0} is not the current one")]
+    Stale(u32),
+    /// The file is not the agent's, or the process has lost its capability.
+    #[error("this file is not the agent's, or the process lacks the capability")]
+    NotPermitted,
+    /// The driver is an older one, which tells no host of it.
+    #[error("this driver does not know the identity stage")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not tell that generation {generation} has an identity of its own")]
+    Os {
+        /// The generation.
+        generation: u32,
+        /// What the OS said.
+        source: io::Error,
+    },
+}
+
+/// Why a refusal was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefuseError {
+    /// The request was withdrawn, or is another one by now.
+    #[error("the host's request is another one by now, or over")]
+    Stale,
+    /// The file is not the agent's: [`Watcher::set_role`](crate::Watcher::set_role).
+    #[error("this file is not the agent's")]
+    NotAgent,
+    /// The driver is an older one, which knows no fork points.
+    #[error("this driver knows no fork points")]
+    Unsupported,
+    /// Anything else.
+    #[error("could not refuse the host's request")]
+    Os(#[source] io::Error),
+}

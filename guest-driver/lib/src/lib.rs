@@ -11,12 +11,15 @@
 //! | an event loop | [`Watcher`] as [`AsFd`](std::os::fd::AsFd), [`Watcher::try_next`], [`Watcher::acknowledge`] |
 //! | a library on a hot path | [`Counter::changed`] |
 //! | who decides that the machine may work again | [`Watcher::wait_for_watchers`] |
+//! | who must have nothing in flight when the machine is cloned | [`Watcher::park`] |
+//! | the machine's agent | [`Watcher::request`], [`Watcher::fork_point`], [`Watcher::ready`] |
 //!
 //! # What is safe
 //! **Nothing here makes a machine safe that is snapshotted at any time.** A program can
 //! check the counter, make a key, and be snapshotted with the key in a socket's buffer. What is safe is
 //! a cycle: *quiesce* (everything comes to rest), *snapshot*, *restore*, *adapt* (everyone
-//! acknowledges), *un-quiesce*. The documentation of each call says which race it closes and
+//! acknowledges), *un-quiesce*. Where the host asks first, [`Watcher::park`] and [`Watcher::fork_point`]
+//! are the first two steps of it. The documentation of each call says which race it closes and
 //! which it does not.
 //!
 //! The driver that this crate is made with looks at the hypervisor's page in every system call, so none
@@ -49,13 +52,16 @@
 mod abi;
 mod counter;
 mod error;
+mod fork;
 mod watcher;
 
 pub use abi::Abi;
 pub use counter::Counter;
 pub use error::{
-    AcknowledgeError, OpenError, ReadyError, TrackingError, TriggerError, WaitError, WatchersError,
+    AcknowledgeError, ForkPointError, IdentityError, OpenError, ParkError, ParkedError, ReadyError,
+    RefuseError, RequestError, RoleError, TrackingError, TriggerError, WaitError, WatchersError,
 };
+pub use fork::{ForkPoint, ForkRequest, Outcome, Prepared, Reason, Role};
 pub use watcher::{Options, Watcher};
 
 /// The program in the README, which has to compile.

@@ -262,7 +262,7 @@ impl Watcher {
     pub fn ready(&self, generation: u32) -> Result<(), ReadyError> {
         let sent = Request::new(self.abi, Call::Ready, generation as usize).send(&self.file);
         match sent {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(Errno::ACCESS | Errno::PERM) => Err(ReadyError::NotPermitted),
             Err(Errno::NOTTY) => Err(ReadyError::Unsupported),
             // An older driver says the same of a call that it does not know.
@@ -288,6 +288,7 @@ impl Watcher {
     pub fn set_tracking(&self, tracked: bool) -> Result<(), TrackingError> {
         Request::new(self.abi, Call::SetTracking, usize::from(tracked))
             .send(&self.file)
+            .map(drop)
             .map_err(|errno| match errno {
                 Errno::INVAL | Errno::NOTTY => TrackingError::Unsupported,
                 errno => TrackingError::Os(io(errno)),
@@ -316,7 +317,7 @@ impl Watcher {
             let result =
                 Request::new(self.abi, Call::WaitWatchers, milliseconds(left)).send(&self.file);
             match result {
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(()),
                 Err(Errno::TIME) => return Err(WatchersError::TimedOut(limit.unwrap_or_default())),
                 // The driver says the same of a signal and of an outdated caller; and of a signal that
                 // has only stopped and continued this process, whose call it cannot take up again with
@@ -342,6 +343,7 @@ impl Watcher {
     pub fn trigger(&self, min: u32) -> Result<(), TriggerError> {
         Request::new(self.abi, Call::Trigger, min as usize)
             .send(&self.file)
+            .map(drop)
             .map_err(|errno| match errno {
                 Errno::ACCESS | Errno::PERM => TriggerError::NotPermitted,
                 Errno::OVERFLOW => TriggerError::Exhausted,
@@ -351,13 +353,22 @@ impl Watcher {
 
     /// Whether the file is readable within `limit`.
     fn readable(&self, limit: Option<Duration>) -> Result<bool, WaitError> {
+        self.polled(PollFlags::IN, limit)
+    }
+
+    /// Whether the file is ready in one of these ways within `limit`.
+    pub(crate) fn polled(
+        &self,
+        ways: PollFlags,
+        limit: Option<Duration>,
+    ) -> Result<bool, WaitError> {
         let limit = limit.map(|limit| {
             Timespec::try_from(limit).unwrap_or(Timespec {
                 tv_sec: i64::MAX,
                 tv_nsec: 0,
             })
         });
-        let mut files = [PollFd::new(&self.file, PollFlags::IN)];
+        let mut files = [PollFd::new(&self.file, ways)];
         match poll(&mut files, limit.as_ref()) {
             Ok(ready) => Ok(ready > 0),
             Err(Errno::INTR) => Err(WaitError::Interrupted),
@@ -368,7 +379,7 @@ impl Watcher {
 
 /// The argument that means `limit`: 0 is no limit, and an older driver multiplies it by a million
 /// without looking.
-fn milliseconds(limit: Option<Duration>) -> usize {
+pub(crate) fn milliseconds(limit: Option<Duration>) -> usize {
     const MOST: u128 = i64::MAX as u128 / 1_000_000;
 
     limit.map_or(0, |limit| {
