@@ -3,29 +3,25 @@
 //!
 //! They are what goes over the wire, and nothing else: the program checks what they ask for and converts them.
 
-mod config;
-mod devices;
 mod generation;
+mod kinds;
 mod logging;
 mod machine;
+mod rate_limiter;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "schema")]
 use utoipa::ToSchema;
 
-pub use config::{ConfigFile, FullConfig};
-pub use devices::{
-    CacheType, Drive, EntropyDevice, IoEngine, NetworkInterface, PartialDrive,
-    PartialNetworkInterface, RateLimiter, TokenBucket, Vsock, VsockPeers,
-};
-
 pub use generation::{
     DriverInfo, GenerationInfo, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing,
     NewGeneration, Watchers,
 };
+pub use kinds::*;
 pub use logging::{LineFormat, Logger, Metrics};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
+pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use snapshot::{
     ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
     MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,

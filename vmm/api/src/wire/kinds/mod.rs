@@ -1,13 +1,21 @@
-//! The wire types of GET `/vm/config` and of the configuration file (`--config-file`).
+//! The kinds of devices, a module each, and the two lists that have them all: GET `/vm/config`, and the configuration file
+//! (`--config-file`).
+
+mod drive;
+mod entropy;
+mod net;
+mod vsock;
 
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "schema")]
 use utoipa::ToSchema;
 
-use super::{
-    BootSourceBody, Drive, EntropyDevice, Logger, MachineConfiguration, Metrics, NetworkInterface,
-    Vsock,
-};
+use super::{BootSourceBody, Logger, MachineConfiguration, Metrics};
+
+pub use drive::{CacheType, Drive, IoEngine, PartialDrive};
+pub use entropy::EntropyDevice;
+pub use net::{NetworkInterface, PartialNetworkInterface};
+pub use vsock::{Vsock, VsockPeers};
 
 /// GET `/vm/config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
