@@ -55,6 +55,7 @@ impl Booted {
             mem_file_path: self.dir.join("memory"),
             resume_vm: false,
             copy_drives: false,
+            cooperative: None,
             pause_vm: false,
         };
         let written = vm.client.create_snapshot(&request);

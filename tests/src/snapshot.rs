@@ -52,6 +52,7 @@ impl Snapshot {
             resume_vm: false,
             pause_vm: false,
             copy_drives: false,
+            cooperative: None,
         }
     }
 

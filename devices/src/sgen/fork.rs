@@ -335,6 +335,11 @@ impl SysGen {
         self.fork.ask(ticket, limit)
     }
 
+    /// The ticket of the last request; 0 before the first.
+    pub fn fork_ticket(&self) -> u32 {
+        self.fork.save().ticket
+    }
+
     /// How far the last request has come.
     pub fn fork_progress(&self) -> ForkProgress {
         self.fork.progress()

@@ -122,6 +122,7 @@ fn a_machine_boots_is_snapshotted_and_cloned_without_proc_and_without_dev_random
         mem_file_path: format!("/snapshot/{name}.memory").into(),
         resume_vm: true,
         copy_drives: false,
+        cooperative: None,
         pause_vm: false,
     };
     let boot = [

@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         resume_vm: true,
         pause_vm: true,
         copy_drives: false,
+        cooperative: None,
     })?;
     println!(
         "{} bytes of memory; the guest stood still for {:?}",

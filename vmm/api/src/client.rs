@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_RETRY: Duration = Duration::from_millis(2);
 
 /// What writing a snapshot took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotCreated {
     /// How long the state and the memory took to be copied, while the vCPUs stood still.
     pub standstill: Duration,
@@ -39,6 +39,8 @@ pub struct SnapshotCreated {
     pub total: Duration,
     /// How many bytes of guest memory were written.
     pub memory_bytes: u64,
+    /// How the guest took part, if the request asked it to.
+    pub cooperation: Option<wire::CooperativeCreated>,
 }
 
 /// Why a call failed.
@@ -315,6 +317,10 @@ impl Client {
             standstill: Duration::from_micros(number(&answer, &STANDSTILL_HEADER)?),
             total: Duration::from_micros(number(&answer, &TOTAL_HEADER)?),
             memory_bytes: number(&answer, &MEMORY_HEADER)?,
+            cooperation: match body.cooperative {
+                Some(_) => Some(decode("PUT /snapshot/create", &answer)?),
+                None => None,
+            },
         })
     }
 

@@ -156,6 +156,8 @@ impl Devices {
             Arc::clone(&serial) as _,
         )?;
         generation.sysgen().on_report(on_report);
+        let fork = events.try_clone().map_err(DeviceError::Events)?;
+        generation.sysgen().on_fork(Box::new(move || fork.wake()));
         put(
             &mut bus,
             sgen::PORT_BASE,
@@ -213,9 +215,14 @@ impl Devices {
         if !is_waited_for {
             return false;
         }
-        generation::tell_of_time(&self.pm)
+        generation::tell_driver(&self.pm)
             .inspect_err(|error| tracing::warn!(%error, "could not tell the guest of the time"))
             .is_ok()
+    }
+
+    /// Power management, for who locks it by himself.
+    pub(super) fn shared_pm(&self) -> &Mutex<PowerManagement> {
+        &self.pm
     }
 
     /// Power management.

@@ -112,9 +112,9 @@ impl GenerationDevices {
     }
 }
 
-/// Has the guest's driver look at the registers of SGEN: the guest's clock is late. A guest that has not enabled the event, or has tables of
+/// Has the guest's driver look at the registers of SGEN: its clock is late, or a fork point is asked for or called off. A guest that has not enabled the event, or has tables of
 /// an earlier version, does not.
-pub(crate) fn tell_of_time(pm: &Mutex<PowerManagement>) -> Result<(), PmError> {
+pub(crate) fn tell_driver(pm: &Mutex<PowerManagement>) -> Result<(), PmError> {
     let mut pm = pm.lock().unwrap_or_else(PoisonError::into_inner);
     pm.raise_gpe(sgen::GPE)
 }

@@ -22,6 +22,27 @@ pub struct CreateSnapshot {
     pub pause: bool,
     /// Copy the drives that the guest may write to, beside the state file.
     pub copy_drives: bool,
+    /// Have a guest that runs stand still at its fork point first.
+    pub cooperative: Option<Cooperative>,
+}
+
+/// How a guest takes part in its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cooperative {
+    /// How long its programs may take to make themselves quiet, until all CPUs stand still.
+    pub quiesce: Duration,
+    /// What happens if it does not take part.
+    pub fallback: Fallback,
+}
+
+/// What happens to a snapshot in which the guest does not take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is taken without the guest.
+    Plain,
 }
 
 /// A snapshot to restore.

@@ -7,6 +7,7 @@ use kvm_bindings::{CpuId, KVM_CLOCK_REALTIME};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
+use vmgenie_devices::sgen::ForkStage;
 use vmgenie_snapshot::LoadedSnapshot;
 
 use super::backends::copy::{Copies, CopyError, make_drives};
@@ -23,7 +24,7 @@ use super::vcpus::VcpuSet;
 use super::virtio::{VirtioDevices, VirtioError};
 use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 use crate::config::DeviceOverrides;
-use crate::generation::GenerationError;
+use crate::generation::{GenerationError, tell_driver};
 use crate::request::{LoadSnapshot, RestoreAs};
 
 /// Why a machine could not be restored.
@@ -110,6 +111,7 @@ impl Machine {
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();
+        let fork_stage = saved.devices.sysgen.0.fork.stage;
         platform::create(&vm, pit)?;
         platform::restore(&vm, &saved.platform)?;
         // Before there are vCPUs: KVM need not wait for them with each doorbell.
@@ -164,7 +166,12 @@ impl Machine {
                     devices.generation.keep(standstill, memory)
                 })?;
                 machine.devices.tell_of_time();
+                machine.end_fork_as_original();
             }
+        }
+        if matches!(fork_stage, ForkStage::Asked | ForkStage::Acked) {
+            // Nobody waits for it here: the guest's programs shall not, either.
+            tell_driver(machine.devices.shared_pm()).map_err(GenerationError::from)?;
         }
         Ok((machine, copies))
     }

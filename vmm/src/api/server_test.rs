@@ -188,6 +188,7 @@ fn the_client_speaks_every_request() {
         resume_vm: true,
         pause_vm: false,
         copy_drives: false,
+        cooperative: None,
     });
     assert_eq!(made.unwrap().standstill, Duration::from_micros(1234));
     let load = SnapshotLoad {

@@ -12,8 +12,8 @@ use vmgenie_machine::request::Generation;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::controller::command::{
-    Command, CommandError, CommandResult, ControllerHandle, Envelope, Reply, SnapshotCreated,
-    VmConfig, VmState,
+    Command, CommandError, CommandResult, ControllerHandle, Cooperation, Envelope, How, Reply,
+    SnapshotCreated, VmConfig, VmState, WaitedFor,
 };
 
 /// The commands that a scripted controller was sent.
@@ -73,10 +73,21 @@ pub(crate) fn agreeable(command: &Command) -> CommandResult {
         Command::Generation => Reply::Generation(generation(0)),
         Command::InstanceData => Reply::InstanceData(InstanceData::new("web-1").unwrap()),
         Command::NewGeneration => Reply::Generation(generation(1)),
-        Command::CreateSnapshot(_) => Reply::SnapshotCreated(SnapshotCreated {
+        Command::CreateSnapshot(request) => Reply::SnapshotCreated(SnapshotCreated {
             standstill: Duration::from_micros(1234),
             total: Duration::from_millis(56),
             memory_bytes: 7 << 20,
+            cooperation: request.cooperative.map(|_| Cooperation {
+                how: How::ForkPoint,
+                why_plain: None,
+                heard_after: Some(Duration::from_micros(300)),
+                stopped_after: Some(Duration::from_millis(20)),
+                waited_for: WaitedFor {
+                    agent: true,
+                    hooks: true,
+                    ..WaitedFor::default()
+                },
+            }),
         }),
         _ => Reply::Done,
     })

@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 use vmgenie_api::wire::GenerationChoice;
 use vmgenie_machine::config::{self, VsockConfig};
 
+use super::cooperation::CooperationArgs;
 use super::devices::{
     DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
     parse_net, parse_template, parse_vsock,
@@ -111,9 +112,15 @@ const SNAPSHOT_HELP: &str = "\
 A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays
 paused.
 
+With --cooperative the guest takes part: its agent runs the hooks of quiesce.d and freezes
+programs, and its kernel stands still. So clones know that they are clones before any program of
+theirs runs. It needs the sysgenid driver in the guest.
+
 Examples:
   vmgenie snapshot vm.sock snapshot
-  vmgenie snapshot web-1 snapshot --copy-drives";
+  vmgenie snapshot web-1 snapshot --copy-drives
+  vmgenie snapshot web-1 snapshot --cooperative
+  vmgenie snapshot web-1 snapshot --cooperative --quiesce 30s --fallback plain";
 
 const RESTORE_HELP: &str = "\
 A restored machine does not boot again: a reboot in its guest ends the process, with status 0.
@@ -341,6 +348,9 @@ pub struct SnapshotArgs {
     /// Without that the snapshot is good for as long as the drives stay as they are.
     #[arg(long)]
     pub copy_drives: bool,
+    /// How the guest takes part.
+    #[command(flatten)]
+    pub cooperation: CooperationArgs,
 }
 
 /// `vmgenie restore`.

@@ -8,13 +8,14 @@ use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::{
-    DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait, GenerationWaited,
-    Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
+    CooperativeCreated, DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait,
+    GenerationWaited, Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
 };
 use vmgenie_snapshot::Header;
 use vmgenie_snapshot::own_files::{OwnDir, TrustError};
 
 use super::args::{GenerationArgs, RestoreArgs, SnapshotArgs, Target};
+use super::cooperation::{cooperative, how_taken};
 use super::output::{pairs, show};
 use super::requests::override_devices;
 use super::units::{bytes, milliseconds};
@@ -253,6 +254,8 @@ struct SnapshotShown {
     memory_bytes: u64,
     /// What the machine does now: what it did before.
     state: State,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cooperation: Option<CooperativeCreated>,
 }
 
 pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
@@ -267,6 +270,7 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
         // In one step: were this program killed between two, the machine would stay paused.
         pause_vm: true,
         copy_drives: args.copy_drives,
+        cooperative: cooperative(&args.cooperation),
     };
     let made = client.create_snapshot(&request)?;
     let dir = dir.keep();
@@ -277,15 +281,22 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
         total_us: microseconds(made.total),
         memory_bytes: made.memory_bytes,
         state,
+        cooperation: made.cooperation,
     };
-    show(json, &shown, |_| {
-        pairs(vec![
-            ("snapshot", dir.display().to_string()),
+    show(json, &shown, |shown| {
+        let mut lines = vec![("snapshot", dir.display().to_string())];
+        if let Some(made) = &shown.cooperation {
+            lines.push(("taken", how_taken(made)));
+            let quiet = made.quiesce_us.map(Duration::from_micros);
+            lines.extend(quiet.map(|quiet| ("quiet after", milliseconds(quiet))));
+        }
+        lines.extend([
             ("memory written", bytes(made.memory_bytes)),
             ("stood still", milliseconds(made.standstill)),
             ("total", milliseconds(made.total)),
             ("machine", state.as_str().to_owned()),
-        ])
+        ]);
+        pairs(lines)
     })
 }
 

@@ -8,6 +8,7 @@ mod client_commands;
 mod clone;
 mod clone_process;
 mod console;
+mod cooperation;
 mod data;
 mod devices;
 mod firecracker;

@@ -123,6 +123,47 @@ pub struct SnapshotCreated {
     pub total: Duration,
     /// How many bytes of guest memory were written.
     pub memory_bytes: u64,
+    /// How the guest took part, if it was asked to.
+    pub cooperation: Option<Cooperation>,
+}
+
+/// How a guest took part in its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cooperation {
+    /// How the snapshot was taken.
+    pub how: How,
+    /// Why the guest did not take part.
+    pub why_plain: Option<&'static str>,
+    /// From the request to the answer of the guest's driver.
+    pub heard_after: Option<Duration>,
+    /// From the request to the standstill of all CPUs.
+    pub stopped_after: Option<Duration>,
+    /// Who was waited for.
+    pub waited_for: WaitedFor,
+}
+
+/// How a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// At the fork point, and the guest's agent had made its programs quiet.
+    ForkPoint,
+    /// At the fork point, by the guest's kernel alone.
+    KernelOnly,
+    /// Without the guest.
+    Plain,
+}
+
+/// Who was waited for before the guest stood still, by the guest's word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WaitedFor {
+    /// The agent.
+    pub agent: bool,
+    /// Its quiesce hooks.
+    pub hooks: bool,
+    /// The programs that it froze.
+    pub frozen: bool,
+    /// The programs that take part by themselves, and parked.
+    pub parked: bool,
 }
 
 /// Why a command was refused or failed: the message for the client, which says what was wrong and what to do.

@@ -71,15 +71,19 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     /// How long the loop may sleep, in milliseconds; -1 without a limit.
     pub(crate) fn patience_ms(&self) -> i32 {
-        if self.console_behind {
-            CONSOLE_RETRY_MS
-        } else {
-            -1
-        }
+        let console = self.console_behind.then_some(CONSOLE_RETRY_MS);
+        // Rounded up: who wakes too early looks in vain.
+        let fork = self.controller.fork_patience().map(|left| {
+            i32::try_from(left.as_millis())
+                .unwrap_or(i32::MAX)
+                .saturating_add(1)
+        });
+        console.into_iter().chain(fork).min().unwrap_or(-1)
     }
 
     /// After each turn: what no event tells of.
     pub(crate) fn after_turn(&mut self) {
+        self.controller.step_fork();
         if self.console_behind {
             let machine = self.controller.machine();
             let output_waits = machine.is_some_and(Machine::flush_console);
@@ -112,6 +116,12 @@ impl EventLoop {
             Command::CreateSnapshot(_) => self.check_alive(),
             _ => Ok(()),
         };
+        if let (Ok(()), Command::CreateSnapshot(request)) = (&alive, &command)
+            && let Some(cooperative) = request.cooperative
+        {
+            let request = request.clone();
+            return self.controller.begin_fork(request, cooperative, answer);
+        }
         let result = alive.and_then(|()| self.controller.execute(command));
         if starts && result.is_ok() && self.controller.is_starting() {
             self.waits_for_start = Some(answer);

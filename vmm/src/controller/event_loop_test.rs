@@ -95,6 +95,7 @@ fn no_snapshot_is_taken_of_a_guest_that_has_just_ended() {
                 resume: false,
                 pause: false,
                 copy_drives: false,
+                cooperative: None,
             })
         };
         let told = |scene: &mut Scene| {

@@ -5,6 +5,7 @@ pub(crate) mod console_input;
 pub(crate) mod descriptors;
 mod ending;
 pub(crate) mod event_loop;
+mod forking;
 mod monitoring;
 pub(crate) mod signals;
 mod snapshots;
@@ -38,8 +39,9 @@ use crate::metrics::MetricsFile;
 use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
 
 pub use ending::{Outcome, RunError};
+use forking::Forking;
 use monitoring::Measured;
-use snapshots::create_snapshot;
+use snapshots::{AtForkPoint, create_snapshot};
 
 /// Why a machine could not be started.
 #[derive(Debug, Error)]
@@ -108,6 +110,8 @@ pub(crate) struct Controller {
     /// The name of this process's machine.
     id: String,
     metrics: Option<MetricsFile>,
+    /// A snapshot that waits for the guest.
+    forking: Option<Forking>,
     /// Machines that boot have a boot timer.
     boot_timer: bool,
 }
@@ -138,6 +142,7 @@ impl Controller {
             virtio: Arc::new(virtio),
             id,
             metrics: None,
+            forking: None,
             boot_timer: false,
         })
     }
@@ -243,7 +248,7 @@ impl Controller {
             }),
             Command::CreateSnapshot(request) => self
                 .with_machine("take a snapshot of", |host, machine| {
-                    create_snapshot(host, machine, &request)
+                    create_snapshot(host, machine, &request, AtForkPoint::No)
                 }),
             Command::LoadSnapshot(request) => self.load_snapshot(&request),
             Command::Generation => self.with_machine("show the generation of", |_, machine| {

@@ -57,6 +57,7 @@ impl Controller {
 }
 
 /// What is measured of a command.
+#[derive(Debug)]
 pub(super) struct Measured {
     begun: Instant,
     latency: Option<&'static Gauge>,
@@ -87,6 +88,15 @@ impl Measured {
             begun: Instant::now(),
             latency,
             generation: begins.then_some((&generation.begun_count, &generation.begun_fails)),
+        }
+    }
+
+    /// Before a snapshot that waits for its guest.
+    pub(super) fn of_snapshot() -> Self {
+        Self {
+            begun: Instant::now(),
+            latency: Some(&METRICS.latencies_us.vmm_full_create_snapshot),
+            generation: None,
         }
     }
 

@@ -51,14 +51,22 @@ fn open(request: &LoadSnapshot) -> Result<LoadedSnapshot, LoadError> {
     }
 }
 
+/// Whether the guest stands still at its fork point, and waits to be told how it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AtForkPoint {
+    Yes,
+    No,
+}
+
 pub(super) fn create_snapshot(
     host: &Host,
     machine: &mut Machine,
     request: &CreateSnapshot,
+    at: AtForkPoint,
 ) -> CommandResult {
     let begun = Instant::now();
     let runs = machine.is_running();
-    if runs && !request.pause {
+    if runs && !request.pause && at == AtForkPoint::No {
         return Err(CommandError(
             "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"}), or have it paused (\"pause_vm\": true)"
                 .to_owned(),
@@ -67,7 +75,19 @@ pub(super) fn create_snapshot(
     if runs {
         machine.pause().map_err(refused)?;
     }
-    let copied = copy_machine(host, machine, request);
+    let copied = match at {
+        // Between the guest's word and the standstill it may have given up.
+        AtForkPoint::Yes if !machine.is_at_fork_point() => Err(CommandError(
+            "the guest stood still, but was not snapshotted in time: try again".to_owned(),
+        )),
+        _ => copy_machine(host, machine, request),
+    };
+    if at == AtForkPoint::Yes {
+        match &copied {
+            Ok(_) => machine.end_fork_as_original(),
+            Err(_) => machine.call_fork_off(),
+        };
+    }
     let standstill = begun.elapsed();
     // Also when the copy failed: the guest shall not pay for a full disk.
     if request.resume || runs {
@@ -135,6 +155,7 @@ fn created(begun: Instant, standstill: Duration, memory_bytes: u64) -> SnapshotC
         standstill,
         total: begun.elapsed(),
         memory_bytes,
+        cooperation: None,
     }
 }
 

@@ -19,6 +19,7 @@ fn child_creates() {
         resume: false,
         pause: false,
         copy_drives: true,
+        cooperative: None,
     };
     let mut staging = Staging::new(&request.state, &request.memory).unwrap();
     let copies = DriveCopies::of_nothing(&request.state, staging.id()).unwrap();

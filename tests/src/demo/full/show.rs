@@ -92,6 +92,7 @@ pub(crate) fn show(steps: &Steps) -> Result<Facts> {
     let (received, flushed) = (download.received(), told.last());
     let request = SnapshotCreate {
         copy_drives: true,
+        cooperative: None,
         ..snapshot.request()
     };
     steps

@@ -23,9 +23,10 @@ pub use logging::{LineFormat, Logger, Metrics};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use snapshot::{
-    ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
-    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
-    VsockOverride,
+    ChangedDrives, ClockChoice, CooperativeCreate, CooperativeCreated, DriveOverride,
+    GenerationChoice, HostPaths, HugePagesAtLoad, MAX_QUIESCE_MS, MemBackend, MemBackendType,
+    NetworkOverride, SnapshotCreate, SnapshotFallback, SnapshotHow, SnapshotLoad, SnapshotType,
+    VsockOverride, WaitedFor,
 };
 
 /// The body of every 400.

@@ -34,6 +34,110 @@ pub struct SnapshotCreate {
     /// guest stands still. Ours; false when absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub copy_drives: bool,
+    /// Have the guest, which runs, take part: its programs make themselves quiet and its kernel stands still, so that no user instruction
+    /// of a clone runs before the clone knows that it is one. The answer has a body then. Ours; absent: the guest is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooperative: Option<CooperativeCreate>,
+}
+
+/// The longest time that a guest may take to stand still for its snapshot, in milliseconds: ten minutes.
+pub const MAX_QUIESCE_MS: u64 = 600_000;
+
+/// How a guest takes part in its snapshot. Ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CooperativeCreate {
+    /// How long it may take from the request until all its CPUs stand still, in milliseconds: 1 to [`MAX_QUIESCE_MS`].
+    #[serde(default = "CooperativeCreate::default_quiesce_ms")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(minimum = 1, maximum = 600_000, default = 10_000)
+    )]
+    pub quiesce_ms: u64,
+    /// What happens if it does not take part.
+    #[serde(default)]
+    pub fallback: SnapshotFallback,
+}
+
+impl CooperativeCreate {
+    fn default_quiesce_ms() -> u64 {
+        10_000
+    }
+}
+
+impl Default for CooperativeCreate {
+    fn default() -> Self {
+        Self {
+            quiesce_ms: Self::default_quiesce_ms(),
+            fallback: SnapshotFallback::default(),
+        }
+    }
+}
+
+/// What happens to a snapshot in which the guest does not take part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotFallback {
+    /// It is refused; the guest goes on.
+    #[default]
+    Refuse,
+    /// It is taken without the guest.
+    Plain,
+}
+
+/// The answer to PUT `/snapshot/create` with `cooperative`. Ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+pub struct CooperativeCreated {
+    /// How the snapshot was taken.
+    pub how: SnapshotHow,
+    /// Why the guest did not take part; absent if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_plain: Option<String>,
+    /// Microseconds that the guest stood still.
+    pub standstill_us: u64,
+    /// Microseconds for everything, from the request on.
+    pub total_us: u64,
+    /// Bytes of guest memory written.
+    pub memory_bytes: u64,
+    /// Microseconds from the request to the answer of the guest's driver. Absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_us: Option<u64>,
+    /// Microseconds from the request until all CPUs stood still: how long the guest's programs took to be quiet. Absent if they never
+    /// stood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce_us: Option<u64>,
+    /// Who was waited for, by the guest's word.
+    pub waited_for: WaitedFor,
+}
+
+/// How a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotHow {
+    /// The guest's agent made its programs quiet, and its kernel stood still.
+    ForkPoint,
+    /// The guest's kernel stood still; it has no agent.
+    KernelOnly,
+    /// Without the guest.
+    Plain,
+}
+
+/// Who was waited for before the guest stood still.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+pub struct WaitedFor {
+    /// The guest's agent.
+    pub agent: bool,
+    /// Its quiesce hooks.
+    pub hooks: bool,
+    /// The programs that it froze.
+    pub frozen: bool,
+    /// The programs that take part by themselves, and parked.
+    pub parked: bool,
 }
 
 /// The kinds of snapshots.

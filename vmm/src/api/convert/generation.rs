@@ -8,7 +8,7 @@ use vmgenie_api::wire::{
 use vmgenie_devices::sgen::{DriverReport, Lack};
 use vmgenie_machine::request::Generation;
 
-use super::{Checked, Convert, WireError};
+use super::{Checked, Convert, WireError, microseconds};
 
 impl Convert<GenerationInfo> for Generation {
     fn convert(self) -> GenerationInfo {
@@ -37,9 +37,7 @@ fn rfc3339(since_epoch: Duration) -> String {
 impl Convert<DriverInfo> for DriverReport {
     fn convert(self) -> DriverInfo {
         let report = self;
-        let us = |after: Option<Duration>| {
-            after.map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX))
-        };
+        let us = |after: Option<Duration>| after.map(microseconds);
         DriverInfo {
             present: report.present(),
             version: report.version,
@@ -98,7 +96,7 @@ pub fn waited(wait: &GenerationWait, report: DriverReport, waited: Duration) -> 
     GenerationWaited {
         adapted: missing.is_empty(),
         missing,
-        waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
+        waited_us: microseconds(waited),
         driver: report.convert(),
     }
 }

@@ -10,16 +10,18 @@ mod machine;
 mod snapshot;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 use vmgenie_api::wire::{
-    Action, ActionType, InstanceData, MAX_WAIT_MS, State, TargetState, VmUpdate,
+    Action, ActionType, InstanceData, MAX_QUIESCE_MS, MAX_WAIT_MS, State, TargetState, VmUpdate,
 };
 
 pub use config::CheckedConfigFile;
 pub use generation::{missing, waited};
 pub use logging::parse_level;
 pub use machine::patched;
+pub use snapshot::created;
 
 use vmgenie_machine::config::ConfigError;
 
@@ -38,6 +40,11 @@ pub trait Checked<T> {
 pub trait Convert<T> {
     /// Converts it.
     fn convert(self) -> T;
+}
+
+/// A time as the API tells it.
+pub fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A body that is well-formed JSON of the right shape and still asks for what cannot be.
@@ -78,6 +85,9 @@ pub enum WireError {
     /// `timeout_ms` is out of range.
     #[error("a wait of {0} ms was asked for: timeout_ms may be {MAX_WAIT_MS} at most")]
     WaitTooLong(u64),
+    /// `quiesce_ms` is out of range.
+    #[error("a quiesce_ms of {0} was asked for: it may be 1 to {MAX_QUIESCE_MS}")]
+    Quiesce(u64),
     /// A field that must be there.
     #[error("missing field `{0}`")]
     Missing(&'static str),

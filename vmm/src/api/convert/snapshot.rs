@@ -1,9 +1,12 @@
 //! `/snapshot/create` and `/snapshot/load`.
 
+use std::time::Duration;
+
 use vmgenie_api::wire::{
-    ChangedDrives, ClockChoice, DriveOverride, GenerationChoice, HostPaths, HugePagesAtLoad,
-    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
-    VsockOverride,
+    ChangedDrives, ClockChoice, CooperativeCreate, CooperativeCreated, DriveOverride,
+    GenerationChoice, HostPaths, HugePagesAtLoad, MAX_QUIESCE_MS, MemBackend, MemBackendType,
+    NetworkOverride, SnapshotCreate, SnapshotFallback, SnapshotHow, SnapshotLoad, SnapshotType,
+    VsockOverride, WaitedFor,
 };
 use vmgenie_machine::config::{
     self, Cid, DeviceId, DeviceOverrides, DriveSource, InstanceData, InterfaceName,
@@ -11,7 +14,9 @@ use vmgenie_machine::config::{
 use vmgenie_machine::request::{self, CreateSnapshot, LoadSnapshot, RestoreAs};
 use vmgenie_snapshot::SnapshotId;
 
-use super::{Checked, Convert, WireError, not_empty};
+use crate::controller::command::{Cooperation, How, SnapshotCreated};
+
+use super::{Checked, Convert, WireError, microseconds, not_empty};
 
 impl Checked<CreateSnapshot> for SnapshotCreate {
     fn checked(self) -> Result<CreateSnapshot, WireError> {
@@ -30,7 +35,47 @@ impl Checked<CreateSnapshot> for SnapshotCreate {
             resume: wire.resume_vm,
             pause: wire.pause_vm,
             copy_drives: wire.copy_drives,
+            cooperative: wire.cooperative.map(Checked::checked).transpose()?,
         })
+    }
+}
+
+impl Checked<request::Cooperative> for CooperativeCreate {
+    fn checked(self) -> Result<request::Cooperative, WireError> {
+        if !(1..=MAX_QUIESCE_MS).contains(&self.quiesce_ms) {
+            return Err(WireError::Quiesce(self.quiesce_ms));
+        }
+        Ok(request::Cooperative {
+            quiesce: Duration::from_millis(self.quiesce_ms),
+            fallback: match self.fallback {
+                SnapshotFallback::Refuse => request::Fallback::Refuse,
+                SnapshotFallback::Plain => request::Fallback::Plain,
+            },
+        })
+    }
+}
+
+/// What the API tells of a snapshot in which the guest was asked to take part.
+pub fn created(made: &SnapshotCreated, cooperation: &Cooperation) -> CooperativeCreated {
+    let waited = cooperation.waited_for;
+    CooperativeCreated {
+        how: match cooperation.how {
+            How::ForkPoint => SnapshotHow::ForkPoint,
+            How::KernelOnly => SnapshotHow::KernelOnly,
+            How::Plain => SnapshotHow::Plain,
+        },
+        why_plain: cooperation.why_plain.map(str::to_owned),
+        standstill_us: microseconds(made.standstill),
+        total_us: microseconds(made.total),
+        memory_bytes: made.memory_bytes,
+        heard_us: cooperation.heard_after.map(microseconds),
+        quiesce_us: cooperation.stopped_after.map(microseconds),
+        waited_for: WaitedFor {
+            agent: waited.agent,
+            hooks: waited.hooks,
+            frozen: waited.frozen,
+            parked: waited.parked,
+        },
     }
 }
 

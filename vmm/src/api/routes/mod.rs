@@ -9,7 +9,6 @@ mod monitor;
 mod snapshot;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -167,10 +166,6 @@ impl Shared {
 
 fn ok<T: serde::Serialize>(body: &T) -> Response {
     json_response(StatusCode::OK, body)
-}
-
-fn microseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Tells in the answer that the request had a deprecated field, if it had, whether it was granted or refused.

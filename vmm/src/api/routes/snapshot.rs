@@ -9,14 +9,15 @@ use hyper::{HeaderMap, StatusCode};
 use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use vmgenie_api::wire;
 
-use super::{Answer, Api, Json, deprecated, microseconds};
-use crate::api::convert::Checked;
+use super::{Answer, Api, Json, deprecated, ok};
+use crate::api::convert::{Checked, created, microseconds};
 use crate::api::fault::ApiFault;
 use crate::controller::command::{Command, Reply};
 use crate::metrics::METRICS;
 
-/// Writes a full snapshot of a paused machine.
+/// Writes a full snapshot of a paused machine, or of one that runs, with `pause_vm` or `cooperative`.
 #[utoipa::path(put, path = "/snapshot/create", request_body = wire::SnapshotCreate, responses(
+    (status = 200, description = "The same, of a request with `cooperative`", body = wire::CooperativeCreated),
     (status = 204, description = "Both files are safe on disk", headers(
         ("x-vmgenie-standstill-us" = u64, description = "Microseconds that the guest stood still. Ours."),
         ("x-vmgenie-total-us" = u64, description = "Microseconds for everything. Ours."),
@@ -40,7 +41,10 @@ pub(super) async fn create_snapshot(
             );
             headers.insert(TOTAL_HEADER, HeaderValue::from(microseconds(made.total)));
             headers.insert(MEMORY_HEADER, HeaderValue::from(made.memory_bytes));
-            Ok((StatusCode::NO_CONTENT, headers).into_response())
+            Ok(match &made.cooperation {
+                None => (StatusCode::NO_CONTENT, headers).into_response(),
+                Some(cooperation) => (headers, ok(&created(&made, cooperation))).into_response(),
+            })
         }
         _ => Err(ApiFault::UnexpectedReply("PUT /snapshot/create")),
     }

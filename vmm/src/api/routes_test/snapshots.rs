@@ -1,7 +1,11 @@
+use std::time::Duration;
+
 use serde_json::json;
 use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use vmgenie_machine::config::{self, DeviceOverrides};
-use vmgenie_machine::request::{ChangedDrives, ClockPolicy, HostPaths, RestoreAs};
+use vmgenie_machine::request::{
+    ChangedDrives, ClockPolicy, Cooperative, Fallback, HostPaths, RestoreAs,
+};
 use vmgenie_snapshot::SnapshotId;
 
 use super::*;
@@ -27,9 +31,48 @@ fn a_snapshot_is_created_and_its_times_are_told() {
             resume,
             pause: resume,
             copy_drives: resume,
+            cooperative: None,
         })
     };
     assert_eq!(api.commands(), [command(false), command(true)]);
+}
+
+#[test]
+fn a_snapshot_in_which_the_guest_takes_part_tells_how() {
+    let api = willing();
+    let send = |cooperative: serde_json::Value| {
+        let body =
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "cooperative": cooperative });
+        let (status, headers, answer) = api.send("PUT", "/snapshot/create", body.to_string());
+        assert_eq!(
+            (status, headers[STANDSTILL_HEADER].as_bytes()),
+            (200, &b"1234"[..])
+        );
+        serde_json::from_slice::<serde_json::Value>(&answer).unwrap()
+    };
+    let made = json!({
+        "how": "fork-point", "standstill_us": 1234, "total_us": 56_000, "memory_bytes": 7 << 20,
+        "heard_us": 300, "quiesce_us": 20_000,
+        "waited_for": { "agent": true, "hooks": true, "frozen": false, "parked": false },
+    });
+    assert_eq!(send(json!({})), made);
+    assert_eq!(send(json!({ "quiesce_ms": 1, "fallback": "plain" })), made);
+    let asked: Vec<_> = api
+        .commands()
+        .into_iter()
+        .map(|command| match command {
+            Command::CreateSnapshot(request) => request.cooperative.unwrap(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let expected = [(10_000, Fallback::Refuse), (1, Fallback::Plain)];
+    assert_eq!(
+        asked,
+        expected.map(|(ms, fallback)| Cooperative {
+            quiesce: Duration::from_millis(ms),
+            fallback,
+        })
+    );
 }
 
 #[test]
@@ -45,6 +88,20 @@ fn a_snapshot_that_cannot_be_created_is_refused() {
         (
             json!({ "snapshot_path": "/s", "mem_file_path": "/s" }),
             "same file",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "cooperative": { "quiesce_ms": 0 } }),
+            "1 to 600000",
+        ),
+        (
+            json!({
+                "snapshot_path": "/s", "mem_file_path": "/m", "cooperative": { "quiesce_ms": 600_001 },
+            }),
+            "600001",
+        ),
+        (
+            json!({ "snapshot_path": "/s", "mem_file_path": "/m", "cooperative": { "fallback": "" } }),
+            "unknown variant",
         ),
         (
             json!({ "snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m" }),
