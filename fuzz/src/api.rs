@@ -8,10 +8,9 @@ use vmgenie::api::convert::{Checked, CheckedConfigFile};
 use vmgenie::logging::LogConfig;
 use vmgenie::metrics::MetricsConfig;
 use vmgenie_api::wire;
-use vmgenie_machine::config::{
-    BootSource, DevicesConfig, DriveConfig, EntropyConfig, MachineConfig, NetConfig, VsockConfig,
-};
+use vmgenie_machine::config::{BootSource, DriveConfig, MachineConfig, NetConfig, VsockConfig};
 use vmgenie_machine::request::{CreateSnapshot, LoadSnapshot};
+use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
 
 /// A body; what is said of one that is taken, is taken again.
 #[allow(

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
-use vmgenie_machine::virtio::state::DevicesPart;
+use vmgenie_machine::virtio::kinds::DevicesPart;
 use vmgenie_snapshot::Part;
 
 use super::*;

@@ -17,14 +17,14 @@ use vmgenie_devices::virtio::{
 use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
 use vmgenie_machine::SavedMachine;
 use vmgenie_machine::config::{
-    Cid, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InterfaceName, NetConfig,
-    VsockConfig, VsockPeers,
+    Cid, DeviceId, DriveConfig, InterfaceName, NetConfig, VsockConfig, VsockPeers,
 };
 use vmgenie_machine::layout;
 use vmgenie_machine::memory::GuestMemory;
 use vmgenie_machine::state::MachineState;
-use vmgenie_machine::virtio::files::DriveFileState;
-use vmgenie_machine::virtio::saved_devices::SavedDevices;
+use vmgenie_machine::virtio::drive_files::DriveFileState;
+use vmgenie_machine::virtio::kinds::SavedDevices;
+use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
 use vmgenie_snapshot::{Header, StateReader};
 
 use crate::Input;

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use event_manager::{EventManager, SubscriberOps};
 use thiserror::Error;
 use vmgenie_devices::throttle::Throttle;
-use vmgenie_machine::config::{BootSource, DevicesConfig, MachineConfig, OnReboot};
+use vmgenie_machine::config::{BootSource, MachineConfig, OnReboot};
 use vmgenie_machine::events::EventSender;
 use vmgenie_machine::request::LoadSnapshot;
 use vmgenie_machine::virtio::VirtioEvents;
+use vmgenie_machine::virtio::kinds::DevicesConfig;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 

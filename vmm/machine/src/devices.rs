@@ -18,7 +18,7 @@ use vmgenie_devices::sgen::{self, OnReport, RealtimeClock};
 use vmgenie_devices::{BootTimer, InterruptLine, Persist, Restore, boot_timer, vmclock, vmgenid};
 
 use crate::generation::{self, GenerationDevices, GenerationError};
-use crate::metrics::DEVICES;
+use crate::metrics::SERIAL;
 use crate::request::ClockPolicy;
 
 use super::console::ConsoleOutput;
@@ -145,7 +145,7 @@ impl Devices {
                     .unwrap_or_else(PoisonError::into_inner)
                     .send(MachineEvent::ConsoleRoom);
             }),
-            DEVICES.serial(),
+            SERIAL.of(),
         )));
         let mut bus = IoManager::new();
         put(&mut bus, pm::PORT_BASE, pm::PORT_LEN, Arc::clone(&pm) as _)?;

@@ -47,7 +47,7 @@ use vmgenie_devices::BootTimer;
 use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
 
-use crate::config::{BootSource, DeviceId, DevicesConfig, MachineConfig};
+use crate::config::{BootSource, DeviceId, MachineConfig};
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
 use crate::request::{ClockPolicy, Generation};
 use boot::BootError;
@@ -72,6 +72,7 @@ use vcpus::VcpuSet;
 pub use vcpus::{Standstill, StillRunning};
 pub use virtio::VirtioError;
 pub use virtio::files::HostPathError;
+use virtio::kinds::DevicesConfig;
 pub use virtio::{DeviceBusy, DriveCopies, UpdateDriveError, UpdateNetError};
 use virtio::{VirtioDevices, VirtioEvents};
 

@@ -107,7 +107,11 @@ impl Machine {
         let memory = Memory::from_file(saved.config.memory_bytes(), snapshot.memory)?;
         // Nothing on the host is opened for a state that will be refused.
         saved.check_virtio(&wanted, memory.map())?;
-        let copies = make_drives(&mut located, &request.overrides)?;
+        let copies = make_drives(
+            located.devices.drives(),
+            &mut located.found,
+            &request.overrides,
+        )?;
         let vm = Arc::new(vm);
         memory.register(&vm)?;
         let pit = saved.platform.pit.is_some();

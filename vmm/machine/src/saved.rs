@@ -7,14 +7,14 @@ use thiserror::Error;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 use vmgenie_snapshot::{Distrust, SnapshotId, StateError, StateReader};
 
-use super::backends::found::Located;
 use super::devices::DeviceStates;
 use super::layout;
 use super::memory::GuestMemory;
 use super::state::{MachineState, PlatformState, VcpuState};
-use super::virtio::files::{self, HostPathError};
+use super::virtio::files::{self, HostPathError, Located};
+use super::virtio::kinds::DevicesConfig;
 use super::virtio::{SavedVirtio, VirtioError};
-use crate::config::{ConfigError, DevicesConfig, MachineConfig};
+use crate::config::{ConfigError, MachineConfig};
 use crate::generation::{GenerationDevices, GenerationError};
 use crate::request::LoadSnapshot;
 

@@ -6,13 +6,13 @@ use kvm_bindings::{
     kvm_vcpu_events, kvm_xcrs,
 };
 use serde::{Deserialize, Serialize};
+use vmgenie_devices::bounded;
 use vmgenie_devices::fw_cfg::FwCfgState;
 use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
 use vmgenie_devices::sgen::{SysGenState, SysGenStateV1, SysGenStateV2};
 use vmgenie_devices::vmclock::VmClockState;
 use vmgenie_devices::vmgenid::VmGenIdState;
-use vmgenie_devices::{DeviceState, bounded};
 
 use vmgenie_snapshot::Part;
 
@@ -102,9 +102,9 @@ macro_rules! device_part {
         #[serde(transparent)]
         pub struct $name(pub $state);
 
-        impl Part for $name {
+        impl vmgenie_snapshot::Part for $name {
             const TAG: &'static str = $tag;
-            const VERSION: u16 = <$state as DeviceState>::VERSION;
+            const VERSION: u16 = <$state as vmgenie_devices::DeviceState>::VERSION;
 
             $(fn from_older(version: u16, body: &[u8]) -> Option<postcard::Result<(Self, &[u8])>> {
                 match version {
@@ -271,13 +271,8 @@ mod tests {
 
     #[test]
     fn every_part_is_in_the_document_of_the_format_with_its_version() {
-        use crate::virtio::files::DriveFilePart;
-        use crate::virtio::state::{
-            BlockPart, DevicesPart, EntropyPart, NetPart, TransportPart, VsockPart,
-        };
-
-        fn row<P: Part>() -> String {
-            format!("| `{}`| {} |", P::TAG, P::VERSION)
+        fn row<P: Part>() -> (&'static str, u16) {
+            (P::TAG, P::VERSION)
         }
         let document = include_str!("../../../docs/snapshot-format.md");
         let document = document
@@ -293,14 +288,12 @@ mod tests {
             row::<SysGenPart>(),
             row::<VmClockPart>(),
             row::<FwCfgPart>(),
-            row::<DevicesPart>(),
-            row::<TransportPart>(),
-            row::<DriveFilePart>(),
-            row::<BlockPart>(),
-            row::<NetPart>(),
-            row::<VsockPart>(),
-            row::<EntropyPart>(),
-        ] {
+        ]
+        .into_iter()
+        .chain(crate::virtio::kinds::PARTS)
+        {
+            let (tag, version) = row;
+            let row = format!("| `{tag}`| {version} |");
             assert!(document.contains(&row), "{row}");
         }
     }

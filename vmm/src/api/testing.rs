@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_devices::vmgenid::GenerationId;
-use vmgenie_machine::config::{BootSource, Cmdline, DevicesConfig, InstanceData, MachineConfig};
+use vmgenie_machine::config::{BootSource, Cmdline, InstanceData, MachineConfig};
 use vmgenie_machine::request::Generation;
+use vmgenie_machine::virtio::kinds::DevicesConfig;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::controller::command::{

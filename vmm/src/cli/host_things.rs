@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::wire::SnapshotLoad;
-use vmgenie_machine::config::DevicesConfig;
 use vmgenie_machine::request::LoadSnapshot;
+use vmgenie_machine::virtio::kinds::DevicesConfig;
 use vmgenie_machine::{SavedError, SavedMachine};
 use vmgenie_snapshot::{LoadError, open_judged};
 

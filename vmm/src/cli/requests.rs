@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use vmgenie_api::wire;
-use vmgenie_machine::config::{
-    ConfigError, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, NetConfig, VsockPeers,
-};
+use vmgenie_machine::config::{ConfigError, DeviceId, DriveConfig, NetConfig, VsockPeers};
+use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
 
 use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
 use super::data::{DataError, instance_data};

@@ -9,11 +9,11 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_machine::config::{
-    BootSource, DeviceId, DevicesConfig, DriveConfig, EntropyConfig, InstanceData, MachineConfig,
-    NetConfig, VsockConfig,
+    BootSource, DeviceId, DriveConfig, InstanceData, MachineConfig, NetConfig, VsockConfig,
 };
 use vmgenie_machine::console_history::ConsoleHistory;
 use vmgenie_machine::request::{CreateSnapshot, Generation, LoadSnapshot};
+use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::logging::LogConfig;

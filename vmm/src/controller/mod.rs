@@ -23,15 +23,15 @@ use vmgenie_machine::backends::tap::check_kind;
 use vmgenie_machine::boot::{self, BootError};
 use vmgenie_machine::boot_timer;
 use vmgenie_machine::config::{
-    BootSource, ConfigError, DevicesConfig, DriveConfig, InstanceData, MachineConfig, NetConfig,
+    BootSource, ConfigError, DriveConfig, InstanceData, MachineConfig, NetConfig,
 };
 use vmgenie_machine::console::ConsoleOutput;
 use vmgenie_machine::console_history::ConsoleHistory;
 use vmgenie_machine::events::EventSender;
 use vmgenie_machine::generation::LastGeneration;
-use vmgenie_machine::metrics::DEVICES;
 use vmgenie_machine::report::report;
 use vmgenie_machine::virtio::VirtioEvents;
+use vmgenie_machine::virtio::kinds::DevicesConfig;
 use vmgenie_machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
 use vmgenie_snapshot::NamedFile;
 
@@ -270,7 +270,7 @@ impl Controller {
         if self.machine.is_none() && self.spare.is_none() && self.starting.is_none() {
             // A load or start has failed and used the empty VM up. If this fails, the next attempt tells.
             self.spare = self.host.empty_vm().ok();
-            DEVICES.forget_all();
+            vmgenie_machine::virtio::kinds::forget_metrics();
         }
         if let Some((state, memory)) = self.restored_from.take() {
             if let Some(machine) = &self.machine {

@@ -14,7 +14,8 @@ pub use requests::count_request;
 use vmgenie_devices::metrics::{Counter, Group, Kind, Metric, Number};
 use vmgenie_devices::metrics_group;
 
-use vmgenie_machine::metrics::{DEVICES, MACHINE};
+use vmgenie_machine::metrics::{MACHINE, SERIAL};
+use vmgenie_machine::virtio::kinds;
 
 /// The last value of something.
 #[derive(Debug, Default)]
@@ -113,7 +114,8 @@ pub fn samples() -> Vec<Sample> {
     for (name, group) in METRICS.groups().into_iter().chain(MACHINE.groups()) {
         add(name, None, group);
     }
-    DEVICES.tell(&mut add);
+    kinds::tell_metrics(&mut add);
+    SERIAL.tell("uart", &mut add);
     samples
 }
 

@@ -12,8 +12,8 @@ use vmgenie_snapshot::NamedFile;
 
 use super::drive::copy_file::{copy_file, new_file, no_file};
 use super::drive::{self, OverlayError, overlay};
-use super::found::Located;
-use crate::config::{DeviceOverrides, DriveOverride, DriveSource};
+use super::found::DriveFiles;
+use crate::config::{DeviceOverrides, DriveConfig, DriveOverride, DriveSource};
 
 /// A clone's own file could not be made.
 #[derive(Debug, Error)]
@@ -70,16 +70,17 @@ impl Drop for Copies {
     }
 }
 
-/// Makes the files that `overrides` ask for, of those that were found. If one fails, none stays. Those that the machine will have otherwise are no
-/// longer among the found.
+/// Makes the files that `overrides` ask for, of those that were found, one for each drive. If one fails, none stays. Those that the machine will have
+/// otherwise are no longer among the found.
 pub(crate) fn make_drives(
-    located: &mut Located,
+    drives: &[DriveConfig],
+    found: &mut [DriveFiles],
     overrides: &DeviceOverrides,
 ) -> Result<Copies, CopyError> {
     let mut made = Copies::default();
     for DriveOverride { id, path, source } in &overrides.drives {
-        let mut drives = located.devices.drives().iter().zip(&mut located.found);
-        let Some((drive, found)) = drives.find(|(drive, _)| drive.id == *id) else {
+        let mut both = drives.iter().zip(&mut *found);
+        let Some((drive, found)) = both.find(|(drive, _)| drive.id == *id) else {
             continue; // refused elsewhere
         };
         let (from, file) = match (source, &drive.overlay) {
@@ -185,13 +186,11 @@ mod tests {
 
     #[test]
     fn an_overlay_is_made_on_a_file_and_a_copy_of_it_on_the_same() {
-        use crate::backends::found::DriveFiles;
-        use crate::config::{DeviceId, DevicesConfig, DriveConfig};
+        use crate::config::DeviceId;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("image"), [7; 10_000]).unwrap();
         let with = |overlay: Option<&str>, source, to| {
-            let mut devices = DevicesConfig::default();
             let drive = DriveConfig {
                 id: DeviceId::new("d").unwrap(),
                 path: path("image"),
@@ -202,18 +201,15 @@ mod tests {
                 io_engine: Default::default(),
                 partuuid: None,
             };
-            devices.put_drive(drive.clone()).unwrap();
             let overrides = DeviceOverrides {
                 drives: vec![DriveOverride {
-                    id: drive.id,
+                    id: drive.id.clone(),
                     path: path(to),
                     source,
                 }],
                 ..DeviceOverrides::default()
             };
-            let found = vec![DriveFiles::default()];
-            let mut located = Located { devices, found };
-            make_drives(&mut located, &overrides).map(Copies::keep)
+            make_drives(&[drive], &mut [DriveFiles::default()], &overrides).map(Copies::keep)
         };
         with(None, DriveSource::Overlay, "first").unwrap();
         with(Some("first"), DriveSource::Overlay, "second").unwrap();

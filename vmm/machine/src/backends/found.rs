@@ -7,8 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use serde::{Deserialize, Serialize};
 use vmgenie_snapshot::NamedFile;
 
-use crate::config::DevicesConfig;
-
 /// A regular file as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {
@@ -53,13 +51,4 @@ pub(crate) struct DriveFiles {
     pub(crate) file: Option<NamedFile>,
     /// Its overlay.
     pub(crate) overlay: Option<NamedFile>,
-}
-
-/// The devices of a snapshot, with its own copies of drives, and the files of each drive.
-#[derive(Debug)]
-pub(crate) struct Located {
-    /// The devices.
-    pub(crate) devices: DevicesConfig,
-    /// What was found, one for each drive.
-    pub(crate) found: Vec<DriveFiles>,
 }

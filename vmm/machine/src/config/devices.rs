@@ -1,6 +1,4 @@
-//! The virtio devices of a machine, and what of them another clone of the same snapshot may have otherwise.
-//!
-//! The order of [`DevicesConfig`] is the order of the devices' slots: drives (the root drive first), network interfaces, vsock, entropy.
+//! The devices that have something of the host behind them, and what of them another clone of the same snapshot may have otherwise.
 
 use std::path::PathBuf;
 
@@ -119,240 +117,6 @@ pub enum VsockPeers {
     Own,
 }
 
-/// The entropy device; it takes the host's random numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EntropyConfig {}
-
-/// All virtio devices of a machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DevicesConfig {
-    drives: Vec<DriveConfig>,
-    nets: Vec<NetConfig>,
-    vsock: Option<VsockConfig>,
-    entropy: Option<EntropyConfig>,
-}
-
-impl DevicesConfig {
-    /// Devices as a state file lists them, which may contradict each other: see [`Self::check`].
-    pub(crate) fn listed(
-        drives: Vec<DriveConfig>,
-        nets: Vec<NetConfig>,
-        vsock: Option<VsockConfig>,
-        entropy: Option<EntropyConfig>,
-    ) -> Self {
-        Self {
-            drives,
-            nets,
-            vsock,
-            entropy,
-        }
-    }
-
-    /// The drives, the root drive first.
-    pub fn drives(&self) -> &[DriveConfig] {
-        &self.drives
-    }
-
-    /// The network interfaces.
-    pub fn nets(&self) -> &[NetConfig] {
-        &self.nets
-    }
-
-    /// The vsock device.
-    pub fn vsock(&self) -> Option<&VsockConfig> {
-        self.vsock.as_ref()
-    }
-
-    /// The entropy device.
-    pub fn entropy(&self) -> Option<&EntropyConfig> {
-        self.entropy.as_ref()
-    }
-
-    /// How many devices these are.
-    pub fn len(&self) -> usize {
-        let single = usize::from(self.vsock.is_some()) + usize::from(self.entropy.is_some());
-        self.drives.len() + self.nets.len() + single
-    }
-
-    /// Is there none?
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The drive that the guest's root file system is on.
-    pub fn root_drive(&self) -> Option<&DriveConfig> {
-        self.drives.first().filter(|drive| drive.is_root)
-    }
-
-    /// Adds a drive, or replaces the one of the same name where it is. A root drive goes to the first place.
-    ///
-    /// # Errors
-    /// There is another root drive already, or nothing to be written to an overlay.
-    pub fn put_drive(&mut self, drive: DriveConfig) -> Result<(), ConfigError> {
-        if drive.read_only && drive.overlay.is_some() {
-            return Err(ConfigError::ReadOnlyOverlay(drive.id));
-        }
-        let other_root = self.root_drive().is_some_and(|root| root.id != drive.id);
-        if drive.is_root && other_root {
-            return Err(ConfigError::SecondRoot);
-        }
-        let place = self.drives.iter().position(|other| other.id == drive.id);
-        match place {
-            Some(place) if !drive.is_root => self.drives[place] = drive,
-            _ => {
-                if let Some(place) = place {
-                    self.drives.remove(place);
-                }
-                let place = if drive.is_root { 0 } else { self.drives.len() };
-                self.drives.insert(place, drive);
-            }
-        }
-        Ok(())
-    }
-
-    /// Another file behind a drive, without an overlay.
-    ///
-    /// # Errors
-    /// There is no drive of that name.
-    pub fn set_drive_path(&mut self, id: &DeviceId, path: PathBuf) -> Result<(), ConfigError> {
-        let drive = self.drive_mut(id)?;
-        drive.path = path;
-        drive.overlay = None;
-        Ok(())
-    }
-
-    /// The copy of a drive that a snapshot has: of its overlay, or else of its file. Nothing if there is no such drive.
-    pub(crate) fn set_drive_copy(&mut self, id: &DeviceId, copy: PathBuf) {
-        if let Ok(drive) = self.drive_mut(id) {
-            match &mut drive.overlay {
-                Some(overlay) => *overlay = copy,
-                None => drive.path = copy,
-            }
-        }
-    }
-
-    /// Interfaces without a MAC address get these, in the order of the interfaces.
-    pub fn keep_macs(&mut self, macs: impl Iterator<Item = MacAddress>) {
-        for (net, mac) in self.nets.iter_mut().zip(macs) {
-            net.guest_mac.get_or_insert(mac);
-        }
-    }
-
-    /// Adds a network interface, or replaces the one of the same name where it is.
-    ///
-    /// # Errors
-    /// Another interface has the same MAC address or uses the same tap.
-    pub fn put_net(&mut self, net: NetConfig) -> Result<(), ConfigError> {
-        self.check_conflicts(&net)?;
-        match self.nets.iter_mut().find(|other| other.id == net.id) {
-            Some(place) => *place = net,
-            None => self.nets.push(net),
-        }
-        Ok(())
-    }
-
-    /// Sets or replaces the vsock device.
-    pub fn set_vsock(&mut self, vsock: VsockConfig) {
-        self.vsock = Some(vsock);
-    }
-
-    /// Sets or replaces the entropy device.
-    pub fn set_entropy(&mut self, entropy: EntropyConfig) {
-        self.entropy = Some(entropy);
-    }
-
-    /// Checks what a decoded state file may contradict: names that appear twice, a root drive that is not the first.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let mut rebuilt = Self {
-            vsock: self.vsock.clone(),
-            entropy: self.entropy,
-            ..Self::default()
-        };
-        for drive in &self.drives {
-            rebuilt.put_drive(drive.clone())?;
-        }
-        for net in &self.nets {
-            rebuilt.put_net(net.clone())?;
-        }
-        if rebuilt == *self {
-            Ok(())
-        } else {
-            Err(ConfigError::Contradiction)
-        }
-    }
-
-    /// The devices of a machine that is restored with `overrides`.
-    ///
-    /// # Errors
-    /// An override names a device that is not there, or makes two devices the same.
-    pub fn overridden(mut self, overrides: &DeviceOverrides) -> Result<Self, ConfigError> {
-        for (index, DriveOverride { id, path, source }) in overrides.drives.iter().enumerate() {
-            // Else it would depend on who looks what becomes of the drive.
-            if overrides.drives[..index]
-                .iter()
-                .any(|other| other.id == *id)
-            {
-                return Err(ConfigError::OverriddenTwice(id.clone()));
-            }
-            let drive = self.drive_mut(id)?;
-            match source {
-                DriveSource::Copy if drive.overlay.is_some() => {
-                    return Err(ConfigError::CopyOfOverlay(id.clone()));
-                }
-                DriveSource::Existing | DriveSource::Copy => {
-                    self.set_drive_path(id, path.clone())?;
-                }
-                DriveSource::Overlay if drive.read_only => {
-                    return Err(ConfigError::ReadOnlyOverlay(id.clone()));
-                }
-                DriveSource::Overlay => drive.overlay = Some(path.clone()),
-            }
-        }
-        for change in &overrides.nets {
-            let net = self.net_mut(&change.id)?;
-            if let Some(name) = &change.host_dev_name {
-                net.host_dev_name = name.clone();
-            }
-            net.guest_mac = change.guest_mac.or(net.guest_mac);
-        }
-        // Not before all have been changed: two interfaces may have exchanged their taps.
-        for net in &self.nets {
-            self.check_conflicts(net)?;
-        }
-        if overrides.vsock != VsockOverride::default() {
-            let vsock = self.vsock.as_mut().ok_or(ConfigError::NoVsock)?;
-            vsock.peers = overrides.vsock.peers.unwrap_or(vsock.peers);
-            if let Some(path) = &overrides.vsock.uds_path {
-                vsock.uds_path = path.clone();
-            }
-            vsock.guest_cid = overrides.vsock.guest_cid.unwrap_or(vsock.guest_cid);
-        }
-        Ok(self)
-    }
-
-    fn drive_mut(&mut self, id: &DeviceId) -> Result<&mut DriveConfig, ConfigError> {
-        let found = self.drives.iter_mut().find(|drive| drive.id == *id);
-        found.ok_or_else(|| ConfigError::NoSuchDrive(id.clone()))
-    }
-
-    fn net_mut(&mut self, id: &DeviceId) -> Result<&mut NetConfig, ConfigError> {
-        let found = self.nets.iter_mut().find(|net| net.id == *id);
-        found.ok_or_else(|| ConfigError::NoSuchNet(id.clone()))
-    }
-
-    fn check_conflicts(&self, net: &NetConfig) -> Result<(), ConfigError> {
-        for other in self.nets.iter().filter(|other| other.id != net.id) {
-            if let Some(mac) = net.guest_mac.filter(|mac| other.guest_mac == Some(*mac)) {
-                return Err(ConfigError::MacInUse(mac));
-            }
-            if other.host_dev_name == net.host_dev_name {
-                return Err(ConfigError::TapInUse(net.host_dev_name.clone()));
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What a restored machine has otherwise than the one that was snapshotted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceOverrides {
@@ -412,5 +176,14 @@ pub struct VsockOverride {
 }
 
 #[cfg(test)]
-#[path = "devices_test.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_cannot_smuggle_in_a_kernel_parameter() {
+        assert!(PartUuid::new("0eaa91a0-01").is_ok());
+        assert!(PartUuid::new("0eaa91a0-01/PARTNROFF=1").is_ok());
+        assert!(PartUuid::new("x init=/bin/sh").is_err());
+        assert!(PartUuid::new("").is_err());
+    }
+}

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use devices::{
-    CacheMode, DeviceOverrides, DevicesConfig, DriveConfig, DriveOverride, DriveSource,
-    EntropyConfig, IoEngine, NetConfig, NetOverride, PartUuid, VsockConfig, VsockOverride,
-    VsockPeers,
+    CacheMode, DeviceOverrides, DriveConfig, DriveOverride, DriveSource, IoEngine, NetConfig,
+    NetOverride, PartUuid, VsockConfig, VsockOverride, VsockPeers,
 };
 pub use vmgenie_devices::fw_cfg::{
     FILE_LEN as MAX_INSTANCE_DATA_LEN, InstanceData, InstanceDataError,

@@ -5,7 +5,8 @@ mod devices;
 use vmgenie_devices::metrics::{Counter, Durations, Group};
 use vmgenie_devices::metrics_group;
 
-pub use devices::{DEVICES, DeviceMetrics, Visit};
+pub(crate) use devices::ByName;
+pub use devices::{SERIAL, Single, Visit};
 
 metrics_group! {
     /// vCPUs leaving their guest.

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 use vmgenie_snapshot::{SnapshotId, with_current};
 
-use super::files::{DriveFileState, copy_suffix};
+use super::drive_files::{DriveFileState, copy_suffix};
 use crate::backends::drive::lock::{self, Use};
 use crate::backends::drive::{Drive, sync_name};
 use crate::backends::found::FileStamp;

@@ -9,10 +9,10 @@ use vmgenie_snapshot::SnapshotId;
 
 use super::VirtioDevices;
 use super::copies::{CopyDrivesError, DriveCopies};
-use super::device::{Device, DeviceBusy, PATIENCE};
+use super::device::{DeviceBusy, PATIENCE};
+use super::kinds::DRIVE_METRICS;
 use crate::backends::drive::DriveError;
 use crate::config::DeviceId;
-use crate::metrics::DEVICES;
 
 /// Why a drive could not be updated.
 #[derive(Debug, Error)]
@@ -43,8 +43,8 @@ impl VirtioDevices {
         // Drives have the first slots, in their order.
         let found = drives
             .position(|drive| drive.id == *id)
-            .and_then(|slot| Some((slot, &self.slots.get(slot)?.device)));
-        let Some((slot, Device::Block(device))) = found else {
+            .and_then(|slot| Some((slot, self.slots.get(slot)?.device.as_drive()?)));
+        let Some((slot, device)) = found else {
             return Err(UpdateDriveError::NoSuchDrive(id.clone()));
         };
         let mut config = self.config.drives()[slot].clone();
@@ -52,7 +52,7 @@ impl VirtioDevices {
             config.path = path;
             config.overlay = None;
         }
-        let metrics = DEVICES.drive(id.as_str());
+        let metrics = DRIVE_METRICS.of(id.as_str());
         let updated = device.with_device_within(PATIENCE, |block, active| {
             let drive = block.store().reopen(&config)?;
             if let Some(fd) = drive.fd() {
@@ -88,7 +88,7 @@ impl VirtioDevices {
     ) -> Result<DriveCopies, CopyDrivesError> {
         let mut copies = DriveCopies::none(state, id);
         for (slot, drive) in self.slots.iter().zip(self.config.drives()) {
-            if let Device::Block(device) = &slot.device
+            if let Some(device) = slot.device.as_drive()
                 && !drive.read_only
             {
                 device.with_device(|block, _| copies.add(block.id(), block.store()))?;

@@ -5,39 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vmgenie_snapshot::{Distrust, NamedFile, Part, SnapshotId};
+use vmgenie_snapshot::{Distrust, NamedFile, SnapshotId};
 
-use crate::backends::found::{DriveFiles, FileStamp, Located};
-use crate::config::{DeviceOverrides, DevicesConfig, DriveConfig, DriveSource};
+use super::drive_files::{DriveFilePart, DriveFileState, copy_suffix};
+use super::kinds::DevicesConfig;
+use crate::backends::found::{DriveFiles, FileStamp};
+use crate::config::{DeviceOverrides, DriveConfig, DriveSource};
 use crate::request::{ChangedDrives, HostPaths};
-
-/// What the name of the copy that snapshot `id` has of a drive ends with.
-pub(super) fn copy_suffix(drive: &str, id: SnapshotId) -> String {
-    format!(".{drive}.{id}.drive")
-}
-
-/// What is behind one drive.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DriveFileState {
-    /// The name of the snapshot's own copy, in the directory of the state file: of the overlay if the drive has one, else of the drive's file.
-    pub copy: Option<String>,
-    /// The drive's file, or its copy.
-    pub file: Option<FileStamp>,
-    /// The overlay, or its copy.
-    pub overlay: Option<FileStamp>,
-}
-
-/// One part for each drive, in the order of their slots.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DriveFilePart(pub DriveFileState);
-
-impl Part for DriveFilePart {
-    const TAG: &'static str = "virtio-drive-file";
-    const VERSION: u16 = 1;
-}
 
 /// Why the host's files, taps or sockets cannot be what a snapshot says.
 #[derive(Debug, Error)]
@@ -83,6 +58,15 @@ pub enum HostPathError {
         /// What the state file calls it.
         name: String,
     },
+}
+
+/// The devices of a snapshot, with its own copies of drives, and the files of each drive.
+#[derive(Debug)]
+pub(crate) struct Located {
+    /// The devices.
+    pub(crate) devices: DevicesConfig,
+    /// What was found, one for each drive.
+    pub(crate) found: Vec<DriveFiles>,
 }
 
 /// The devices of the snapshot `id` whose state file is in `dir`: drives of which it has copies are behind those, unless `overrides` name another

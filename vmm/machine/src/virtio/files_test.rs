@@ -274,7 +274,9 @@ fn a_copy_that_is_exchanged_for_a_link_after_the_look_is_not_followed() {
         let copy = place.path(&copy_name());
         fs::remove_file(&copy).unwrap();
         std::os::unix::fs::symlink(secret.path(), &copy).unwrap();
-        make_drives(&mut located, &overrides).unwrap().keep();
+        make_drives(located.devices.drives(), &mut located.found, &overrides)
+            .unwrap()
+            .keep();
         let wanted = located.devices.clone().overridden(&overrides).unwrap();
         let found = located.found.remove(0);
         let mut drive = Drive::open_found(&wanted.drives()[0], found).unwrap();

@@ -3,16 +3,15 @@
 //! All work on queues and backends is done in the event loop's thread, while the vCPUs run. What happens while they stand still is
 //! remembered and done when they run again, so that a machine that stands still stays as it is.
 
-mod build;
 mod copies;
 mod device;
+pub mod drive_files;
 mod drives;
 mod events;
 pub mod files;
+pub mod kinds;
 mod nets;
-pub mod saved_devices;
 mod slot;
-pub mod state;
 
 use std::io;
 use std::sync::Arc;
@@ -26,24 +25,20 @@ use vmgenie_acpi::Aml;
 use vmgenie_devices::throttle::Throttle;
 use vmgenie_devices::virtio::{MmioSlot, TransportRestoreError, Turn};
 
-use super::backends::drive::DriveError;
 use super::backends::found::DriveFiles;
-use super::backends::net::NetError;
 use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
-use crate::backends::vsock::VsockHostError;
-use crate::config::{DevicesConfig, MacAddress};
+use crate::config::MacAddress;
 
 pub use copies::{CopyDrivesError, DriveCopies};
-use device::Device;
 pub use device::DeviceBusy;
 pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
+pub(super) use kinds::SavedVirtio;
+use kinds::{DevicesConfig, TransportPart};
 pub use nets::UpdateNetError;
 use slot::{Pending, Slot, Slots};
-pub(super) use state::SavedVirtio;
-use state::TransportPart;
 
 /// Why the virtio devices could not be set up.
 #[derive(Debug, Error)]
@@ -51,9 +46,6 @@ pub enum VirtioError {
     /// More devices than interrupts.
     #[error("a microVM has {} virtio devices at most", VIRTIO_GSIS.len())]
     TooMany,
-    /// The vsock device.
-    #[error("could not make the vsock device")]
-    Vsock(#[from] VsockHostError),
     /// KVM or the event loop.
     #[error("could not {what} the virtio device in slot {slot}")]
     Connect {
@@ -65,23 +57,14 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
-    /// A drive.
-    #[error("could not set up the drive {id:?}")]
-    Drive {
-        /// Its name.
-        id: String,
+    /// A device of one kind.
+    #[error("could not {what}")]
+    Device {
+        /// What could not be done.
+        what: String,
         /// Why.
         #[source]
-        source: DriveError,
-    },
-    /// A network interface.
-    #[error("could not set up the network interface {id:?}")]
-    Net {
-        /// Its name.
-        id: String,
-        /// Why.
-        #[source]
-        source: NetError,
+        source: kinds::Refusal,
     },
     /// The range of a slot is taken.
     #[error("could not put a virtio device on the bus")]
@@ -141,8 +124,9 @@ impl VirtioDevices {
     ) -> Result<Self, VirtioError> {
         check_number(config)?;
         let mut slots = Slots::new(vm, memory, events, None);
+        kinds::boot(config, &mut slots)?;
         Ok(Self {
-            slots: build::boot(config, &mut slots)?,
+            slots: slots.filled(),
             config: config.clone(),
             events: Arc::clone(events),
             complaints: Throttle::default(),
@@ -165,8 +149,9 @@ impl VirtioDevices {
             return Err(VirtioError::TooManyStates);
         }
         let mut slots = Slots::new(vm, memory, events, Some(&transports));
+        kinds::restore(&config, found, saved, &mut slots)?;
         Ok(Self {
-            slots: build::restore(&config, found, saved, &mut slots)?,
+            slots: slots.filled(),
             config,
             events: Arc::clone(events),
             complaints: Throttle::default(),
@@ -181,8 +166,9 @@ impl VirtioDevices {
     /// The same for a machine that boots again: with the MAC addresses that were made up.
     pub(super) fn config_to_keep(&self) -> DevicesConfig {
         let mut config = self.config.clone();
-        let nets = self.slots.iter().filter_map(|slot| slot.device.mac());
-        config.keep_macs(nets.map(MacAddress::new));
+        let nets = self.slots.iter().filter_map(|slot| slot.device.as_net());
+        let macs = nets.map(|net| net.with_device(|net, _| net.settings().mac));
+        config.keep_macs(macs.map(MacAddress::new));
         config
     }
 
@@ -191,7 +177,7 @@ impl VirtioDevices {
         for slot in &self.slots {
             let base = MmioAddress(slot.place.gpa.into());
             let range = MmioRange::new(base, MmioSlot::LEN.into()).map_err(VirtioError::Bus)?;
-            bus.register_mmio(range, slot.device.on_bus())
+            bus.register_mmio(range, Arc::clone(&slot.device).on_bus())
                 .map_err(VirtioError::Bus)?;
         }
         Ok(())
@@ -205,7 +191,7 @@ impl VirtioDevices {
     /// After a restore, when all other states are in place and interrupts reach the guest. *vCPUs:* standing still.
     pub(super) fn restored(&self) {
         for slot in &self.slots {
-            slot.device.transport().restored();
+            slot.device.restored();
         }
         self.kick_all();
     }
@@ -214,7 +200,7 @@ impl VirtioDevices {
     /// then. *vCPUs:* standing still.
     pub(super) fn drain(&self) {
         for slot in &self.slots {
-            slot.device.transport().drain();
+            slot.device.drain();
         }
         self.kick_all();
     }
@@ -225,7 +211,7 @@ impl VirtioDevices {
     /// The first drive's that has one.
     pub(super) fn sync_drives(&self) -> Result<(), SyncDriveError> {
         for slot in &self.slots {
-            if let Device::Block(device) = &slot.device {
+            if let Some(device) = slot.device.as_drive() {
                 device
                     .with_device(|block, _| block.sync().map_err(|e| (block.id().to_owned(), e)))
                     .map_err(|(id, source)| SyncDriveError { id, source })?;
@@ -237,14 +223,11 @@ impl VirtioDevices {
     /// Saves all devices; of the drives, `copies` were made. *vCPUs:* standing still. *Afterwards:* drained.
     pub(super) fn save(&self, copies: &DriveCopies) -> SavedVirtio {
         self.drain();
-        let mut saved = SavedVirtio {
-            config: self.config.clone(),
-            ..SavedVirtio::default()
-        };
+        let mut saved = SavedVirtio::of(self.config.clone());
         for slot in &self.slots {
-            let state = slot.device.transport().save();
+            let state = slot.device.save();
             saved.transports.push(TransportPart(state));
-            slot.device.save(&mut saved, copies);
+            slot.device.save_to(&mut saved, copies);
         }
         saved
     }
@@ -289,7 +272,7 @@ impl VirtioDevices {
             if pending.is_empty() {
                 continue;
             }
-            let transport = slot.device.transport();
+            let transport = &slot.device;
             if pending.backend && transport.backend_ready() == Turn::More {
                 slot.pending.backend = true;
             }

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::VirtioDevices;
-use super::device::{Device, DeviceBusy, PATIENCE};
+use super::device::{DeviceBusy, PATIENCE};
 use crate::config::{ConfigError, DeviceId};
 
 /// Why a network interface could not be updated.
@@ -29,8 +29,8 @@ impl VirtioDevices {
         let slot = nets
             .position(|net| net.id == *id)
             .map(|place| self.config.drives().len() + place);
-        let device = slot.and_then(|slot| Some((slot, &self.slots.get(slot)?.device)));
-        let Some((slot, Device::Net(device))) = device else {
+        let device = slot.and_then(|slot| Some((slot, self.slots.get(slot)?.device.as_net()?)));
+        let Some((slot, device)) = device else {
             return Err(ConfigError::NoSuchNet(id.clone()).into());
         };
         if let Some(up) = link_up {

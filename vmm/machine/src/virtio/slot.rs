@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vmgenie_devices::virtio::{MmioSlot, TransportState, VirtioDevice, VirtioMmio, Wires};
+use vmgenie_devices::virtio::{MmioSlot, TransportState, VirtioMmio, Wires};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::VirtioError;
 use super::device::Device;
 use super::events::VirtioEvents;
+use super::kinds::{Model, Place};
 use crate::layout::{VIRTIO_GSIS, VIRTIO_MMIO};
 use crate::memory::GuestMemory;
 use crate::metrics::MACHINE;
@@ -19,7 +20,7 @@ use crate::metrics::MACHINE;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) place: MmioSlot,
-    pub(super) device: Device,
+    pub(super) device: Arc<dyn Device>,
     /// Held open: the event loop watches them, KVM writes them.
     _doorbells: Vec<EventFd>,
     pub(super) pending: Pending,
@@ -76,7 +77,7 @@ pub(super) struct Slots<'a> {
     events: &'a Arc<VirtioEvents>,
     /// The states of a restored machine's transports.
     saved: Option<&'a [TransportState]>,
-    next: usize,
+    filled: Vec<Slot>,
 }
 
 impl<'a> Slots<'a> {
@@ -92,18 +93,29 @@ impl<'a> Slots<'a> {
             memory,
             events,
             saved,
-            next: 0,
+            filled: Vec::new(),
         }
     }
 
+    /// The devices that were put into slots.
+    pub(super) fn filled(self) -> Vec<Slot> {
+        self.filled
+    }
+
+    fn doorbell(&self, slot: usize, place: MmioSlot, queue: u16) -> io::Result<EventFd> {
+        let doorbell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let notify = u64::from(place.gpa) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
+        self.vm
+            .register_ioevent(&doorbell, &IoEventAddress::Mmio(notify), u32::from(queue))?;
+        self.events.watch_doorbell(&doorbell, slot, queue)?;
+        Ok(doorbell)
+    }
+}
+
+impl Place for Slots<'_> {
     /// Puts `device` into the next slot, with the state of that slot if there are states.
-    pub(super) fn put<D: VirtioDevice>(
-        &mut self,
-        device: D,
-        kind: impl FnOnce(Arc<VirtioMmio<D>>) -> Device,
-    ) -> Result<Slot, VirtioError> {
-        let slot = self.next;
-        self.next += 1;
+    fn put<D: Model>(&mut self, device: D) -> Result<(), VirtioError> {
+        let slot = self.filled.len();
         let place = place(slot)?;
         let at = |what| move |source| VirtioError::Connect { slot, what, source };
         let irqfd =
@@ -132,26 +144,18 @@ impl<'a> Slots<'a> {
                     .map_err(|source| VirtioError::Restore { slot, source })?
             }
         };
-        let device = kind(Arc::new(transport));
-        if let Some(fd) = device.transport().backend_fd() {
+        let device: Arc<dyn Device> = Arc::new(transport);
+        if let Some(fd) = device.backend_fd() {
             let watched = self.events.watch_backend(fd, slot);
             watched.map_err(at("watch the backend of"))?;
         }
-        Ok(Slot {
+        self.filled.push(Slot {
             place,
             device,
             _doorbells: doorbells,
             pending: Pending::default(),
-        })
-    }
-
-    fn doorbell(&self, slot: usize, place: MmioSlot, queue: u16) -> io::Result<EventFd> {
-        let doorbell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let notify = u64::from(place.gpa) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
-        self.vm
-            .register_ioevent(&doorbell, &IoEventAddress::Mmio(notify), u32::from(queue))?;
-        self.events.watch_doorbell(&doorbell, slot, queue)?;
-        Ok(doorbell)
+        });
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! GET `/vm/config` and the configuration file.
 
 use vmgenie_api::wire::{ConfigFile, EntropyDevice, FullConfig};
-use vmgenie_machine::config::{BootSource, DevicesConfig, MachineConfig};
+use vmgenie_machine::config::{BootSource, MachineConfig};
+use vmgenie_machine::virtio::kinds::DevicesConfig;
 
 use super::{Checked, Convert, WireError};
 use crate::controller::command::{Command, VmConfig};

@@ -7,9 +7,10 @@ use vmgenie_api::wire::{
     PartialNetworkInterface, RateLimiter, TokenBucket, Vsock, VsockPeers,
 };
 use vmgenie_machine::config::{
-    CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine as Engine, Mtu,
-    NetConfig, PartUuid, VsockConfig, VsockPeers as PeersOfGuest,
+    CacheMode, Cid, DeviceId, DriveConfig, InterfaceName, IoEngine as Engine, Mtu, NetConfig,
+    PartUuid, VsockConfig, VsockPeers as PeersOfGuest,
 };
+use vmgenie_machine::virtio::kinds::EntropyConfig;
 
 use super::{Checked, Convert, WireError, not_empty};
 

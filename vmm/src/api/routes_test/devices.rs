@@ -1,8 +1,9 @@
 use serde_json::json;
 use vmgenie_machine::config::{
-    CacheMode, Cid, DeviceId, DriveConfig, EntropyConfig, InterfaceName, IoEngine, Mtu, NetConfig,
-    PartUuid, VsockConfig, VsockPeers,
+    CacheMode, Cid, DeviceId, DriveConfig, InterfaceName, IoEngine, Mtu, NetConfig, PartUuid,
+    VsockConfig, VsockPeers,
 };
+use vmgenie_machine::virtio::kinds::EntropyConfig;
 
 use super::*;
 use crate::logging::{LogConfig, LogFormat};
