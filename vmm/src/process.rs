@@ -156,10 +156,7 @@ fn start(controller: &mut Controller, options: &RunOptions) -> Result<(), RunErr
             Command::SetMachineConfig(*config),
             Command::SetBootSource(source.clone()),
         ];
-        commands.extend(devices.drives().iter().cloned().map(Command::SetDrive));
-        commands.extend(devices.nets().iter().cloned().map(Command::SetNet));
-        commands.extend(devices.vsock().cloned().map(Command::SetVsock));
-        commands.extend(devices.entropy().copied().map(Command::SetEntropy));
+        commands.extend(devices.iter().map(Command::SetDevice));
         for command in commands {
             controller.execute(command).map_err(RunError::Command)?;
         }

@@ -8,12 +8,10 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
-use vmgenie_machine::config::{
-    BootSource, DeviceId, DriveConfig, InstanceData, MachineConfig, NetConfig, VsockConfig,
-};
+use vmgenie_machine::config::{BootSource, DeviceId, InstanceData, MachineConfig};
 use vmgenie_machine::console_history::ConsoleHistory;
 use vmgenie_machine::request::{CreateSnapshot, Generation, LoadSnapshot};
-use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
+use vmgenie_machine::virtio::kinds::{DeviceConfig, DevicesConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::logging::LogConfig;
@@ -33,14 +31,8 @@ pub enum Command {
     SetMachineConfig(MachineConfig),
     /// Sets kernel, initrd and command line; before the start only. Whether the files are there and readable is checked.
     SetBootSource(BootSource),
-    /// Adds or replaces a drive; before the start only.
-    SetDrive(DriveConfig),
-    /// Adds or replaces a network interface; before the start only.
-    SetNet(NetConfig),
-    /// Sets or replaces the vsock device; before the start only.
-    SetVsock(VsockConfig),
-    /// Sets or replaces the entropy device; before the start only.
-    SetEntropy(EntropyConfig),
+    /// Adds or replaces a device of any kind; before the start only.
+    SetDevice(DeviceConfig),
     /// Sets the string by which the guest knows who it is; before the start or later.
     SetInstanceData(InstanceData),
     /// That string. Always answered, with [`Reply::InstanceData`].

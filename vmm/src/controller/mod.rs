@@ -1,6 +1,7 @@
 //! The controller: the only way to the machine. It owns the configuration, the machine and the rules of what may come when.
 
 pub mod command;
+mod configuration;
 pub(crate) mod console_input;
 pub(crate) mod descriptors;
 mod ending;
@@ -10,21 +11,17 @@ mod monitoring;
 pub(crate) mod signals;
 mod snapshots;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use kvm_ioctls::VmFd;
-use rustix::fs::{Access, AtFlags, CWD, accessat};
 use thiserror::Error;
 use tokio::sync::watch;
 use vmgenie_devices::sgen::DriverReport;
-use vmgenie_machine::backends::tap::check_kind;
 use vmgenie_machine::boot::{self, BootError};
 use vmgenie_machine::boot_timer;
-use vmgenie_machine::config::{
-    BootSource, ConfigError, DriveConfig, InstanceData, MachineConfig, NetConfig,
-};
+use vmgenie_machine::config::{BootSource, ConfigError, InstanceData, MachineConfig};
 use vmgenie_machine::console::ConsoleOutput;
 use vmgenie_machine::console_history::ConsoleHistory;
 use vmgenie_machine::events::EventSender;
@@ -33,10 +30,9 @@ use vmgenie_machine::report::report;
 use vmgenie_machine::virtio::VirtioEvents;
 use vmgenie_machine::virtio::kinds::DevicesConfig;
 use vmgenie_machine::{BuildError, Host, HostError, Machine, MachineIo, ResumeError};
-use vmgenie_snapshot::NamedFile;
 
 use crate::metrics::MetricsFile;
-use command::{Command, CommandError, CommandResult, Reply, VmConfig, VmState};
+use command::{Command, CommandError, CommandResult, Reply, VmState};
 
 pub use ending::{Outcome, RunError};
 use forking::Forking;
@@ -190,16 +186,7 @@ impl Controller {
             Command::Config => Ok(Reply::Config(self.vm_config())),
             Command::SetMachineConfig(config) => self.set_machine_config(config),
             Command::SetBootSource(source) => self.set_boot_source(source),
-            Command::SetDrive(drive) => self.set_drive(drive),
-            Command::SetNet(net) => self.set_net(net),
-            Command::SetVsock(vsock) => self.set_device("the vsock device", |devices| {
-                devices.set_vsock(vsock);
-                Ok(())
-            }),
-            Command::SetEntropy(entropy) => self.set_device("the entropy device", |devices| {
-                devices.set_entropy(entropy);
-                Ok(())
-            }),
+            Command::SetDevice(device) => self.set_device(device),
             Command::SetInstanceData(data) => {
                 match &self.machine {
                     Some(machine) => machine.set_instance_data(data.clone()),
@@ -288,19 +275,6 @@ impl Controller {
         }
     }
 
-    fn vm_config(&self) -> VmConfig {
-        let machine = self.machine.as_ref().map_or(self.config, Machine::config);
-        let devices = self
-            .machine
-            .as_ref()
-            .map_or(&self.devices, Machine::devices_config);
-        VmConfig {
-            machine,
-            boot_source: self.boot_source.clone(),
-            devices: devices.clone(),
-        }
-    }
-
     fn with_machine(
         &mut self,
         verb: &str,
@@ -316,62 +290,6 @@ impl Controller {
                  (PUT /snapshot/load)"
             ))),
         }
-    }
-
-    fn before_start(&self, what: &str) -> Result<(), CommandError> {
-        if self.machine.is_none() && self.starting.is_none() {
-            return Ok(());
-        }
-        Err(CommandError(format!(
-            "the microVM has been started already: {what} can be set before the start only"
-        )))
-    }
-
-    fn set_machine_config(&mut self, config: MachineConfig) -> CommandResult {
-        self.before_start("vCPUs and memory")?;
-        self.config = config;
-        self.configured = true;
-        Ok(Reply::Done)
-    }
-
-    fn set_boot_source(&mut self, source: BootSource) -> CommandResult {
-        self.before_start("the boot source")?;
-        boot::check(&source).map_err(refused)?;
-        self.boot_source = Some(source);
-        self.configured = true;
-        Ok(Reply::Done)
-    }
-
-    fn set_drive(&mut self, drive: DriveConfig) -> CommandResult {
-        self.before_start("drives")?;
-        // A wrong path is told when it is set, not when the machine starts.
-        check_drive(&drive).map_err(|error| {
-            let path = drive.path.display();
-            CommandError(format!("could not open the drive {path}: {error}"))
-        })?;
-        self.set_device("drives", |devices| devices.put_drive(drive))
-    }
-
-    fn set_net(&mut self, net: NetConfig) -> CommandResult {
-        self.before_start("network interfaces")?;
-        // As with drives: one that can never be used would stay, and keep its MAC address from others.
-        check_kind(net.host_dev_name.as_str()).map_err(refused)?;
-        self.set_device("network interfaces", |devices| devices.put_net(net))
-    }
-
-    fn set_device(
-        &mut self,
-        what: &str,
-        set: impl FnOnce(&mut DevicesConfig) -> Result<(), ConfigError>,
-    ) -> CommandResult {
-        self.before_start(what)?;
-        let mut devices = self.devices.clone();
-        set(&mut devices).map_err(refused)?;
-        // No later request could take one away again.
-        vmgenie_machine::virtio::check_number(&devices).map_err(refused)?;
-        self.devices = devices;
-        self.configured = true;
-        Ok(Reply::Done)
     }
 
     fn start_by_command(&mut self) -> CommandResult {
@@ -508,31 +426,6 @@ impl Controller {
             boot_timer: None,
         })
     }
-}
-
-fn check_drive(drive: &DriveConfig) -> std::io::Result<()> {
-    match &drive.overlay {
-        None => check_drive_file(&drive.path, !drive.read_only),
-        Some(overlay) => {
-            check_drive_file(&drive.path, false)?;
-            check_drive_file(overlay, true)
-        }
-    }
-}
-
-/// Whether the file could be opened. It is not: that does something to devices, and to overlays on overlayfs.
-fn check_drive_file(path: &Path, write: bool) -> std::io::Result<()> {
-    if !NamedFile::at(path)?.is_file_or_block_device() {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidInput,
-            "neither a regular file nor a block device",
-        ));
-    }
-    let wanted = match write {
-        true => Access::READ_OK | Access::WRITE_OK,
-        false => Access::READ_OK,
-    };
-    Ok(accessat(CWD, path, wanted, AtFlags::EACCESS)?)
 }
 
 /// The whole chain of an error, as the client is told it.

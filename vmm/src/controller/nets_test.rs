@@ -1,16 +1,17 @@
 //! What requests that were refused leave of network interfaces: nothing.
 
-use vmgenie_machine::config::{Cmdline, DeviceId, InterfaceName};
+use vmgenie_machine::config::{Cmdline, DeviceId, InterfaceName, NetConfig};
 
 use super::*;
 
 fn net(id: &str, tap: &str, mac: &str) -> Command {
-    Command::SetNet(NetConfig {
+    let net = NetConfig {
         id: DeviceId::new(id).unwrap(),
         host_dev_name: InterfaceName::new(tap).unwrap(),
         guest_mac: Some(mac.parse().unwrap()),
         mtu: None,
-    })
+    };
+    Command::SetDevice(net.into())
 }
 
 fn controller() -> Controller {

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use vmgenie_api::wire;
+use vmgenie_machine::virtio::kinds::DeviceConfig;
 
 use super::{Answer, Api, Json, PathId, deprecated};
 use crate::api::convert::Checked;
@@ -17,7 +18,8 @@ pub(super) async fn put_drive(
     Json(body): Json<wire::Drive>,
 ) -> Answer {
     id.check(&body.drive_id)?;
-    api.done(Command::SetDrive(body.checked()?)).await
+    api.done(Command::SetDevice(DeviceConfig::Drive(body.checked()?)))
+        .await
 }
 
 /// Puts another file behind a drive, or opens the present one anew; after the start only.
@@ -44,7 +46,8 @@ pub(super) async fn put_network_interface(
     Json(body): Json<wire::NetworkInterface>,
 ) -> Answer {
     id.check(&body.iface_id)?;
-    api.done(Command::SetNet(body.checked()?)).await
+    api.done(Command::SetDevice(DeviceConfig::Net(body.checked()?)))
+        .await
 }
 
 /// Plugs the guest's cable in or out; there are no rate limiters. After the start only.
@@ -68,7 +71,11 @@ pub(super) async fn patch_network_interface(
 pub(super) async fn put_vsock(State(api): Api, Json(body): Json<wire::Vsock>) -> Answer {
     let old = body.vsock_id.is_some();
     let vsock = body.checked()?;
-    deprecated(old, api.done(Command::SetVsock(vsock)).await)
+    deprecated(
+        old,
+        api.done(Command::SetDevice(DeviceConfig::Vsock(vsock)))
+            .await,
+    )
 }
 
 /// Sets or replaces the entropy device; before the start only.
@@ -76,5 +83,6 @@ pub(super) async fn put_vsock(State(api): Api, Json(body): Json<wire::Vsock>) ->
     (status = 204, description = "Done"), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn put_entropy(State(api): Api, Json(body): Json<wire::EntropyDevice>) -> Answer {
-    api.done(Command::SetEntropy(body.checked()?)).await
+    api.done(Command::SetDevice(DeviceConfig::Entropy(body.checked()?)))
+        .await
 }

@@ -3,7 +3,7 @@ use vmgenie_machine::config::{
     CacheMode, Cid, DeviceId, DriveConfig, InterfaceName, IoEngine, Mtu, NetConfig, PartUuid,
     VsockConfig, VsockPeers,
 };
-use vmgenie_machine::virtio::kinds::EntropyConfig;
+use vmgenie_machine::virtio::kinds::{DeviceConfig, EntropyConfig};
 
 use super::*;
 use crate::logging::{LogConfig, LogFormat};
@@ -11,6 +11,10 @@ use crate::metrics::MetricsConfig;
 
 fn id(text: &str) -> DeviceId {
     DeviceId::new(text).unwrap()
+}
+
+fn set(device: impl Into<DeviceConfig>) -> Command {
+    Command::SetDevice(device.into())
 }
 
 fn drive() -> DriveConfig {
@@ -53,7 +57,7 @@ fn a_drive_is_set_with_every_field_and_with_none_but_the_necessary() {
         is_root: false,
         ..drive()
     };
-    let expected = [drive(), full, other].map(Command::SetDrive);
+    let expected = [drive(), full, other].map(set);
     assert_eq!(api.commands(), expected);
 }
 
@@ -167,8 +171,8 @@ fn a_network_interface_is_set_and_updated() {
     assert_eq!(
         api.commands(),
         [
-            Command::SetNet(plain),
-            Command::SetNet(full),
+            set(plain),
+            set(full),
             Command::UpdateNet(id("eth0"), None),
             Command::UpdateNet(id("eth0"), Some(false)),
         ]
@@ -234,14 +238,14 @@ fn vsock_and_entropy_are_set() {
     let own = json!({ "guest_cid": 3, "uds_path": "/v.sock", "peers": "own" });
     api.done("PUT", "/vsock", own);
     let vsock = |peers| {
-        Command::SetVsock(VsockConfig {
+        set(VsockConfig {
             guest_cid: Cid::new(3).unwrap(),
             uds_path: "/v.sock".into(),
             peers,
         })
     };
     let (any, own) = (vsock(VsockPeers::Any), vsock(VsockPeers::Own));
-    let entropy = Command::SetEntropy(EntropyConfig {});
+    let entropy = set(EntropyConfig {});
     assert_eq!(api.commands(), [any.clone(), any, entropy, own]);
     for (path, body, expected) in [
         (
