@@ -4,6 +4,7 @@
 //! stand still in the kernel while the snapshot is taken. *Participants* are programs that are
 //! waited for before that.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::BitOr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -149,6 +150,20 @@ impl Reason {
             Self::NotParked => 8,
             Self::Other => 10,
         }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HookFailed => "a hook failed",
+            Self::HookHung => "a hook took too long",
+            Self::NotFrozen => "programs could not be frozen",
+            Self::Busy => "something else is under way",
+            Self::AgentGone => "the agent ends",
+            Self::NotParked => "a program has not parked",
+            Self::Other => "there is another reason",
+        })
     }
 }
 
@@ -339,6 +354,16 @@ impl Watcher {
 }
 
 impl ForkPoint {
+    /// An end as the driver tells it: for stand-ins of a driver in tests.
+    #[must_use]
+    pub const fn new(outcome: Outcome, generation: u32, realtime: SystemTime) -> Self {
+        Self {
+            outcome,
+            generation,
+            realtime,
+        }
+    }
+
     fn from_raw(raw: RawForkPoint) -> Result<Self, ForkPointError> {
         let outcome = match raw.result {
             1 => Outcome::Original,

@@ -17,7 +17,7 @@ Examples:
   sysgenctl status --json
   sysgenctl watch
   sysgenctl wait --timeout 5s
-  sysgenctl agent --hooks /etc/sysgenid/hooks.d";
+  sysgenctl agent --directory /etc/sysgenid";
 
 const WATCH_HELP: &str = "\
 Examples:
@@ -46,12 +46,29 @@ Example:
   hostname \"$(sysgenctl data)\"";
 
 const AGENT_HELP: &str = "\
-Hooks are the executable files of the directory, in the order of their names (bytes). Names that start
-with a dot or end in ~, .bak, .disabled, .sample or .dpkg-* are left out. Environment of a hook:
-  SYSGENID_OLD  the counter that was acknowledged last
-  SYSGENID_NEW  the counter now
+Hooks are the executable files of four directories below --directory:
+  quiesce.d         before the host snapshots the running machine, the LAST name first
+  adapt.d/identity  in a new generation: whatever makes this machine another one to its neighbours
+  adapt.d/service   then: whatever needs running programs, such as DHCP, reloads and restarts
+  resume.d          after quiesce.d, when programs may go on
+Each may be missing. Names are ordered by their bytes. Those that start with a dot or end in ~, .bak,
+.disabled, .sample or .dpkg-* are left out. Environment of a hook:
+  SYSGENID_STAGE    quiesce, identity, service or resume
+  SYSGENID_OLD      the counter that was acknowledged last
+  SYSGENID_NEW      the counter now
+  SYSGENID_OUTCOME  of resume: original, clone or called-off
 Refused are hooks that are symbolic links, that belong to anyone but root or the agent's user, that
 group or others may write to, or that lie below a directory of which that is true.
+
+When the host asks for a snapshot (a cooperative one), the agent runs quiesce.d, waits for programs that
+park, freezes all others (--freeze) and has the CPUs stand still. The original is thawed and runs
+resume.d. A clone runs adapt.d/identity FROZEN: these hooks must not wait for another program, systemd
+and journald excepted. Then it is thawed, runs adapt.d/service and, when all watchers have adapted,
+resume.d. A hook of quiesce.d that fails or hangs is a refusal: resume.d is run, nothing was taken.
+An agent that ends before resume.d leaves a mark in --run; the next one runs resume.d.
+
+Hooks of the directory given with --hooks, and of hooks.d below --directory, are run in the stage of
+adapt.d/service: that was the only stage once. With --hooks, adapt.d is not looked at.
 
 The agent is a tracked watcher: `sysgenctl wait` waits until it has run the hooks. It acknowledges when
 all hooks have ended, whether they failed or not, unless --require-success is given. To the host it
@@ -68,11 +85,22 @@ nothing was missed: by its state file, or because no generation has begun since 
 
 Examples:
   sysgenctl agent
-  sysgenctl agent --hooks ./hooks --limit 10s --require-success --json";
+  sysgenctl agent --hooks ./hooks --limit 10s --require-success --json
+  sysgenctl agent --freeze required --keep system.slice/watchdog.service";
+
+const THAW_HELP: &str = "\
+An agent that was killed cannot thaw what it has frozen; its unit does so by ExecStopPost=. What somebody
+else has frozen stays frozen.
+
+Example:
+  sysgenctl thaw --json";
 
 const COMPLETIONS_HELP: &str = "\
 Example:
   sysgenctl completions bash > ~/.local/share/bash-completion/completions/sysgenctl";
+
+/// The default of --run.
+const RUN: &str = "/run/sysgenid";
 
 /// Shows, waits for and reacts to the generations of this machine.
 #[derive(Debug, Parser)]
@@ -127,9 +155,13 @@ pub(crate) enum Command {
     /// Print the string by which this machine knows who it is, which vmgenie has given it; root only.
     #[command(after_help = DATA_HELP)]
     Data,
-    /// Run the hooks of a directory in every new generation, then acknowledge it.
+    /// Run hooks in every new generation, then acknowledge it; and before and after snapshots that the
+    /// host asks for.
     #[command(after_help = AGENT_HELP)]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
+    /// Thaw all programs that an agent has frozen.
+    #[command(after_help = THAW_HELP)]
+    Thaw(ThawArgs),
     /// Print a completion script for a shell.
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {
@@ -164,9 +196,12 @@ pub(crate) struct TriggerArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
-    /// The directory of the hooks.
-    #[arg(long, default_value = "/etc/sysgenid/hooks.d")]
-    pub(crate) hooks: PathBuf,
+    /// Where the directories of the hooks are.
+    #[arg(long, default_value = "/etc/sysgenid")]
+    pub(crate) directory: PathBuf,
+    /// One directory of hooks, for a new generation, instead of adapt.d.
+    #[arg(long)]
+    pub(crate) hooks: Option<PathBuf>,
     /// How long one hook may take.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) limit: Duration,
@@ -183,6 +218,46 @@ pub(crate) struct AgentArgs {
     /// while no agent runs is then not missed. It has to be lost at a reboot (such as in /run).
     #[arg(long)]
     pub(crate) state: Option<PathBuf>,
+    /// Whether programs are frozen before the host's snapshot: a snapshot without it is refused, or taken.
+    #[arg(long, default_value = "best-effort")]
+    pub(crate) freeze: Freeze,
+    /// How long the freezing may take.
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    pub(crate) freeze_limit: Duration,
+    /// How long programs of a clone stay frozen for adapt.d/identity. A hook that takes longer is ended.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) frozen_limit: Duration,
+    /// How long the CPUs may stand still for the host: 10s at most.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) standstill_limit: Duration,
+    /// How long a clone waits for other watchers before resume.d.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) watchers_limit: Duration,
+    /// A control group that is not frozen, below the root of the hierarchy; may be repeated. Those of systemd,
+    /// journald, D-Bus and the agent's slice never are.
+    #[arg(long, value_name = "CGROUP")]
+    pub(crate) keep: Vec<PathBuf>,
+    /// Where marks are kept for the next agent and for `sysgenctl thaw`. They have to be lost at a reboot.
+    #[arg(long, default_value = RUN)]
+    pub(crate) run: PathBuf,
+}
+
+/// What becomes of a snapshot if programs cannot be frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Freeze {
+    /// It is refused.
+    Required,
+    /// It is taken, and the host is told that they were not.
+    BestEffort,
+    /// They are never frozen.
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ThawArgs {
+    /// The --run of the agent.
+    #[arg(long, default_value = RUN)]
+    pub(crate) run: PathBuf,
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 use sysgenid::{Abi, AcknowledgeError, Options, Watcher, WatchersError};
 
 use crate::Failure;
-use crate::args::{Cli, TriggerArgs, WaitArgs, WatchArgs};
+use crate::agent;
+use crate::args::{Cli, ThawArgs, TriggerArgs, WaitArgs, WatchArgs};
 use crate::output::line;
 
 /// What the kernel says of every file.
@@ -142,6 +143,15 @@ pub(crate) fn trigger(cli: &Cli, args: &TriggerArgs) -> Result<(), Failure> {
         &value,
         &format!("{previous} -> {generation}"),
     )?)
+}
+
+pub(crate) fn thaw(cli: &Cli, args: &ThawArgs) -> Result<(), Failure> {
+    let groups = agent::thaw(&args.run)?;
+    let text = match groups {
+        0 => "Nothing was frozen.".to_owned(),
+        groups => format!("{groups} control groups thawed."),
+    };
+    Ok(line(cli.json, &json!({ "groups": groups }), &text)?)
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ enum Failure {
     Trigger(#[from] sysgenid::TriggerError),
     #[error(transparent)]
     Agent(#[from] agent::AgentError),
+    #[error(transparent)]
+    Thaw(#[from] agent::FreezeError),
     #[error(
         "could not read {}: is the module qemu_fw_cfg loaded, and this machine one of vmgenie's?",
         data::FILE
@@ -73,6 +75,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Trigger(args) => commands::trigger(cli, args),
         Command::Data => data::data(cli),
         Command::Agent(args) => Ok(agent::run(cli, args)?),
+        Command::Thaw(args) => commands::thaw(cli, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "sysgenctl", &mut script);

@@ -1,105 +1,21 @@
-//! Tests of the agent's loop, on a watcher that is none, and of its state file.
+//! Tests of the agent's loop in generations, on a watcher that is none.
 
-use std::cell::{Cell, RefCell};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
 use clap::Parser;
-use rustix::pipe::pipe;
 
 use super::*;
-use crate::args::Command;
+use crate::agent::fake::Fake;
+use crate::agent::signals::Signals;
+use crate::agent::state;
+use crate::args::{Cli, Command};
+use crate::output::Log;
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// A watcher as the driver keeps it: up to date from the beginning, and told of what came later.
-struct Fake {
-    /// Readable while the watcher is outdated: a pipe with a byte in it.
-    readable: OwnedFd,
-    full: OwnedFd,
-    current: Cell<u32>,
-    acknowledged: Cell<u32>,
-    /// What the host was told.
-    told: RefCell<Vec<u32>>,
-    /// Generations that begin before the next acknowledgements are looked at.
-    in_between: RefCell<Vec<u32>>,
-    /// One that begins at a time.
-    later: Cell<Option<(Instant, u32)>>,
-    /// With the acknowledgement of this one the agent gets SIGTERM.
-    last: u32,
-}
-
-impl Fake {
-    fn new(current: u32, last: u32) -> Self {
-        let (readable, full) = pipe().unwrap();
-        Self {
-            readable,
-            full,
-            current: Cell::new(current),
-            acknowledged: Cell::new(current),
-            told: RefCell::default(),
-            in_between: RefCell::default(),
-            later: Cell::new(None),
-            last,
-        }
-    }
-
-    fn begin(&self, generation: u32) {
-        if self.current.replace(generation) == self.acknowledged.get() {
-            rustix::io::write(&self.full, &[0]).unwrap();
-        }
-    }
-}
-
-impl AsFd for Fake {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.readable.as_fd()
-    }
-}
-
-impl Source for Fake {
-    fn current(&self) -> Result<u32, WaitError> {
-        if let Some((when, generation)) = self.later.get()
-            && when <= Instant::now()
-        {
-            self.later.set(None);
-            self.begin(generation);
-        }
-        Ok(self.current.get())
-    }
-
-    fn try_next(&self) -> Result<Option<u32>, WaitError> {
-        let current = self.current.get();
-        Ok((current != self.acknowledged.get()).then_some(current))
-    }
-
-    fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError> {
-        if let Some(next) = self.in_between.borrow_mut().pop() {
-            self.begin(next);
-        }
-        if generation != self.current.get() {
-            return Err(AcknowledgeError::Stale(generation));
-        }
-        if self.acknowledged.replace(generation) != generation {
-            rustix::io::read(&self.readable, &mut [0]).unwrap();
-        }
-        if generation == self.last {
-            // SAFETY: the call takes an integer; the agent has the signal blocked in this thread.
-            unsafe { libc::raise(libc::SIGTERM) };
-        }
-        Ok(())
-    }
-
-    fn ready(&self, generation: u32) -> Result<(), ReadyError> {
-        if generation != self.current.get() {
-            return Err(ReadyError::Stale(generation));
-        }
-        self.told.borrow_mut().push(generation);
-        Ok(())
-    }
-}
 
 /// A directory with hooks and the files that they and the agent leave.
 struct Scene(tempfile::TempDir);
@@ -138,7 +54,7 @@ impl Scene {
     }
 
     fn state(&self) -> Option<u32> {
-        load_state(&self.path("state")).unwrap()
+        state::load(&self.path("state")).unwrap()
     }
 
     /// Runs an agent that acknowledged `old` last, until the signal that `watcher` sends; or one
@@ -150,24 +66,17 @@ impl Scene {
             false => "--retry 10ms",
         };
         let line = format!(
-            "sysgenctl agent {retry} --hooks {} --state {} {options}",
+            "sysgenctl agent {retry} --hooks {} --state {} --run {} {options}",
             hooks.display(),
-            state.display()
+            state.display(),
+            self.path("run").display()
         );
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Agent(args) = &cli.command else {
             panic!("not an agent");
         };
-        let mut agent = Agent {
-            args,
-            log: Log { json: true },
-            signals: Signals::block().unwrap(),
-            groups: None,
-            watcher,
-            old,
-            nothing_missed: true,
-            caught_up: false,
-        };
+        let (log, signals) = (Log { json: true }, Signals::block().unwrap());
+        let mut agent = Agent::new(args, log, signals, watcher, old, true);
         // SAFETY: the call takes nothing.
         let thread = unsafe { libc::pthread_self() };
         let (done, wait) = mpsc::channel();
@@ -284,23 +193,4 @@ fn what_was_not_acknowledged_before_the_end_is_found_at_the_next_start() {
     unsafe { libc::raise(libc::SIGTERM) };
     scene.follow("", 3, Fake::new(5, 5));
     assert_eq!(scene.state(), Some(3));
-}
-
-#[test]
-fn a_state_file_keeps_the_counter() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state");
-    assert_eq!(load_state(&path).unwrap(), None);
-    for generation in [0, 7, u32::MAX] {
-        save_state(&path, generation).unwrap();
-        assert_eq!(load_state(&path).unwrap(), Some(generation));
-    }
-}
-
-#[test]
-fn a_damaged_state_file_is_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state");
-    fs::write(&path, "minus one").unwrap();
-    assert!(matches!(load_state(&path), Err(AgentError::BadState(_))));
 }

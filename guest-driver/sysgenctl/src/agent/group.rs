@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::cgroup::{Place, has_line};
+
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -26,10 +28,7 @@ impl Groups {
     /// The groups below that of this service, with nothing in the first: a hook of an agent that was
     /// killed is killed as well. None where this is no service, or may not divide its group.
     pub(super) fn of_service() -> Option<Self> {
-        let own = own(
-            &fs::read_to_string("/proc/self/mountinfo").ok()?,
-            &fs::read_to_string("/proc/self/cgroup").ok()?,
-        )?;
+        let own = Place::of_this_process()?.directory();
         (own.extension()? == "service").then(|| Self::below(&own))?
     }
 
@@ -77,20 +76,8 @@ impl Groups {
     }
 
     fn is_populated(&self) -> bool {
-        fs::read_to_string(self.hook.join("cgroup.events"))
-            .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+        has_line(&self.hook, "cgroup.events", "populated 1")
     }
-}
-
-/// The directory of this process's group in the unified hierarchy.
-fn own(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
-    let unified = |line: &&str| {
-        let kind = line.split_once(" - ").map(|(_, kind)| kind);
-        kind.is_some_and(|kind| kind.starts_with("cgroup2 "))
-    };
-    let mount = mountinfo.lines().find(unified)?.split(' ').nth(4)?;
-    let group = cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(Path::new(mount).join(group))
 }
 
 #[cfg(test)]
@@ -102,8 +89,7 @@ mod tests {
 
     /// A group of our own, if this machine lets us have one.
     fn groups() -> Option<(PathBuf, Groups)> {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let root = own(&mountinfo, "0::/")?;
+        let root = Place::of_this_process()?.root;
         let own = root.join(format!("sysgenctl-test-{}", std::process::id()));
         fs::create_dir(&own).ok()?;
         let groups = Groups::below(&own)?;
@@ -147,15 +133,5 @@ mod tests {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-    }
-
-    #[test]
-    fn the_group_is_found_where_the_unified_hierarchy_is_mounted() {
-        let mountinfo = "30 24 0:26 / /sys/fs/cgroup rw shared:4 - tmpfs tmpfs rw\n\
-                         31 30 0:27 / /sys/fs/cgroup/unified rw shared:5 - cgroup2 cgroup2 rw\n";
-        let cgroup = "1:cpu:/\n0::/system.slice/sysgenctl-agent.service\n";
-        let expected = "/sys/fs/cgroup/unified/system.slice/sysgenctl-agent.service";
-        assert_eq!(own(mountinfo, cgroup), Some(expected.into()));
-        assert_eq!(own("", cgroup), None);
     }
 }

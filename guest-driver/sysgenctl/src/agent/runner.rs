@@ -13,9 +13,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::group::Groups;
 use super::signals::{self, Signals};
+use super::stages::Stage;
 
-/// How long a process group has to tidy up between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long a process group has to tidy up between SIGTERM and SIGKILL, unless time is short.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// Why a hook did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -33,11 +34,25 @@ pub(super) enum HookError {
     Stopped,
     #[error("ended, as another generation has begun")]
     Overtaken,
+    #[error("ended, as the host has withdrawn its request")]
+    Withdrawn,
+}
+
+/// Why a hook is ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Another generation has begun, for which all hooks are run again.
+    Overtaken,
+    Withdrawn,
 }
 
 /// What every hook of a round is run with.
 #[derive(Clone, Copy)]
 pub(super) struct Runner<'a> {
+    /// `SYSGENID_STAGE`.
+    pub(super) stage: Stage,
+    /// `SYSGENID_OUTCOME`, if there is one yet.
+    pub(super) outcome: Option<&'a str>,
     /// The counter that was acknowledged last.
     pub(super) old: u32,
     /// The counter now.
@@ -46,12 +61,14 @@ pub(super) struct Runner<'a> {
     pub(super) limit: Duration,
     /// When all of them have to have ended.
     pub(super) deadline: Option<Instant>,
-    /// What ends the agent, and with it the hook.
-    pub(super) signals: &'a Signals,
+    /// How long one that is ended has to tidy up.
+    pub(super) grace: Duration,
+    /// What ends the agent, and with it the hook; nothing does where that would leave more to be done.
+    pub(super) signals: Option<&'a Signals>,
     /// Where the hook runs, if there is such a place.
     pub(super) groups: Option<&'a Groups>,
-    /// Whether another generation has begun, for which all hooks are run again.
-    pub(super) overtaken: &'a dyn Fn() -> bool,
+    /// Whether the hook is run for nothing.
+    pub(super) cut: &'a dyn Fn() -> Option<Cut>,
 }
 
 /// How often to look whether another generation has begun: the watcher's file tells nothing new while it is
@@ -62,7 +79,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(200);
 enum Event {
     Exited,
     Signal,
-    Overtaken,
+    Cut(Cut),
     TimeOver,
 }
 
@@ -87,9 +104,12 @@ impl Runner<'_> {
                 self.end(&mut child);
                 Err(HookError::TimedOut(limit))
             }
-            Ok(Event::Overtaken) => {
+            Ok(Event::Cut(cut)) => {
                 self.end(&mut child);
-                Err(HookError::Overtaken)
+                Err(match cut {
+                    Cut::Overtaken => HookError::Overtaken,
+                    Cut::Withdrawn => HookError::Withdrawn,
+                })
             }
             Ok(Event::Signal) => {
                 self.end(&mut child);
@@ -108,6 +128,8 @@ impl Runner<'_> {
         command
             .env("SYSGENID_OLD", self.old.to_string())
             .env("SYSGENID_NEW", self.new.to_string())
+            .env("SYSGENID_STAGE", self.stage.name())
+            .envs(self.outcome.map(|outcome| ("SYSGENID_OUTCOME", outcome)))
             // Whatever it says to the service manager is not the agent's word.
             .env_remove("NOTIFY_SOCKET")
             .current_dir("/")
@@ -138,15 +160,18 @@ impl Runner<'_> {
         let start = Instant::now();
         loop {
             let mut files = vec![PollFd::new(&pidfd, PollFlags::IN)];
-            if alert {
-                files.push(PollFd::new(self.signals, PollFlags::IN));
+            if let (true, Some(signals)) = (alert, self.signals) {
+                files.push(PollFd::new(signals, PollFlags::IN));
             }
             let left = limit.saturating_sub(start.elapsed());
             let slice = if alert { left.min(LOOK) } else { left };
             // A limit beyond what the clock can count is none.
             let slice = Timespec::try_from(slice).ok();
-            match poll(&mut files, slice.as_ref()) {
-                Ok(0) if alert && (self.overtaken)() => return Ok(Event::Overtaken),
+            let polled = poll(&mut files, slice.as_ref());
+            if let (Ok(0), true, Some(cut)) = (&polled, alert, (self.cut)()) {
+                return Ok(Event::Cut(cut));
+            }
+            match polled {
                 Ok(0) if start.elapsed() < limit => {}
                 Ok(0) => return Ok(Event::TimeOver),
                 Ok(_) if files[0].revents().is_empty() => return Ok(Event::Signal),
@@ -164,7 +189,7 @@ impl Runner<'_> {
         let group = Pid::from_child(child);
         // No error is left to handle: a group without processes is what is wanted.
         let _ = kill_process_group(group, Signal::TERM);
-        let _ = self.wait(child, GRACE, false);
+        let _ = self.wait(child, self.grace, false);
         let _ = kill_process_group(group, Signal::KILL);
         self.groups.inspect(|groups| groups.kill());
         let _ = child.wait();
@@ -218,16 +243,22 @@ mod tests {
 
         fn run(&self, script: &str, limit: Duration) -> Result<(), HookError> {
             let hook = self.hook(script);
-            let runner = Runner {
+            self.runner(limit).run(&hook)
+        }
+
+        fn runner(&self, limit: Duration) -> Runner<'_> {
+            Runner {
+                stage: Stage::Resume,
+                outcome: Some("clone"),
                 old: 3,
                 new: 5,
                 limit,
                 deadline: None,
-                signals: &self.signals,
+                grace: GRACE,
+                signals: Some(&self.signals),
                 groups: None,
-                overtaken: &|| false,
-            };
-            runner.run(&hook)
+                cut: &|| None,
+            }
         }
     }
 
@@ -246,12 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_learns_the_old_and_the_new_counter() {
+    fn a_hook_learns_the_stage_the_outcome_and_the_old_and_the_new_counter() {
         let scene = Scene::new();
         let out = scene.path("out");
-        let script = format!("echo \"$SYSGENID_OLD $SYSGENID_NEW\" > {}", out.display());
+        let said = "$SYSGENID_STAGE $SYSGENID_OUTCOME $SYSGENID_OLD $SYSGENID_NEW";
+        let script = format!("echo \"{said}\" > {}", out.display());
         scene.run(&script, LIMIT).unwrap();
-        assert_eq!(fs::read_to_string(out).unwrap(), "3 5\n");
+        assert_eq!(fs::read_to_string(out).unwrap(), "resume clone 3 5\n");
     }
 
     #[test]
@@ -279,15 +311,7 @@ mod tests {
         let scene = Scene::new();
         let hook = scene.hook("exit 0");
         fs::remove_file(&hook).unwrap();
-        let runner = Runner {
-            old: 0,
-            new: 1,
-            limit: LIMIT,
-            deadline: None,
-            signals: &scene.signals,
-            groups: None,
-            overtaken: &|| false,
-        };
+        let runner = scene.runner(LIMIT);
         assert!(matches!(runner.run(&hook), Err(HookError::Start(_))));
     }
 

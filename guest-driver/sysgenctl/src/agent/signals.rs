@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// The signals that end the agent, taken from a file instead of by a handler.
 #[derive(Debug)]
 pub(super) struct Signals(OwnedFd);
@@ -27,7 +29,13 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// A signal that has come and was not taken yet.
+    /// Whether one has come that was not taken yet. It stays.
+    pub(super) fn has_come(&self) -> bool {
+        let mut files = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut files, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Takes a signal that has come and was not taken yet.
     pub(super) fn pending(&self) -> Option<u32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of_val(&info);

@@ -1,0 +1,165 @@
+//! The agent's loop: what there is to do, one thing after another, until a signal.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use sysgenid::Reason;
+
+use super::cycle::{Cycle, Next};
+use super::error::AgentError;
+use super::machine::{Agent, Asked};
+use super::notify;
+use super::runner::LOOK;
+use super::source::Source;
+
+impl<S: Source> Agent<'_, S> {
+    /// Every generation, first one that began before the watcher was opened, and every request of the host,
+    /// until a signal.
+    pub(super) fn follow(&mut self) -> Result<(), AgentError> {
+        // Whoever is ended before it has caught up finds at its next start from where on.
+        if self.nothing_missed {
+            self.save(self.old)?;
+        }
+        self.take_role();
+        loop {
+            match self.turn()? {
+                Turn::Worked => {}
+                Turn::Idle => self.sleep()?,
+                Turn::Failed(generation) => self.pause(self.args.retry, generation)?,
+            }
+            if let Some(signal) = self.signals.pending() {
+                let text = format!("ending on signal {signal}");
+                self.log.say("ended", [("signal", signal.into())], &text);
+                return Ok(());
+            }
+        }
+    }
+
+    /// As `follow`, but does not wait for more to do; nor for a failure to go away, more than a few times.
+    #[cfg(test)]
+    pub(super) fn until_idle(&mut self) -> Result<(), AgentError> {
+        self.take_role();
+        for _ in 0..5 {
+            let idle = matches!(self.turn()?, Turn::Idle);
+            if idle || self.signals.pending().is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One thing of what there is to do: a generation before a request.
+    fn turn(&mut self) -> Result<Turn, AgentError> {
+        let success = self.args.require_success;
+        if let Some(new) = self.due()? {
+            let next = self.cycle(Cycle::generation(success, self.mark.is_set()), None)?;
+            if next != Next::Retry {
+                return Ok(Turn::Worked);
+            }
+            if let Some(asked) = self.asked()? {
+                self.refuse(&asked, Reason::Busy);
+            }
+            return Ok(Turn::Failed(new));
+        }
+        // A former agent was ended before it could.
+        if !self.caught_up && self.mark.is_set() {
+            self.cycle(Cycle::left_quiesced(), None)?;
+        }
+        self.catch_up()?;
+        match self.asked()? {
+            Some(asked) => {
+                let cycle = Cycle::asked(self.args.freeze, success);
+                match self.cycle(cycle, Some(asked))? {
+                    Next::Retry => Ok(Turn::Failed(self.watcher.current()?)),
+                    _ => Ok(Turn::Worked),
+                }
+            }
+            None => Ok(Turn::Idle),
+        }
+    }
+
+    /// The generation that hooks have to be run for, if there is one.
+    ///
+    /// The driver tells of those alone that began since the watcher was opened. Until the first one
+    /// is acknowledged, or there turns out to be none, the counter says it.
+    fn due(&self) -> Result<Option<u32>, AgentError> {
+        let told = self.watcher.try_next()?;
+        if told.is_some() || self.caught_up {
+            return Ok(told);
+        }
+        let current = self.watcher.current()?;
+        Ok((current != self.old).then_some(current))
+    }
+
+    /// The host's request, if there is one that was not answered.
+    fn asked(&self) -> Result<Option<Asked>, AgentError> {
+        if !self.is_asked {
+            return Ok(None);
+        }
+        let request = self.watcher.request()?;
+        let new = request.filter(|request| Some(request.ticket) != self.answered);
+        Ok(new.map(Asked::new))
+    }
+
+    /// What began before the watcher was opened has been handled.
+    fn catch_up(&mut self) -> Result<(), AgentError> {
+        if !self.caught_up {
+            self.caught_up = true;
+            if self.nothing_missed {
+                self.tell_host(self.old)?;
+            } else {
+                let text = "generations may have begun before this agent started: \
+                            the host is told of the next one";
+                self.log
+                    .say("not-ready", [("generation", self.old.into())], text);
+            }
+            notify::ready();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until the watcher is outdated, the host asks for something, or a signal comes.
+    fn sleep(&self) -> Result<(), AgentError> {
+        let ways = match self.is_asked {
+            true => PollFlags::IN | PollFlags::PRI,
+            false => PollFlags::IN,
+        };
+        let mut files = [
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.watcher, ways),
+        ];
+        match poll(&mut files, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(AgentError::Poll(errno.into())),
+        }
+    }
+
+    /// Sleeps for `pause`, or until another generation than `failed` has begun, or a signal comes.
+    fn pause(&self, pause: Duration, failed: u32) -> Result<(), AgentError> {
+        let start = Instant::now();
+        loop {
+            let left = pause.saturating_sub(start.elapsed());
+            let slice = Timespec::try_from(left.min(LOOK)).unwrap_or_default();
+            let mut files = [PollFd::new(&self.signals, PollFlags::IN)];
+            match poll(&mut files, Some(&slice)) {
+                Ok(0) if left > LOOK && self.watcher.current()? == failed => {}
+                Ok(_) | Err(Errno::INTR) => return Ok(()),
+                Err(errno) => return Err(AgentError::Poll(errno.into())),
+            }
+        }
+    }
+}
+
+/// What a turn of the loop came to.
+enum Turn {
+    Worked,
+    /// There was nothing to do.
+    Idle,
+    /// The hooks of this generation are to be run again after a pause.
+    Failed(u32),
+}
+
+#[cfg(test)]
+#[path = "agent_test.rs"]
+mod tests;
