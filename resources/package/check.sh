@@ -40,13 +40,14 @@ if grep sysgenid /usr/lib/modules/1.2.3-earlier/modules.dep; then
     echo "the earlier kernel still knows of modules that have gone" >&2
     exit 1
 fi
-[ -x /etc/sysgenid/hooks.d/10-machine-id ]
+[ -x /etc/sysgenid/adapt.d/identity/10-machine-id ]
+[ -x /etc/sysgenid/adapt.d/service/30-dhcp ]
 [ -e /usr/lib/systemd/system/sysgenctl-agent.service ]
 
 # A hook that its owner has changed is kept at a removal, as conffiles are, and goes at a purge.
-echo '# mine' >> /etc/sysgenid/hooks.d/10-machine-id
+echo '# mine' >> /etc/sysgenid/adapt.d/identity/10-machine-id
 dpkg --remove vmgenie vmgenie-guest
-grep -q mine /etc/sysgenid/hooks.d/10-machine-id
+grep -q mine /etc/sysgenid/adapt.d/identity/10-machine-id
 [ ! -e /usr/bin/vmgenie ]
 [ ! -e /usr/bin/sysgenctl ]
 dpkg --purge vmgenie vmgenie-guest

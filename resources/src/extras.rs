@@ -17,8 +17,11 @@ use sha2::{Digest, Sha256};
 /// The archive's name in the guest directory.
 const FILE: &str = "extras.cpio";
 
-/// The sample hooks in the workspace, and where they are in the guest.
-const HOOKS: [&str; 2] = ["guest-driver/hooks", "/hooks"];
+/// The sample hooks of both stages in the workspace, and where they are in the guest.
+const HOOKS: [[&str; 2]; 2] = [
+    ["guest-driver/hooks/identity", "/hooks/adapt.d/identity"],
+    ["guest-driver/hooks/service", "/hooks/adapt.d/service"],
+];
 
 /// The C examples, and the header that they include.
 const C_EXAMPLES: &str = "guest-driver/examples/c";
@@ -64,10 +67,8 @@ pub(crate) fn extras(
         let path = format!("/examples/rust/{}", program.name);
         archive.file(&path, &program.contents, 0o755)?;
     }
-    for (from, to) in [
-        (c, "/examples/c"),
-        (build::workspace().join(HOOKS[0]), HOOKS[1]),
-    ] {
+    let hooks = HOOKS.map(|[from, to]| (build::workspace().join(from), to));
+    for (from, to) in hooks.into_iter().chain([(c, "/examples/c")]) {
         for path in files(&from)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let contents = read(&path)?;

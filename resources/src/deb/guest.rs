@@ -14,7 +14,7 @@ use crate::{build, driver, lifetime};
 
 /// Files of the workspace, and their places. A directory stands for all that is in it.
 const FILES: &[(&str, &str)] = &[
-    ("guest-driver/hooks", "etc/sysgenid/hooks.d"),
+    ("guest-driver/hooks", "etc/sysgenid/adapt.d"),
     (
         "guest-driver/systemd/sysgenctl-agent.service",
         "usr/lib/systemd/system/sysgenctl-agent.service",
@@ -66,9 +66,10 @@ pub(crate) fn package(stock: &Stock, ours: &Ours) -> Result<Package> {
              the agent sysgenctl, and hooks that give a clone of a virtual machine\n\
              its own machine ID, boot ID, SSH host keys and address.\n\
              \n\
-             The hooks in /etc/sysgenid/hooks.d are run in each new generation, and at the\n\
+             The hooks in /etc/sysgenid/adapt.d are run in each new generation, and at the\n\
              installation in a machine that is a clone already. Remove those that are not\n\
-             wanted."
+             wanted. Those of /etc/sysgenid/quiesce.d and resume.d, of which there are none\n\
+             yet, are run before and after a snapshot that the host asks for."
         ),
         relations: vec![
             "Depends: kmod".to_owned(),
@@ -111,7 +112,10 @@ mod tests {
             let found = files.iter().find(|(place, ..)| *place == Path::new(wanted));
             found.map(|(_, _, mode)| mode)
         };
-        assert_eq!(mode("etc/sysgenid/hooks.d/10-machine-id"), Some(0o755));
+        for hook in ["identity/10-machine-id", "service/30-dhcp"] {
+            let place = format!("etc/sysgenid/adapt.d/{hook}");
+            assert_eq!(mode(&place), Some(0o755), "{hook}");
+        }
         assert_eq!(mode("usr/lib/udev/rules.d/60-sysgenid.rules"), Some(0o644));
         assert_eq!(
             mode("usr/lib/systemd/system/sysgenctl-agent.service"),

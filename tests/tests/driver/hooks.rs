@@ -55,7 +55,7 @@ fn the_sample_hooks_renew_boot_id_machine_id_host_keys_and_lease_in_each_clone()
     vm.shell(&format!(
         "mkdir -p /etc/ssh && ssh-keygen -q -t ed25519 -N '' -f {KEY}"
     ));
-    vm.shell("sysgenctl agent --hooks /hooks --require-success > /tmp/agent 2>&1 &");
+    vm.shell("sysgenctl agent --directory /hooks --require-success > /tmp/agent 2>&1 &");
     wait_for(&mut vm, "the agent", |vm| {
         vm.shell("cat /sys/kernel/debug/sysgenid/watchers") == "1\n"
     });
