@@ -13,6 +13,9 @@ pub const HEADER_LEN: usize = 12;
 /// an Ethernet header without a VLAN tag (virtio 1.2, 5.1.6.3.1).
 pub const MAX_FRAME_LEN: usize = HEADER_LEN + 65_550;
 
+/// After so many failures in a row it is the network that is broken, and not a frame.
+pub(super) const MAX_FAILURES: u32 = 16;
+
 /// Work that a receiver of frames lets the sender leave to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -67,6 +70,22 @@ pub trait FrameBackend: Send + Debug {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is no frame.
     fn receive(&mut self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize>;
+
+    /// Throws away frames that wait for the guest, at most `limit`.
+    fn discard(&mut self, limit: usize) {
+        // What does not fit is lost, but for the header a tap wants room.
+        let mut head = [0; HEADER_LEN + 64];
+        let mut failures = 0;
+        for _ in 0..limit {
+            match self.receive(&[VolatileSlice::from(&mut head[..])]) {
+                Ok(_) => failures = 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // One frame cannot be had, or there is no network.
+                Err(_) if failures < MAX_FAILURES => failures += 1,
+                Err(_) => return,
+            }
+        }
+    }
 
     /// What the guest may leave to the backend, and the backend to the guest.
     fn offloads(&self) -> Offloads;

@@ -17,6 +17,9 @@
 
 mod backend;
 mod control;
+mod gate;
+#[cfg(test)]
+mod gate_test;
 mod metrics;
 mod ring;
 mod rx;
@@ -117,7 +120,10 @@ pub struct Net<B> {
     settings: NetSettings,
     /// What driver and device have agreed on; 0 if the device is not active.
     features: u64,
+    /// The cable is plugged in.
     link: bool,
+    /// The device is kept off its network, whatever the cable: see [`Self::shut_gate`].
+    shut: bool,
     /// The driver has been told to announce itself, and has not done so yet.
     announce: bool,
     /// The configuration space is not what the driver has read. It is told when the machine is restored.
@@ -136,6 +142,7 @@ impl<B: FrameBackend> Net<B> {
             settings,
             features: 0,
             link: true,
+            shut: false,
             announce: false,
             config_changed: false,
             buffers: Buffers::default(),
@@ -155,9 +162,14 @@ impl<B: FrameBackend> Net<B> {
         self
     }
 
-    /// Whether the link is up.
+    /// Whether the cable is plugged in.
     pub fn link(&self) -> bool {
         self.link
+    }
+
+    /// Whether the guest has a network: what it is told of its link.
+    fn carrier(&self) -> bool {
+        self.link && !self.shut
     }
 
     /// Plugs the cable in or out. `active` is there if a driver uses the device; it is told. The caller has the backend looked at afterwards
@@ -169,8 +181,15 @@ impl<B: FrameBackend> Net<B> {
             return;
         }
         self.link = up;
+        if !self.shut {
+            self.tell_of_carrier(active);
+        }
+    }
+
+    /// The link is not what it was. Who has a network again announces itself there.
+    fn tell_of_carrier(&mut self, active: Option<&mut Active<'_>>) {
         if let Some(active) = active {
-            self.announce |= up && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
+            self.announce |= self.carrier() && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
             active.interrupt.config_changed();
         }
     }
@@ -199,7 +218,7 @@ impl<B: FrameBackend> Net<B> {
     }
 
     fn receive(&mut self, active: &mut Active<'_>) -> Turn {
-        if !self.link {
+        if !self.carrier() {
             return Turn::Done;
         }
         let (mergeable, longest) = (self.has(VIRTIO_NET_F_MRG_RXBUF), self.longest_frame());
@@ -220,6 +239,7 @@ impl<B: FrameBackend> Net<B> {
     }
 
     fn transmit(&mut self, active: &mut Active<'_>, budget: usize) -> Turn {
+        let link = self.carrier();
         let Some(queue) = queue(active.queues, TX) else {
             return Turn::Done;
         };
@@ -227,7 +247,7 @@ impl<B: FrameBackend> Net<B> {
             queue,
             memory: active.memory,
             backend: &mut self.backend,
-            link: self.link,
+            link,
             metrics: &self.metrics,
         };
         let done = transmit.run(budget);
@@ -269,10 +289,11 @@ impl<B: FrameBackend> Net<B> {
 
     fn config(&self) -> [u8; 12] {
         let mut status = 0;
-        if self.link {
+        if self.carrier() {
             status |= VIRTIO_NET_S_LINK_UP;
         }
-        if self.announce {
+        // Nobody would hear it without a link.
+        if self.announce && self.carrier() {
             status |= VIRTIO_NET_S_ANNOUNCE;
         }
         let mut config = [0; 12];

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::backend::{FrameBackend, HEADER_LEN};
+use super::backend::{FrameBackend, HEADER_LEN, MAX_FAILURES};
 use super::ring::{self, Extent, Malformed, QueueError, Segment, Used};
 use super::{NetMetrics, Next};
 use crate::virtio::GuestMemory;
@@ -15,8 +15,6 @@ use crate::virtio::GuestMemory;
 const NUM_BUFFERS: usize = 10;
 /// How many pieces one frame is received into at most; one more follows them, and the kernel takes 1,024.
 const MAX_SLICES: usize = 1_000;
-/// After so many failures in a row it is the network that is broken, and not a frame.
-const MAX_FAILURES: u32 = 16;
 
 /// Chains that were taken from the queue and not used yet.
 ///
