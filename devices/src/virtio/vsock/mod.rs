@@ -5,6 +5,7 @@
 //! | `packet.rs` | the header, and the guest memory that a packet lies in |
 //! | `connection.rs` | one connection: credit, closing |
 //! | `greeting.rs` | what a program on the host says first |
+//! | `gate.rs` | who is refused while the guest does not know who it is |
 //! | `muxer.rs` | all connections, and whose turn it is |
 //! | `host.rs` | what the device needs of the host |
 //! | `metrics.rs` | what it counts |
@@ -14,6 +15,7 @@
 //! goes either way: a connection made before that would be closed with the old ones.
 
 mod connection;
+mod gate;
 mod greeting;
 mod host;
 mod metrics;
@@ -221,6 +223,7 @@ impl<H: Host> Vsock<H> {
             }
             let sent = self.transmit(active);
             let sent = sent.inspect_err(|_| self.metrics.tx_queue_event_fails.inc())?;
+            self.ring_was_refused();
             let delivered = self.deliver(active);
             let delivered = delivered.inspect_err(|_| self.metrics.rx_queue_event_fails.inc())?;
             notify_used(active, TX, marks.0)?;
@@ -496,6 +499,7 @@ impl<H: Host> VirtioDevice for Vsock<H> {
     fn reset(&mut self) {
         self.muxer.clear();
         self.reset = Reset::Done;
+        self.ring_was_refused();
     }
 
     fn queue_ready(&mut self, queue: u16, active: &mut Active<'_>) -> Turn {
@@ -524,6 +528,8 @@ impl<H: Host> VirtioDevice for Vsock<H> {
     }
 }
 
+#[cfg(test)]
+mod gate_test;
 #[cfg(test)]
 mod hostile_test;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use vm_memory::VolatileSlice;
 
 use super::connection::{Connection, Key};
+use super::gate::Shut;
 use super::greeting::{Greeting, read_greeting};
 use super::host::{Event, Host, LISTENER, Token};
 use super::metrics::VsockMetrics;
@@ -63,6 +64,8 @@ pub(super) struct Muxer<H: Host> {
     resets: VecDeque<(Key, u16)>,
     /// There may be somebody to accept.
     accepting: bool,
+    /// Who is refused, because the guest does not know yet who it is.
+    pub(super) shut: Shut,
     /// Of what a guest or a program of the host's can provoke.
     complaints: Throttle,
     metrics: Arc<VsockMetrics>,
@@ -81,6 +84,7 @@ impl<H: Host> Muxer<H> {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             accepting: true,
+            shut: Shut::default(),
             complaints: Throttle::default(),
             metrics: Arc::default(),
         }
@@ -164,8 +168,9 @@ impl<H: Host> Muxer<H> {
 
     /// The guest wants to connect to the host.
     fn open(&mut self, key: Key, request: &Header) {
-        if self.is_full() {
-            tracing::debug!("too many vsock connections: the guest gets no other");
+        if self.shut.to_guest || self.is_full() {
+            let shut = self.shut.to_guest;
+            tracing::debug!(shut, "the guest gets no other vsock connection");
             return self.push_reset(key, TYPE_STREAM);
         }
         let token = self.new_token();
@@ -242,8 +247,9 @@ impl<H: Host> Muxer<H> {
                 return false;
             }
             match self.host.accept() {
-                Ok(stream) if self.is_full() => {
-                    tracing::debug!("too many vsock connections: the host gets no other");
+                Ok(stream) if self.shut.to_host || self.is_full() => {
+                    let shut = self.shut.to_host;
+                    tracing::debug!(shut, "the host gets no other vsock connection");
                     drop(stream);
                 }
                 Ok(stream) => self.greet(stream),
