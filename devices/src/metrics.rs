@@ -76,6 +76,40 @@ impl Durations {
     }
 }
 
+/// How long something took each time: how often it was how long, and the sum, in microseconds.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// How often it took at most as long as the bound of the same place and longer than the one before; then, longer than all.
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+/// The bounds of a histogram's buckets: 1 ms to a minute, in microseconds.
+const BOUNDS_US: [u64; 15] = [
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+
+impl Histogram {
+    /// Nothing has happened yet.
+    pub const fn new() -> Self {
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BOUNDS_US.len() + 1],
+            sum_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Something has taken that long.
+    pub fn record(&self, took: Duration) {
+        let place = BOUNDS_US.partition_point(|bound| Duration::from_micros(*bound) < took);
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.sum_ns.fetch_add(nanoseconds, Ordering::Relaxed);
+        if let Some(bucket) = self.buckets.get(place) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// How numbers of one kind are told together, over several devices or a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -87,6 +121,10 @@ pub enum Kind {
     Min,
     /// The largest of several.
     Max,
+    /// Of a histogram: how often it was at most so much, or anything. Several are added.
+    Bucket(Option<u64>),
+    /// Of a histogram: all of its values, their number or their sum. Several are added.
+    Total,
 }
 
 /// One number.
@@ -138,6 +176,31 @@ impl Metric for Durations {
                 value,
             });
         }
+    }
+}
+
+impl Metric for Histogram {
+    fn tell(&self, name: &'static str, visit: &mut dyn FnMut(Number)) {
+        let mut tell = |part, kind, value| {
+            visit(Number {
+                name,
+                part: Some(part),
+                kind,
+                value,
+            });
+        };
+        let bounds = BOUNDS_US.iter().copied().map(Some).chain([None]);
+        let mut count = 0;
+        for (bound, bucket) in bounds.zip(&self.buckets) {
+            count += bucket.load(Ordering::Relaxed);
+            tell("bucket", Kind::Bucket(bound), count);
+        }
+        tell(
+            "sum",
+            Kind::Total,
+            self.sum_ns.load(Ordering::Relaxed) / 1000,
+        );
+        tell("count", Kind::Total, count);
     }
 }
 
@@ -220,5 +283,21 @@ mod tests {
         two.tell(&mut |number| names.push((number.name, number.part)));
         assert_eq!(names[0], ("seen", None));
         assert_eq!(names[3], ("took", Some("sum_us")));
+    }
+
+    #[test]
+    fn a_histogram_tells_how_often_something_took_at_most_how_long() {
+        let histogram = Histogram::new();
+        for micros in [1, 1_000, 1_001, 60_000_000, 60_000_001, 1 << 50] {
+            histogram.record(Duration::from_micros(micros));
+        }
+        let mut told = Vec::new();
+        histogram.tell("took", &mut |number| told.push((number.kind, number.value)));
+        assert_eq!(told[0], (Kind::Bucket(Some(1_000)), 2));
+        assert_eq!(told[1], (Kind::Bucket(Some(2_500)), 3));
+        assert_eq!(told[14], (Kind::Bucket(Some(60_000_000)), 4));
+        assert_eq!(told[15], (Kind::Bucket(None), 6));
+        assert_eq!(told[16].1, 120_002_003 + (1 << 50));
+        assert_eq!(told[17..], [(Kind::Total, 6)]);
     }
 }

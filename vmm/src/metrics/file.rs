@@ -101,6 +101,10 @@ impl MetricsFile {
             line.insert(kind.to_owned(), Map::new().into());
         }
         for sample in samples() {
+            // The number and the sum are enough in a line.
+            if matches!(sample.number.kind, Kind::Bucket(_)) {
+                continue;
+            }
             let value = self.value(&sample);
             let Sample {
                 group,
@@ -128,7 +132,7 @@ impl MetricsFile {
             kind,
             value,
         } = sample.number;
-        if kind != Kind::Counter {
+        if !matches!(kind, Kind::Counter | Kind::Total) {
             return value;
         }
         let key = (sample.group, sample.device.clone(), name, part);
@@ -151,7 +155,7 @@ fn put(line: &mut Map<String, Value>, group: &str, number: Number, value: u64) {
     let Value::Object(place) = place else { return };
     let there = place.get(name).and_then(Value::as_u64);
     let together = there.map_or(value, |there| match number.kind {
-        Kind::Counter => there.saturating_add(value),
+        Kind::Counter | Kind::Total | Kind::Bucket(_) => there.saturating_add(value),
         Kind::Gauge => value,
         Kind::Max => there.max(value),
         Kind::Min if there == 0 || value == 0 => there.max(value),

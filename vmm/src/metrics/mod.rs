@@ -265,8 +265,10 @@ mod tests {
 
     #[test]
     fn no_metric_has_the_name_of_another() {
+        // A histogram's buckets have one name.
         let mut names: Vec<_> = samples()
             .into_iter()
+            .filter(|s| !matches!(s.number.kind, Kind::Bucket(Some(_))))
             .map(|s| (s.group, s.device, s.number.name, s.number.part))
             .collect();
         names.sort_unstable();
