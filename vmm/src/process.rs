@@ -63,7 +63,8 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
+    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 5 for a guest that has not adapted in time, 1
+    /// for all else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Api(_) => 1,
@@ -90,6 +91,7 @@ pub fn run(options: RunOptions) -> Result<Outcome, ProcessError> {
         controller.reports(),
         controller.console(),
     );
+    let handle = handle.with_readiness(controller.readiness());
     let _api = match &options.api_socket {
         Some(path) => Some(api::spawn(path, api_info(&options), handle)?),
         None => None,
@@ -126,7 +128,8 @@ pub fn run(options: RunOptions) -> Result<Outcome, ProcessError> {
         console_behind: false,
         ended: None,
     });
-    let mut patience_ms = -1;
+    // A machine that was restored already may have a gate.
+    let mut patience_ms = 0;
     loop {
         manager
             .run_with_timeout(patience_ms)

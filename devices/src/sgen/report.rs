@@ -48,8 +48,10 @@ pub enum Lack {
     Chain,
     /// Watchers have not acknowledged.
     Watchers,
-    /// Fewer agents have finished than are expected.
+    /// Fewer agents have finished than are expected, and none has told of its first stage.
     Agent,
+    /// Fewer agents have finished than are expected. The first stage of one is over.
+    Ready,
 }
 
 impl DriverReport {
@@ -66,13 +68,15 @@ impl DriverReport {
     /// What is missing if `agents` agents are expected, and `outdated` watchers are still to be waited for.
     pub fn lacks(&self, agents: u32, outdated: u32) -> impl Iterator<Item = Lack> {
         let present = self.present();
+        let unfinished = present && self.ready < agents;
         [
             (!present, Lack::Driver),
             (present && !self.reseeded, Lack::Reseeded),
             (present && !self.reached, Lack::Reached),
             (present && self.chain == Some(false), Lack::Chain),
             (present && outdated > 0, Lack::Watchers),
-            (present && self.ready < agents, Lack::Agent),
+            (unfinished && !self.identity, Lack::Agent),
+            (unfinished && self.identity, Lack::Ready),
         ]
         .into_iter()
         .filter_map(|(lacks, what)| lacks.then_some(what))

@@ -375,6 +375,15 @@ impl Client {
         decode("PUT /generation/wait", &answer)
     }
 
+    /// GET `/ready`: whether the machine may be sent work, and if not, why.
+    pub fn ready(&mut self) -> Result<wire::Ready, ClientError> {
+        let answer = self.request(Method::GET, "/ready", Bytes::new())?;
+        match answer.status {
+            StatusCode::SERVICE_UNAVAILABLE => decode("GET /ready", &answer),
+            _ => decode("GET /ready", &successful("GET /ready", answer)?),
+        }
+    }
+
     fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
         let answer = self.request(Method::GET, path, Bytes::new())?;
         let name = format!("GET {path}");

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod memory_loss;
 pub mod metrics;
 mod platform;
+pub mod readiness;
 pub mod report;
 pub mod request;
 mod restore;
@@ -64,6 +65,7 @@ pub use fork::ForkError;
 pub use host::{Host, HostError};
 use memory::{GuestMemory, Memory, MemoryError};
 use platform::PlatformError;
+use readiness::Readiness;
 pub use restore::RestoreError;
 pub use save::SaveError;
 pub use saved::{SavedError, SavedMachine};
@@ -74,7 +76,7 @@ pub use virtio::VirtioError;
 pub use virtio::files::HostPathError;
 use virtio::kinds::DevicesConfig;
 pub use virtio::{DeviceBusy, DriveCopies, UpdateDriveError, UpdateNetError};
-use virtio::{VirtioDevices, VirtioEvents};
+use virtio::{Side, VirtioDevices, VirtioEvents};
 
 /// The guest's memory does not fit the host's CPU.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -148,6 +150,8 @@ pub struct MachineIo {
     pub events: EventSender,
     /// Takes what the guest's driver reports of its generation.
     pub reports: Arc<watch::Sender<DriverReport>>,
+    /// Takes how far the guest has come.
+    pub readiness: Arc<Readiness>,
     /// Hears of the virtio devices' doorbells and backends.
     pub virtio: Arc<VirtioEvents>,
     /// Where the guest says that it has booted, if anybody wants to know.
@@ -156,11 +160,20 @@ pub struct MachineIo {
 
 impl MachineIo {
     /// Where a device reports to.
-    fn on_report(&self) -> vmgenie_devices::sgen::OnReport {
-        let reports = Arc::clone(&self.reports);
-        Box::new(move |report| {
+    fn on_report(&self) -> Result<vmgenie_devices::sgen::OnReport, DeviceError> {
+        let (reports, readiness) = (Arc::clone(&self.reports), Arc::clone(&self.readiness));
+        // Nobody else has to be called.
+        let gated = readiness.is_pending();
+        let events = gated.then(|| self.events.try_clone()).transpose();
+        let events = events.map_err(DeviceError::Events)?;
+        Ok(Box::new(move |report| {
             reports.send_replace(report);
-        })
+            if readiness.told(&report)
+                && let Some(events) = &events
+            {
+                events.wake();
+            }
+        }))
     }
 }
 
@@ -181,6 +194,8 @@ pub struct Machine {
     stopped_at: Option<GuestTime>,
     /// By how much pauses have made the guest's time of day late since its driver was last told to set it.
     late: Duration,
+    /// How far the guest has come.
+    readiness: Arc<Readiness>,
 }
 
 impl Machine {
@@ -204,7 +219,8 @@ impl Machine {
         platform::create(&vm, pit)?;
         let images = boot::load(memory.map(), bytes, source, files)?;
         let generation = GenerationDevices::boot(memory.map(), bytes, last)?;
-        let on_report = io.on_report();
+        io.readiness.begin(false, None);
+        let on_report = io.on_report()?;
         let virtio = VirtioDevices::boot(&vm, memory.map(), virtio, &io.virtio)?;
         let devices = Devices::new(
             &vm,
@@ -240,6 +256,7 @@ impl Machine {
             generation_owed: false,
             stopped_at: None,
             late: Duration::ZERO,
+            readiness: io.readiness,
         })
     }
 
@@ -260,6 +277,7 @@ impl Machine {
                 self.late = Duration::ZERO;
             }
         }
+        self.readiness.resumed();
         self.vcpus.run(host);
         self.devices.virtio.wake_if_pending();
         Ok(())
@@ -274,6 +292,7 @@ impl Machine {
             return Ok(());
         }
         self.vcpus.stop()?;
+        self.readiness.paused();
         self.devices.pm().let_timer_run(false);
         self.stopped_at = self.vcpus.standstill().and_then(|standstill| {
             GuestTime::read(&self.vm, standstill)
@@ -340,6 +359,16 @@ impl Machine {
         link_up: Option<bool>,
     ) -> Result<(), UpdateNetError> {
         self.devices.virtio.update_net(id, link_up)
+    }
+
+    /// Gives a machine behind a gate its networks, and lets its guest connect to the host.
+    pub fn open_networks(&mut self) {
+        self.devices.virtio.open_gate(Side::Networks);
+    }
+
+    /// Lets the host connect to the guest of a machine behind a gate.
+    pub fn open_to_host(&mut self) {
+        self.devices.virtio.open_gate(Side::Host);
     }
 
     /// The present generation.

@@ -68,6 +68,35 @@ pub struct LoadSnapshot {
     pub clock: ClockPolicy,
     /// kvm-clock, and with it all clocks of a guest that has it, jumps by the time that the snapshot has lain there.
     pub clock_realtime: bool,
+    /// What keeps the machine from its peers until its guest knows who it is.
+    pub gate: Option<Gate>,
+}
+
+/// What keeps a restored machine from its peers until its guest knows who it is: see [`crate::readiness`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// Its network interfaces have no link.
+    pub link: bool,
+    /// Connections over vsock are refused.
+    pub vsock: bool,
+    /// How many agents have to be ready; as many as ever were in one generation of the machine if none is said.
+    pub agents: Option<u32>,
+    /// For how long its vCPUs may run before the guest has adapted.
+    pub timeout: Duration,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+}
+
+/// What happens if a guest has not adapted before its gate's time-out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnTimeout {
+    /// The gate stays shut, until the guest has adapted after all.
+    #[default]
+    Keep,
+    /// The machine ends.
+    Kill,
+    /// The gate opens.
+    Open,
 }
 
 /// What becomes of a guest's time of day after it has stood still. Its monotonic clock goes on in either case.

@@ -126,7 +126,12 @@ impl Machine {
             platform::have_counters(&vm, true);
         }
         let vcpus = restore_vcpus(host, &vm, &saved.vcpus)?;
-        let on_report = io.on_report();
+        if let Some(gate) = request.gate {
+            virtio.shut_gate(gate);
+        }
+        let counts = request.generation == RestoreAs::New;
+        io.readiness.begin(counts, request.gate);
+        let on_report = io.on_report()?;
         let devices = Devices::new(
             &vm,
             saved.generation,
@@ -162,6 +167,7 @@ impl Machine {
             )),
             // The new generation tells of it.
             late: Duration::ZERO,
+            readiness: io.readiness,
         };
         match request.generation {
             RestoreAs::New => machine.begin_generation()?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
-use vmgenie_api::wire::GenerationChoice;
+use vmgenie_api::wire::{Gate, GenerationChoice};
 use vmgenie_machine::config::{self, VsockConfig};
 
 use super::cooperation::CooperationArgs;
@@ -13,6 +13,7 @@ use super::devices::{
     DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
     parse_net, parse_template, parse_vsock,
 };
+use super::gate::parse_gate;
 pub use super::reboot::OnReboot;
 use super::reboot::RebootOfRestored;
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
@@ -31,7 +32,8 @@ Exit status:
   2  the command line is wrong
   3  the guest crashed (triple fault) or KVM gave up on it
   4  KVM is not usable
-  5  `generation --wait`: the guest has not adapted in time
+  5  `generation --wait`, or a machine with --gate=on-timeout=kill: the guest has not adapted in
+     time
 
 Examples:
   vmgenie run --disk debian.ext4
@@ -129,7 +131,8 @@ Examples:
   vmgenie restore snapshot
   vmgenie restore snapshot --serve vm.sock --net net0=tap1 --drive disk0=clone.ext4,copy
   vmgenie restore --into vm.sock snapshot
-  vmgenie restore --into vm.sock snapshot --generation keep --no-resume";
+  vmgenie restore --into vm.sock snapshot --generation keep --no-resume
+  vmgenie restore snapshot --gate=agents=1,timeout=1m,on-timeout=kill";
 
 const CLONE_HELP: &str = "\
 Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-N.sock, its
@@ -142,7 +145,8 @@ Examples:
   vmgenie clone snapshot -n 3
   vmgenie clone snapshot -n 10 --dir clones --data 'web-{n}' --json
   vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --drive 'disk0=disk-{n}.overlay,overlay'
-  vmgenie clone snapshot -n 3 --vsock 'clone-{n}.vsock' --cid '100+{n}'";
+  vmgenie clone snapshot -n 3 --vsock 'clone-{n}.vsock' --cid '100+{n}'
+  vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --gate=link,timeout=10s";
 
 /// Text for clap in which `{n}` stays what it is. Clap takes it for a line break, and knows no way to say otherwise; what comes between the two here
 /// is for terminals alone, which do not show it, and clap leaves it out elsewhere.
@@ -437,6 +441,11 @@ pub struct OverrideArgs {
     /// What becomes of the guest's time of day, which is that of the snapshot.
     #[arg(long, value_name = "WHAT", default_value = "step")]
     pub clock: Clock,
+    /// Keep the machine from its peers until its guest knows who it is: no link and no connections of the guest's before the stage identity, no
+    /// connections to the guest before the stage service. PARTS are `link` and `vsock` (both if neither is named), agents=N, timeout=30s,
+    /// and on-timeout=keep|kill|open: what happens to a machine whose guest has not adapted in time.
+    #[arg(long, value_name = "PARTS", num_args = 0..=1, require_equals = true, default_missing_value = "link,vsock", value_parser = parse_gate)]
+    pub gate: Option<Gate>,
     /// What a reboot in the guest does: `exit`, the process ends with status 0. What the machine was booted from is not in a snapshot, so that it
     /// cannot boot again.
     #[arg(long, value_name = "WHAT", default_value = "exit", value_parser = RebootOfRestored)]

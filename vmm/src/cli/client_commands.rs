@@ -199,6 +199,8 @@ fn missing_text(waited: &GenerationWaited) -> String {
             "only {} of its agents have finished",
             waited.driver.ready_agents
         ),
+        Missing::Ready => "its agent has done the first stage alone".to_owned(),
+        Missing::Identity => "it does not know who it is".to_owned(),
     };
     let texts: Vec<String> = waited.missing.iter().map(text).collect();
     texts.join(", ")

@@ -12,6 +12,7 @@ mod cooperation;
 mod data;
 mod devices;
 mod firecracker;
+mod gate;
 mod host_things;
 mod machines;
 mod output;

@@ -131,6 +131,7 @@ fn try_override(
         (false, true) => wire::HostPaths::Any,
         (false, false) => wire::HostPaths::Trusted,
     };
+    request.gate = args.gate.clone();
     request.clock = match args.clock {
         Clock::Step => wire::ClockChoice::Step,
         Clock::Keep => wire::ClockChoice::Keep,

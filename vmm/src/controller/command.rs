@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_machine::config::{BootSource, DeviceId, InstanceData, MachineConfig};
 use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::readiness::Readiness;
 use vmgenie_machine::request::{CreateSnapshot, Generation, LoadSnapshot};
 use vmgenie_machine::virtio::kinds::{DeviceConfig, DevicesConfig};
 use vmm_sys_util::eventfd::EventFd;
@@ -186,6 +187,7 @@ pub struct ControllerHandle {
     wake: EventFd,
     reports: watch::Receiver<DriverReport>,
     console: Arc<ConsoleHistory>,
+    readiness: Arc<Readiness>,
 }
 
 impl ControllerHandle {
@@ -203,6 +205,7 @@ impl ControllerHandle {
             wake,
             reports,
             console,
+            readiness: Arc::default(),
         };
         (handle, receiver)
     }
@@ -223,7 +226,19 @@ impl ControllerHandle {
             wake: self.wake.try_clone()?,
             reports: self.reports.clone(),
             console: Arc::clone(&self.console),
+            readiness: Arc::clone(&self.readiness),
         })
+    }
+
+    /// With this in place of what is never ready.
+    pub fn with_readiness(mut self, readiness: Arc<Readiness>) -> Self {
+        self.readiness = readiness;
+        self
+    }
+
+    /// How far the guest has come, without a detour over the controller.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
     }
 
     /// What the guest says on its console, without a detour over the controller.

@@ -1,6 +1,7 @@
 //! How a process ends.
 
 use std::io;
+use std::time::Duration;
 
 use thiserror::Error;
 use vmgenie_machine::HostError;
@@ -45,17 +46,29 @@ pub enum RunError {
     /// The guest or KVM failed.
     #[error("the microVM has crashed: {0}")]
     Guest(MachineEvent),
+    /// The guest has not adapted to its generation, and its gate says that the machine ends then.
+    #[error(
+        "the guest has not adapted to its generation within {limit:?}, and its gate has the machine end then; it lacks: {missing}"
+    )]
+    NotAdapted {
+        /// How long it had.
+        limit: Duration,
+        /// What it lacks.
+        missing: String,
+    },
     /// The guest failed, and its memory has gone.
     #[error("the microVM cannot go on ({0})")]
     Memory(MachineEvent, #[source] Box<MemoryLoss>),
 }
 
 impl RunError {
-    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 1 for all else.
+    /// The process's exit status: 3 for a crashed guest, 4 for a host without a usable KVM, 5 for a guest that has not adapted in time, 1
+    /// for all else.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 3,
             Self::Host(_) => 4,
+            Self::NotAdapted { .. } => 5,
             _ => 1,
         }
     }

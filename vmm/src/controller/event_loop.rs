@@ -72,13 +72,15 @@ impl EventLoop {
     /// How long the loop may sleep, in milliseconds; -1 without a limit.
     pub(crate) fn patience_ms(&self) -> i32 {
         let console = self.console_behind.then_some(CONSOLE_RETRY_MS);
+        let fork = self.controller.fork_patience();
+        let gate = self.controller.gate_patience();
         // Rounded up: who wakes too early looks in vain.
-        let fork = self.controller.fork_patience().map(|left| {
-            i32::try_from(left.as_millis())
-                .unwrap_or(i32::MAX)
-                .saturating_add(1)
-        });
-        console.into_iter().chain(fork).min().unwrap_or(-1)
+        let rounded = |left: Duration| {
+            let ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+            ms.saturating_add(1)
+        };
+        let others = fork.into_iter().chain(gate).map(rounded);
+        console.into_iter().chain(others).min().unwrap_or(-1)
     }
 
     /// After each turn: what no event tells of.
@@ -88,6 +90,9 @@ impl EventLoop {
             let machine = self.controller.machine();
             let output_waits = machine.is_some_and(Machine::flush_console);
             self.console_behind = !self.give_input() || output_waits;
+        }
+        if let Err(end) = self.controller.tend_gate() {
+            self.end(Err(end));
         }
     }
 

@@ -8,6 +8,7 @@ mod ending;
 pub(crate) mod event_loop;
 mod forking;
 mod monitoring;
+mod readiness;
 pub(crate) mod signals;
 mod snapshots;
 
@@ -26,6 +27,7 @@ use vmgenie_machine::console::ConsoleOutput;
 use vmgenie_machine::console_history::ConsoleHistory;
 use vmgenie_machine::events::EventSender;
 use vmgenie_machine::generation::LastGeneration;
+use vmgenie_machine::readiness::Readiness;
 use vmgenie_machine::report::report;
 use vmgenie_machine::virtio::VirtioEvents;
 use vmgenie_machine::virtio::kinds::DevicesConfig;
@@ -99,6 +101,8 @@ pub(crate) struct Controller {
     events: EventSender,
     /// Shared with the machine's device; whoever waits for reports learns of the end when both are gone.
     reports: Arc<watch::Sender<DriverReport>>,
+    /// How far the machine's guest has come, and its gate.
+    readiness: Arc<Readiness>,
     /// What the machine's guest says.
     console: Arc<ConsoleHistory>,
     /// The doorbells and backends of the machine's virtio devices.
@@ -134,6 +138,7 @@ impl Controller {
             restored_from: None,
             events,
             reports: Arc::new(watch::Sender::new(DriverReport::default())),
+            readiness: Arc::default(),
             console: Arc::default(),
             virtio: Arc::new(virtio),
             id,
@@ -422,6 +427,7 @@ impl Controller {
             console: ConsoleOutput::stdout()?.with_history(self.console()),
             events: self.events.try_clone()?,
             reports: Arc::clone(&self.reports),
+            readiness: Arc::clone(&self.readiness),
             virtio: Arc::clone(&self.virtio),
             boot_timer: None,
         })

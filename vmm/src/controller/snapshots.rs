@@ -30,11 +30,15 @@ impl Controller {
         }
         let vm = self.take_vm().map_err(refused)?;
         let io = self.io().map_err(refused)?;
-        let (mut machine, copies) =
-            Machine::restore(&self.host, vm, loaded, request, io).map_err(refused)?;
-        if request.resume {
-            machine.resume(&self.host).map_err(refused)?;
-        }
+        let restored = Machine::restore(&self.host, vm, loaded, request, io).map_err(refused);
+        let restored = restored.and_then(|(mut machine, copies)| {
+            if request.resume {
+                machine.resume(&self.host).map_err(refused)?;
+            }
+            Ok((machine, copies))
+        });
+        // One that is not there has no gate.
+        let (machine, copies) = restored.inspect_err(|_| self.readiness.begin(false, None))?;
         copies.keep();
         self.machine = Some(machine);
         self.restored_from = Some((request.state.clone(), request.memory.clone()));

@@ -123,8 +123,13 @@ pub enum Missing {
     Chain,
     /// Watchers have not acknowledged; `required_watchers` says how many, or `outdated_watchers` if all are waited for.
     Watchers,
-    /// Fewer agents have finished their work for the generation than are expected; `ready_agents` says how many have.
+    /// Fewer agents have finished their work for the generation than are expected; `ready_agents` says how many have. None has told of
+    /// the first of its two stages.
     Agent,
+    /// As `agent`, but an agent has done the first of its two stages: the guest knows who it is.
+    Ready,
+    /// Of GET `/ready` alone, beside `agent`: the guest does not know who it is.
+    Identity,
 }
 
 /// The answer to PUT `/generation/wait`.

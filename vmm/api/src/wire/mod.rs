@@ -8,6 +8,7 @@ mod kinds;
 mod logging;
 mod machine;
 mod rate_limiter;
+mod ready;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ pub use kinds::*;
 pub use logging::{LineFormat, Logger, Metrics};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use ready::{Gate, GateState, OnTimeout, Ready, Stage};
 pub use snapshot::{
     ChangedDrives, ClockChoice, CooperativeCreate, CooperativeCreated, DriveOverride,
     GenerationChoice, HostPaths, HugePagesAtLoad, MAX_QUIESCE_MS, MemBackend, MemBackendType,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "schema")]
 use utoipa::ToSchema;
 
-use super::VsockPeers;
+use super::{Gate, VsockPeers};
 
 /// PUT `/snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +211,9 @@ pub struct SnapshotLoad {
     /// The snapshot that is meant, 32 hexadecimal digits: another one at that path is refused. Ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<String>,
+    /// What keeps the machine from its peers until its guest knows who it is. Only for a new generation. Ours; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
 }
 
 /// What becomes of a guest's time of day.
@@ -287,6 +290,7 @@ impl SnapshotLoad {
             changed_drives: None,
             host_paths: HostPaths::Any,
             snapshot_id: None,
+            gate: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod devices;
 
-use vmgenie_devices::metrics::{Counter, Durations, Group};
+use vmgenie_devices::metrics::{Counter, Durations, Group, Histogram};
 use vmgenie_devices::metrics_group;
 
 pub(crate) use devices::ByName;
@@ -42,6 +42,22 @@ metrics_group! {
     }
 }
 
+metrics_group! {
+    /// The machine came out of a snapshot as another one: how long its vCPUs ran until its guest was so far. Ours.
+    RestoreMetrics {
+        /// Its random number generator was reseeded.
+        reseeded_us: Histogram,
+        /// It knew who it is.
+        identity_us: Histogram,
+        /// It had adapted as a whole.
+        adapted_us: Histogram,
+        /// The same, and its gate, if it has one, was open.
+        ready_us: Histogram,
+        /// It had not adapted before its gate's time-out.
+        gate_timeouts: Counter,
+    }
+}
+
 /// What the machine counts, but for its devices.
 #[derive(Debug)]
 pub struct MachineMetrics {
@@ -49,17 +65,24 @@ pub struct MachineMetrics {
     pub vcpu: VcpuMetrics,
     /// Interrupts of the virtio devices.
     pub interrupts: InterruptMetrics,
+    /// How long its guest took to adapt.
+    pub restore: RestoreMetrics,
 }
 
 /// The metrics of this process's machine. They are kept when it boots again.
 pub static MACHINE: MachineMetrics = MachineMetrics {
     vcpu: VcpuMetrics::new(),
     interrupts: InterruptMetrics::new(),
+    restore: RestoreMetrics::new(),
 };
 
 impl MachineMetrics {
     /// Each group with its name.
-    pub fn groups(&self) -> [(&'static str, &dyn Group); 2] {
-        [("vcpu", &self.vcpu), ("interrupts", &self.interrupts)]
+    pub fn groups(&self) -> [(&'static str, &dyn Group); 3] {
+        [
+            ("vcpu", &self.vcpu),
+            ("interrupts", &self.interrupts),
+            ("restore", &self.restore),
+        ]
     }
 }

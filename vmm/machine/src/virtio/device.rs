@@ -10,11 +10,13 @@ use vmgenie_devices::virtio::block::Block;
 use vmgenie_devices::virtio::net::Net;
 use vmgenie_devices::virtio::{Transport, VirtioMmio};
 
+use super::Side;
 use super::copies::DriveCopies;
 use super::kinds::{Model, SavedVirtio};
 use crate::backends::drive::Drive;
 use crate::backends::tap::Tap;
 use crate::config::DeviceId;
+use crate::request::Gate;
 
 /// How long a request of the API waits for a vCPU that is in the device: the event loop waits with it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,6 +43,12 @@ pub(super) trait Device: Transport {
 
     /// Adds the device's own state to `saved`; of the drives, `copies` were made.
     fn save_to(&self, saved: &mut SavedVirtio, copies: &DriveCopies);
+
+    /// Keeps a restored device from its machine's peers, as far as `gate` says so.
+    fn shut_gate(&self, gate: Gate);
+
+    /// Lets it have them, on one side. False if a vCPU is in the device: nothing was done then.
+    fn try_open_gate(&self, side: Side) -> bool;
 }
 
 impl<D: Model> Device for VirtioMmio<D> {
@@ -58,5 +66,16 @@ impl<D: Model> Device for VirtioMmio<D> {
 
     fn save_to(&self, saved: &mut SavedVirtio, copies: &DriveCopies) {
         self.with_device(|device, _| device.save_to(saved, copies));
+    }
+
+    fn shut_gate(&self, gate: Gate) {
+        self.with_device(|device, _| Model::shut_gate(device, gate));
+    }
+
+    fn try_open_gate(&self, side: Side) -> bool {
+        let opened = self.with_device_within(Duration::ZERO, |device, active| {
+            Model::open_gate(device, side, active);
+        });
+        opened.is_some()
     }
 }

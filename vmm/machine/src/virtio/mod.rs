@@ -9,6 +9,7 @@ pub mod drive_files;
 mod drives;
 mod events;
 pub mod files;
+mod gate;
 pub mod kinds;
 mod nets;
 mod slot;
@@ -35,6 +36,8 @@ pub use device::DeviceBusy;
 pub use drives::UpdateDriveError;
 use events::Happening;
 pub use events::VirtioEvents;
+use gate::GateWork;
+pub(crate) use gate::Side;
 pub(super) use kinds::SavedVirtio;
 use kinds::{DevicesConfig, TransportPart};
 pub use nets::UpdateNetError;
@@ -111,6 +114,7 @@ pub(super) struct VirtioDevices {
     slots: Vec<Slot>,
     events: Arc<VirtioEvents>,
     complaints: Throttle,
+    gate: GateWork,
 }
 
 impl VirtioDevices {
@@ -130,6 +134,7 @@ impl VirtioDevices {
             config: config.clone(),
             events: Arc::clone(events),
             complaints: Throttle::default(),
+            gate: GateWork::default(),
         })
     }
 
@@ -155,6 +160,7 @@ impl VirtioDevices {
             config,
             events: Arc::clone(events),
             complaints: Throttle::default(),
+            gate: GateWork::default(),
         })
     }
 
@@ -267,6 +273,7 @@ impl VirtioDevices {
 
     /// Does what is to be done, each thing once; what is left then is for the event loop's next turn. *vCPUs:* running.
     pub(super) fn work(&mut self) {
+        self.go_on_opening();
         for slot in &mut self.slots {
             let pending = std::mem::take(&mut slot.pending);
             if pending.is_empty() {

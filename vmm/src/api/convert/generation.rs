@@ -86,6 +86,7 @@ impl Convert<Missing> for Lack {
             Lack::Chain => Missing::Chain,
             Lack::Watchers => Missing::Watchers,
             Lack::Agent => Missing::Agent,
+            Lack::Ready => Missing::Ready,
         }
     }
 }

@@ -7,6 +7,7 @@ mod devices;
 mod generation;
 mod logging;
 mod machine;
+mod ready;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use config::CheckedConfigFile;
 pub use generation::{missing, waited};
 pub use logging::parse_level;
 pub use machine::patched;
+pub use ready::ready;
 pub use snapshot::created;
 
 use vmgenie_machine::config::ConfigError;
@@ -88,6 +90,14 @@ pub enum WireError {
     /// `quiesce_ms` is out of range.
     #[error("a quiesce_ms of {0} was asked for: it may be 1 to {MAX_QUIESCE_MS}")]
     Quiesce(u64),
+    /// `timeout_ms` of a gate is out of range.
+    #[error("a gate with a time-out of {0} ms was asked for: timeout_ms may be 1 to {MAX_WAIT_MS}")]
+    GateTimeout(u64),
+    /// A gate for a machine that has nothing to adapt to.
+    #[error(
+        "a gate waits for the guest to adapt to a new generation: leave gate out, or have a new generation begun (\"generation\": \"new\")"
+    )]
+    GateOfKept,
     /// A field that must be there.
     #[error("missing field `{0}`")]
     Missing(&'static str),

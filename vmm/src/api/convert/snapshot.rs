@@ -158,6 +158,10 @@ impl Checked<LoadSnapshot> for SnapshotLoad {
             GenerationChoice::New => RestoreAs::New,
             GenerationChoice::Keep => RestoreAs::Keep,
         };
+        let gate = wire.gate.map(Checked::checked).transpose()?;
+        if gate.is_some() && generation == RestoreAs::Keep {
+            return Err(WireError::GateOfKept);
+        }
         let instance_data = wire.instance_data.map(InstanceData::new).transpose();
         let id = wire.snapshot_id.map(|text| {
             let id = SnapshotId::from_hex(text.as_bytes());
@@ -192,6 +196,7 @@ impl Checked<LoadSnapshot> for SnapshotLoad {
                 ClockChoice::Keep => request::ClockPolicy::Keep,
             },
             clock_realtime: wire.clock_realtime,
+            gate,
         })
     }
 }

@@ -2,11 +2,13 @@
 
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
+use axum::response::Response;
+use hyper::StatusCode;
 use vmgenie_api::wire;
 
 use super::{Answer, Api, Json, NoBody, Shared, ok};
-use crate::api::convert::Convert;
-use crate::api::fault::ApiFault;
+use crate::api::convert::{self, Convert};
+use crate::api::fault::{ApiFault, json_response};
 use crate::api::wait::{self, Peer};
 use crate::controller::command::{Command, Reply};
 
@@ -39,6 +41,20 @@ pub(super) async fn wait_for_generation(
     let peer = peer.as_ref().map(|Extension(peer)| peer);
     let waited = wait::wait(&api.handle, &api.waits, &body, peer).await?;
     Ok(ok(&waited))
+}
+
+/// Whether the machine may be sent work: 200 if so, 503 if not. Asks neither the machine nor the event loop. Ours.
+#[utoipa::path(get, path = "/ready", responses(
+    (status = 200, body = wire::Ready), (status = 503, body = wire::Ready), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn ready(State(api): Api, _: NoBody) -> Response {
+    let told = api.handle.readiness().now();
+    let answer = convert::ready(&told, &api.handle.reports().borrow());
+    let status = match answer.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    json_response(status, &answer)
 }
 
 impl Shared {

@@ -73,7 +73,7 @@ macro_rules! routes {
             info(
                 title = "vmgenie",
                 description = "Firecracker's REST dialect on a Unix socket, and what is vmgenie's own. Success is 204 without a \
-                    body or 200 with one; everything else is 400 with a fault_message."
+                    body or 200 with one; everything else is 400 with a fault_message, but for GET /ready."
             )
         )]
         pub(super) struct Document;
@@ -103,6 +103,7 @@ routes! {
     "/snapshot/create": put => snapshot::create_snapshot;
     "/snapshot/load": put => snapshot::load_snapshot;
     "/generation": get => generation::generation, put => generation::new_generation;
+    "/ready": get => generation::ready;
     "/generation/wait": put => generation::wait_for_generation;
 }
 

@@ -24,6 +24,10 @@ struct Fixture {
 impl Fixture {
     fn new(script: impl FnMut(&Command) -> CommandResult + Send + 'static) -> Self {
         let (handle, seen) = controller(script);
+        Self::of(handle, seen)
+    }
+
+    fn of(handle: ControllerHandle, seen: Seen) -> Self {
         let info = ApiInfo {
             id: "test".to_owned(),
             version: "1.2.3".to_owned(),
@@ -486,6 +490,7 @@ fn deep_nesting_and_broken_text_are_refused() {
 mod devices;
 mod document;
 mod random_bodies;
+mod ready;
 mod snapshots;
 
 #[test]

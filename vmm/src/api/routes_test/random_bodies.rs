@@ -25,6 +25,12 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "resume_vm",
         "pause_vm",
         "generation",
+        "gate",
+        "link",
+        "vsock",
+        "agents",
+        "timeout_ms",
+        "on_timeout",
         "track_dirty_pages",
         "drive_id",
         "path_on_host",
@@ -63,6 +69,7 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "Uffd",
         "new",
         "keep",
+        "kill",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),

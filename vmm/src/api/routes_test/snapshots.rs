@@ -142,6 +142,7 @@ fn a_snapshot_is_loaded_from_either_kind_of_memory_path() {
             id: None,
             clock: ClockPolicy::Step,
             clock_realtime: false,
+            gate: None,
         })
     };
     assert_eq!(
@@ -217,6 +218,7 @@ fn a_snapshot_is_loaded_with_other_taps_socket_cid_mac_and_drives() {
         id: Some(SnapshotId::from_bytes([0x0a; 16])),
         clock: ClockPolicy::Step,
         clock_realtime: false,
+        gate: None,
     });
     assert_eq!(api.commands(), [expected]);
     for (field, value, expected) in [

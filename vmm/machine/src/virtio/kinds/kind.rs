@@ -2,14 +2,15 @@
 
 use vmgenie_devices::virtio::block::Block;
 use vmgenie_devices::virtio::net::Net;
-use vmgenie_devices::virtio::{VirtioDevice, VirtioMmio};
+use vmgenie_devices::virtio::{Active, VirtioDevice, VirtioMmio};
 
 use super::SavedVirtio;
 use crate::backends::drive::Drive;
 use crate::backends::found::DriveFiles;
 use crate::backends::tap::Tap;
-use crate::virtio::VirtioError;
+use crate::request::Gate;
 use crate::virtio::copies::DriveCopies;
+use crate::virtio::{Side, VirtioError};
 
 /// Why something of one device is refused.
 pub type Refusal = Box<dyn std::error::Error + Send + Sync>;
@@ -59,6 +60,12 @@ pub(in crate::virtio) trait Model: VirtioDevice + Sized + 'static {
     fn as_net(_: &VirtioMmio<Self>) -> Option<&VirtioMmio<Net<Tap>>> {
         None
     }
+
+    /// Keeps a restored device from its machine's peers, as far as `gate` says so.
+    fn shut_gate(&mut self, _: Gate) {}
+
+    /// Lets it have them, on one side; `active` is there if a driver uses the device.
+    fn open_gate(&mut self, _: Side, _active: Option<&mut Active<'_>>) {}
 }
 
 /// Where devices are put, one after the other.

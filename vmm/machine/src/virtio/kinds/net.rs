@@ -1,8 +1,8 @@
 //! Network interfaces.
 
 use serde::{Deserialize, Serialize};
-use vmgenie_devices::virtio::VirtioMmio;
 use vmgenie_devices::virtio::net::{self, Net, NetMetrics, NetState};
+use vmgenie_devices::virtio::{Active, VirtioMmio};
 
 use super::kind::{Found, Kind, Model, Offer, Refusal};
 use super::{DeviceConfig, DevicesConfig, SavedVirtio};
@@ -12,9 +12,10 @@ use crate::config::{
     ConfigError, DeviceId, InterfaceName, MacAddress, Mtu, NetConfig, NetOverride,
 };
 use crate::metrics::ByName;
+use crate::request::Gate;
 use crate::state::device_part;
-use crate::virtio::VirtioError;
 use crate::virtio::copies::DriveCopies;
+use crate::virtio::{Side, VirtioError};
 
 /// What they count.
 pub(super) static METRICS: ByName<NetMetrics> = ByName::new();
@@ -62,6 +63,18 @@ impl Model for Net<Tap> {
 
     fn as_net(device: &VirtioMmio<Self>) -> Option<&VirtioMmio<Net<Tap>>> {
         Some(device)
+    }
+
+    fn shut_gate(&mut self, gate: Gate) {
+        if gate.link {
+            Self::shut_gate(self);
+        }
+    }
+
+    fn open_gate(&mut self, side: Side, active: Option<&mut Active<'_>>) {
+        if side == Side::Networks {
+            Self::open_gate(self, active);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vmgenie_devices::virtio::Active;
 use vmgenie_devices::virtio::vsock::{self, Vsock, VsockMetrics, VsockState};
 
 use super::kind::{Found, Kind, Model, Offer, Refusal};
@@ -10,9 +11,10 @@ use super::{DeviceConfig, DevicesConfig, SavedVirtio};
 use crate::backends::vsock::{self as backend, UnixHost, VsockHostError};
 use crate::config::{Cid, ConfigError, VsockConfig, VsockOverride, VsockPeers};
 use crate::metrics::Single;
+use crate::request::Gate;
 use crate::state::device_part;
-use crate::virtio::VirtioError;
 use crate::virtio::copies::DriveCopies;
+use crate::virtio::{Side, VirtioError};
 
 /// What it counts.
 pub(super) static METRICS: Single<VsockMetrics> = Single::new();
@@ -51,6 +53,19 @@ impl Kind for Vsocks {
 impl Model for Vsock<UnixHost> {
     fn save_to(&self, saved: &mut SavedVirtio, _: &DriveCopies) {
         saved.vsock = Some(VsockPart(self.save()));
+    }
+
+    fn shut_gate(&mut self, gate: Gate) {
+        if gate.vsock {
+            Self::shut_gate(self);
+        }
+    }
+
+    fn open_gate(&mut self, side: Side, active: Option<&mut Active<'_>>) {
+        match side {
+            Side::Networks => self.open_gate_to_guest(active),
+            Side::Host => self.open_gate_to_host(),
+        }
     }
 }
 
