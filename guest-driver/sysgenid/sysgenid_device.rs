@@ -35,7 +35,7 @@ struct OwnPage {
 
 /// The word that holds the counter.
 #[derive(Clone, Copy)]
-struct Counter(*mut u32);
+pub(crate) struct Counter(*mut u32);
 
 impl Counter {
     fn atomic(&self) -> &Atomic<u32> {
@@ -58,9 +58,9 @@ impl Word for Counter {
 
 /// What the lock is around.
 pub(crate) struct State {
-    generations: Generations,
-    counter: Counter,
-    backend: *const Backend,
+    pub(crate) generations: Generations,
+    pub(crate) counter: Counter,
+    pub(crate) backend: *const Backend,
     /// The numbers that the backend was told.
     reported: Numbers,
 }
@@ -76,11 +76,17 @@ impl State {
     }
 }
 
+/// The backend that has a page.
+struct Shown(*const Backend);
+
+// SAFETY: A backend may be held by any thread.
+unsafe impl Send for Shown {}
+
 /// The device, of which there is one.
 #[pin_data]
 pub(crate) struct Device {
     #[pin]
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     /// Those who read and poll.
     #[pin]
     readers: PollCondVar,
@@ -88,6 +94,11 @@ pub(crate) struct Device {
     #[pin]
     waiters: PollCondVar,
     own_page: VBox<OwnPage>,
+    /// The backend whose page is mapped; null for the own page. Its lock is the innermost one: who
+    /// maps has an address space locked, and that lock may be wanted by those who hold up a stop
+    /// of the machine, before which the state is locked.
+    #[pin]
+    shown: Mutex<Shown>,
     /// That of `/dev/sysgenid`, for uevents; null until there is one.
     kobject: Atomic<*mut bindings::kobject>,
 }
@@ -120,6 +131,7 @@ impl Device {
                 readers <- new_poll_condvar!(),
                 waiters <- new_poll_condvar!(),
                 own_page,
+                shown <- new_mutex!(Shown(ptr::null())),
                 kobject: Atomic::new(ptr::null_mut()),
             }))
         })
@@ -338,6 +350,7 @@ impl Device {
                 .adopt(&counter, seen)
                 .map_err(|_| EAGAIN)?;
             state.counter = counter;
+            self.shown.lock().0 = backend;
         }
         state.backend = backend;
         self.finish(state, wake, Report::REGISTERED);
@@ -348,6 +361,7 @@ impl Device {
     pub(crate) fn unregister(&self, backend: *const Backend) {
         let mut state = self.state.lock();
         if state.backend == backend {
+            self.shown.lock().0 = ptr::null();
             state.backend = ptr::null();
             state.counter = self.own_counter();
         }
@@ -359,13 +373,9 @@ impl Device {
     /// told of a reseeding may take locks under which others touch user memory. The page shows
     /// what there is anyway, and the file's opening has looked.
     pub(crate) fn page(&self) -> (usize, Option<*const Backend>) {
-        let state = self.state.lock();
-        // SAFETY: A backend that is registered is alive.
-        if !state.backend.is_null() && !unsafe { (*state.backend).word }.is_null() {
-            if let Some(backend) = state.hold_backend() {
-                // SAFETY: As above.
-                return (unsafe { (*backend).pfn }, Some(backend));
-            }
+        if let Some(backend) = hold(self.shown.lock().0) {
+            // SAFETY: It is held.
+            return (unsafe { (*backend).pfn }, Some(backend));
         }
         let own = (&raw const *self.own_page).cast();
         // SAFETY: The page was allocated by vmalloc.
@@ -376,10 +386,15 @@ impl Device {
         Counter(self.own_page.counter.as_ptr())
     }
 
-    /// What has to follow each change: the own page, the host, those who sleep, user space.
-    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake, event: u32) {
-        let told = state.generations.told();
+    /// The own page is kept in step, where another one has the counter.
+    pub(crate) fn show_in_own_page(&self, told: u32) {
         self.own_page.counter.store(told, Relaxed);
+    }
+
+    /// What has to follow each change: the own page, the host, those who sleep, user space.
+    pub(crate) fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake, event: u32) {
+        let told = state.generations.told();
+        self.show_in_own_page(told);
         state.report(event);
         drop(state);
         if wake.readers {
@@ -424,11 +439,7 @@ impl Device {
 impl State {
     /// The backend, which stays until it is released.
     fn hold_backend(&self) -> Option<*const Backend> {
-        if self.backend.is_null() {
-            return None;
-        }
-        // SAFETY: A backend that is registered is alive.
-        unsafe { bindings::try_module_get((*self.backend).owner) }.then_some(self.backend)
+        hold(self.backend)
     }
 
     /// Tells the backend what it does not know yet.
@@ -450,7 +461,14 @@ impl State {
     }
 }
 
-/// The counterpart of [`State::hold_backend`].
+/// Holds a backend that is registered, or null, under the lock that it was taken from.
+fn hold(backend: *const Backend) -> Option<*const Backend> {
+    // SAFETY: A backend that is registered is alive.
+    let held = !backend.is_null() && unsafe { bindings::try_module_get((*backend).owner) };
+    held.then_some(backend)
+}
+
+/// The counterpart of [`hold`].
 pub(crate) fn release_backend(backend: *const Backend) {
     // SAFETY: The caller holds the backend.
     unsafe { bindings::module_put((*backend).owner) };

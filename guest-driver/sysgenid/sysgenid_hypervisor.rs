@@ -6,7 +6,7 @@ use core::ptr;
 use kernel::{
     bindings,
     ffi::{c_int, c_void},
-    new_mutex, pr_warn_once,
+    new_condvar, new_mutex, pr_warn_once,
     prelude::*,
     static_lock_class,
     sync::{
@@ -14,8 +14,9 @@ use kernel::{
             ordering::{Acquire, Relaxed},
             Atomic, AtomicFlag,
         },
-        Mutex,
+        CondVar, CondVarTimeoutResult, Mutex,
     },
+    time::msecs_to_jiffies,
 };
 
 use crate::{
@@ -76,25 +77,33 @@ struct Chains {
 /// What is known of the hypervisor. What is named first is dropped first.
 #[pin_data]
 pub(crate) struct Hypervisor {
+    /// A fork point without an agent; see `sysgenid_fork.rs`.
+    #[pin]
+    pub(crate) forking: Work,
     /// What follows a new generation; see [`Hypervisor::follow`].
     #[pin]
-    following: Work,
-    backend: Backend,
+    pub(crate) following: Work,
+    pub(crate) backend: Backend,
     id: Mapping,
-    rng: Pin<KBox<Urandom>>,
-    page: Option<CounterPage>,
-    teller: Teller,
+    pub(crate) rng: Pin<KBox<Urandom>>,
+    pub(crate) page: Option<CounterPage>,
+    pub(crate) teller: Teller,
+    /// The ticket of the hypervisor's request, when last looked at; 0 if there was none.
+    pub(crate) request: Atomic<u32>,
     /// The chain is to be called.
     owed: AtomicFlag,
     /// The kernel's generator has been reseeded in the present generation, and its chain called.
-    reseeded: AtomicFlag,
+    pub(crate) reseeded: AtomicFlag,
     chained: AtomicFlag,
     #[pin]
     #[cfg_attr(not(CONFIG_VMGENID), allow(dead_code))]
     chains: Mutex<Chains>,
+    /// Those who wait until the chain has been called.
+    #[pin]
+    chain_called: CondVar,
     /// None until it is started.
     #[pin]
-    settled: Mutex<Option<Settled>>,
+    pub(crate) settled: Mutex<Option<Settled>>,
 }
 
 // SAFETY: The pointers are to the module and to the value itself.
@@ -103,15 +112,17 @@ unsafe impl Send for Hypervisor {}
 unsafe impl Sync for Hypervisor {}
 
 impl Hypervisor {
-    /// The machine has stood still in the midst of a generation.
-    pub(crate) fn resumed(&self) {
+    /// The machine has stood still in the midst of a generation, or there is a request.
+    pub(crate) fn notified(&self) {
         // Who reads the time latches it for all: one at a time.
-        let _settled = self.settled.lock();
+        let settled = self.settled.lock();
         self.step_clock();
+        drop(settled);
+        self.look_for_request();
     }
 
     /// Sets the clock to the hypervisor's time, if it offers that.
-    fn step_clock(&self) {
+    pub(crate) fn step_clock(&self) {
         if let Some(page) = &self.page {
             sysgenid_clock::step(page);
         }
@@ -134,6 +145,15 @@ impl Hypervisor {
         KBox::pin_init(
             pin_init!(&this in Self {
                 // SAFETY: The work is a field of what it is called with, and goes first.
+                forking <- unsafe {
+                    Work::new(
+                        c"sysgenid fork",
+                        static_lock_class!(),
+                        fork_alone,
+                        this.as_ptr().cast_const().cast(),
+                    )
+                },
+                // SAFETY: As above.
                 following <- unsafe {
                     Work::new(
                         c"sysgenid follow",
@@ -155,10 +175,12 @@ impl Hypervisor {
                 rng,
                 page,
                 teller,
+                request: Atomic::new(0),
                 owed: AtomicFlag::new(false),
                 reseeded: AtomicFlag::new(false),
                 chained: AtomicFlag::new(*teller == Teller::Nobody),
                 chains <- new_mutex!(Chains { running: 0, id: Id::default() }),
+                chain_called <- new_condvar!(),
                 settled <- new_mutex!(None),
             }),
             GFP_KERNEL,
@@ -256,7 +278,33 @@ impl Hypervisor {
             if let Some(page) = &self.page {
                 page.chain(self.told());
             }
+            let _chains = self.chains.lock();
+            self.chain_called.notify_all();
         }
+    }
+
+    /// Nothing has been told to the chain in the generation that begins now.
+    pub(crate) fn expect_chain(&self) {
+        self.chained.store(self.teller == Teller::Nobody, Relaxed);
+        self.owed.store(self.teller == Teller::Us, Relaxed);
+    }
+
+    /// Waits until the chain has been called in the present generation, or for so many
+    /// milliseconds.
+    pub(crate) fn wait_for_chain(&self, limit: u32) {
+        let mut left = msecs_to_jiffies(limit);
+        let mut chains = self.chains.lock();
+        while !self.chained.load(Relaxed) {
+            match self.chain_called.wait_interruptible_timeout(&mut chains, left) {
+                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
+                _ => return,
+            }
+        }
+    }
+
+    /// Waits until what follows a generation has been done.
+    pub(crate) fn flush(&self) {
+        self.following.flush();
     }
 
     /// What follows a new generation, when the watchers know of it.
@@ -358,14 +406,21 @@ impl Machine for Hypervisor {
 
     fn adjust(&self) {
         self.step_clock();
-        self.chained.store(self.teller == Teller::Nobody, Relaxed);
-        self.owed.store(self.teller == Teller::Us, Relaxed);
+        self.expect_chain();
     }
 
     fn begin(&self, seen: u32) -> bool {
         // SAFETY: As for the counter.
         unsafe { sysgenid_begin_generation(seen) }
     }
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+unsafe fn fork_alone(context: *const c_void) {
+    // SAFETY: See above.
+    unsafe { &*context.cast::<Hypervisor>() }.fork_alone();
 }
 
 /// # Safety
@@ -389,7 +444,7 @@ unsafe extern "C" fn settle(context: *mut c_void) {
 /// The context is a [`Hypervisor`].
 unsafe extern "C" fn finish(context: *mut c_void) {
     // SAFETY: See above.
-    unsafe { &*context.cast::<Hypervisor>() }.following.flush();
+    unsafe { &*context.cast::<Hypervisor>() }.flush();
 }
 
 /// # Safety

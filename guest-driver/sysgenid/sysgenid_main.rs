@@ -8,7 +8,7 @@
 use core::ptr;
 use kernel::{
     debugfs,
-    ffi::c_int,
+    ffi::{c_int, c_void},
     fmt,
     prelude::*,
     sync::atomic::{
@@ -19,7 +19,7 @@ use kernel::{
 
 use crate::{
     sysgenid_abi::Abi, sysgenid_backend::Backend, sysgenid_core::Generations,
-    sysgenid_device::Device, sysgenid_file::Registration,
+    sysgenid_device::Device, sysgenid_file::Registration, sysgenid_held::Held,
 };
 
 mod sysgenid_abi;
@@ -27,6 +27,7 @@ mod sysgenid_backend;
 mod sysgenid_core;
 mod sysgenid_device;
 mod sysgenid_file;
+mod sysgenid_held;
 
 module! {
     type: SysGenId,
@@ -191,4 +192,45 @@ pub(crate) extern "C" fn sysgenid_told() -> u32 {
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_begin_generation(seen: u32) -> bool {
     device().is_some_and(|device| device.begin(seen))
+}
+
+/// Calls `hold` with the state locked: `include/linux/sysgenid.h`.
+///
+/// # Safety
+///
+/// The function may be called with the context.
+#[no_mangle]
+pub(crate) unsafe extern "C" fn sysgenid_hold(
+    backend: *const Backend,
+    hold: unsafe extern "C" fn(*mut c_void, *mut c_void),
+    context: *mut c_void,
+) -> bool {
+    device().is_some_and(|device| {
+        device.hold(backend, |held| {
+            // SAFETY: See above.
+            unsafe { hold(context, ptr::from_mut(held).cast()) };
+        })
+    })
+}
+
+/// The counter as the watchers were told: `include/linux/sysgenid.h`.
+///
+/// # Safety
+///
+/// `held` is what `hold` was called with, which has not returned yet.
+#[no_mangle]
+pub(crate) unsafe extern "C" fn sysgenid_held_told(held: *const c_void) -> u32 {
+    // SAFETY: See above.
+    unsafe { &*held.cast::<Held<'_>>() }.told()
+}
+
+/// Begins a generation if the counter still is `seen`: `include/linux/sysgenid.h`.
+///
+/// # Safety
+///
+/// As for [`sysgenid_held_told`]; one call at a time.
+#[no_mangle]
+pub(crate) unsafe extern "C" fn sysgenid_held_begin(held: *mut c_void, seen: u32) -> bool {
+    // SAFETY: See above.
+    unsafe { &mut *held.cast::<Held<'_>>() }.begin(seen)
 }

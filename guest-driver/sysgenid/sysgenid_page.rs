@@ -6,6 +6,7 @@
 use crate::{
     sysgenid_acpi::{AcpiDevice, Mapping},
     sysgenid_backend::Report,
+    sysgenid_settle::Answer,
 };
 use core::arch::asm;
 use kernel::{
@@ -29,6 +30,11 @@ const VERSION: u16 = 0xc;
 const PORTS: u64 = 0x10;
 /// Those that only newer ones have, as FEATURES says.
 const FEATURES: u16 = 0x10;
+const REQUEST: u16 = 0x14;
+const LIMIT: u16 = 0x18;
+const FORK: u16 = 0x1c;
+const ABORT: u16 = 0x20;
+const SEED: u16 = 0x24;
 const REALTIME_LOW: u16 = 0x28;
 const REALTIME_HIGH: u16 = 0x2c;
 const READY: u16 = 0x30;
@@ -37,10 +43,32 @@ const REQUIRED: u16 = 0x3c;
 
 /// The version of the device's interface. It never changes: what is new has a bit in FEATURES.
 const INTERFACE: u32 = 1;
+/// The hypervisor may ask for a fork point: REQUEST, LIMIT, FORK and ABORT.
+const HAS_FORK: u32 = 1 << 0;
+/// It offers random bits.
+const HAS_SEED: u32 = 1 << 1;
 /// The hypervisor offers its time.
 const HAS_REALTIME: u32 = 1 << 2;
 /// READY, CHAIN and REQUIRED.
 const HAS_READY: u32 = 1 << 3;
+
+/// Whether this kernel can stand still. Where spinlocks sleep, one may be held by a task that is
+/// preempted, so that nothing can be reseeded before that goes on.
+pub(crate) const CAN_STAND: bool = cfg!(not(CONFIG_PREEMPT_RT));
+
+/// An answer to a request, without what belongs to a kind of it.
+#[derive(Clone, Copy)]
+pub(crate) enum Reply {
+    /// It is known; an agent has it, or not.
+    Known { agent: bool },
+    /// It is refused, for a reason of `include/uapi/linux/sysgenid.h`.
+    Refused(u32),
+    /// All is done that comes before the stop, by flags of the same.
+    Quiesced(u32),
+}
+
+/// 32 bytes of the hypervisor's generator.
+pub(crate) type Seed = [u8; 32];
 
 /// The device, which is told that there is a driver until this is dropped.
 pub(crate) struct CounterPage {
@@ -118,10 +146,77 @@ impl CounterPage {
     /// nothing of before: a driver that has just come owes it no step beyond its counter.
     pub(crate) fn hello(&self) {
         self.write(VERSION, 0);
+        let mut used = 0;
         if self.has_ready {
-            self.write(FEATURES, HAS_READY);
+            used |= HAS_READY;
+        }
+        if self.has_fork_point() {
+            used |= HAS_FORK;
+        }
+        if used != 0 {
+            self.write(FEATURES, used);
         }
         self.write(VERSION, INTERFACE);
+    }
+
+    /// Whether the hypervisor may ask for a fork point, and this kernel can do it.
+    pub(crate) fn has_fork_point(&self) -> bool {
+        CAN_STAND && self.has(HAS_FORK)
+    }
+
+    /// The request of the hypervisor's, and the milliseconds that are left for it. None if there
+    /// is none.
+    pub(crate) fn request(&self) -> Option<(u32, u32)> {
+        if !self.has(HAS_FORK) {
+            return None;
+        }
+        match self.read(REQUEST) {
+            0 | u32::MAX => None,
+            ticket => Some((ticket, self.read(LIMIT))),
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) fn reply(&self, ticket: u32, reply: Reply) {
+        let (state, detail) = match reply {
+            Reply::Known { agent } => (1, agent.into()),
+            Reply::Refused(reason) => (2, reason),
+            Reply::Quiesced(flags) => (3, flags),
+        };
+        self.write(REQUEST, state << 24 | (detail & 0xff) << 16 | ticket & 0xffff);
+    }
+
+    /// Tells that all CPUs stand still, as the request `ticket` asks for.
+    pub(crate) fn stand(&self, ticket: u32) {
+        self.write(FORK, ticket);
+    }
+
+    /// What the hypervisor says to that.
+    pub(crate) fn answer(&self) -> Answer {
+        match self.read(FORK) {
+            0 => Answer::Pending,
+            1 => Answer::Original,
+            2 => Answer::Clone,
+            3 => Answer::Aborted,
+            _ => Answer::Unknown,
+        }
+    }
+
+    /// Tells that nobody waits for it any more.
+    pub(crate) fn give_up(&self, ticket: u32) {
+        self.write(ABORT, ticket);
+    }
+
+    /// Fresh bits of the hypervisor's generator, which no snapshot has.
+    pub(crate) fn seed(&self) -> Option<Seed> {
+        if !self.has(HAS_SEED) {
+            return None;
+        }
+        let mut seed = Seed::default();
+        for word in seed.chunks_exact_mut(4) {
+            word.copy_from_slice(&self.read(SEED).to_ne_bytes());
+        }
+        Some(seed)
     }
 
     /// Tells the hypervisor that there is no driver any more.

@@ -73,9 +73,17 @@ impl Urandom {
     /// Mixes the ID in and has the generator reseeded before it returns; whether it was. Callers
     /// take turns.
     pub(crate) fn reseed(&self, id: &Id) -> bool {
-        // SAFETY: The ID has as many bytes as are said.
-        unsafe { bindings::add_device_randomness(id.as_ptr().cast(), id.len()) };
+        mix(id);
         self.again()
+    }
+
+    /// The same in a machine that stands still, where nothing may sleep. The caller is a thread of
+    /// the kernel's.
+    pub(crate) fn reseed_standing(&self, id: &Id, seed: &[u8], counter: u32) -> bool {
+        mix(id);
+        mix(seed);
+        mix(&counter.to_ne_bytes());
+        self.ask() == 0
     }
 
     /// Has the generator reseeded once more.
@@ -120,6 +128,18 @@ unsafe fn work(context: *const c_void) {
     // SAFETY: See above.
     let urandom = unsafe { &*context.cast::<Urandom>() };
     urandom.answer.store(urandom.ask(), Release);
+}
+
+/// Mixes bytes in, whatever they are worth.
+fn mix(bytes: &[u8]) {
+    // SAFETY: There are as many bytes as are said.
+    unsafe { bindings::add_device_randomness(bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// Whether the generator can be reseeded.
+pub(crate) fn is_ready() -> bool {
+    // SAFETY: The function has no requirements.
+    unsafe { bindings::rng_is_initialized() }
 }
 
 /// Whether the caller is a thread of the kernel's.

@@ -36,6 +36,48 @@ pub(crate) trait Machine {
     fn begin(&self, seen: u32) -> bool;
 }
 
+/// What the hypervisor says to a machine that stands still for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing yet: the snapshot is taken while it says this.
+    Pending,
+    /// The snapshot was taken of it.
+    Original,
+    /// It was restored from that.
+    Clone,
+    /// There is no such request any more.
+    Aborted,
+    /// Nothing that is known: it was restored by a hypervisor that has no such device.
+    Unknown,
+}
+
+/// How a machine goes on that stood still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stood {
+    /// As the one that it was.
+    Original,
+    /// As another one: there is a new generation.
+    Clone,
+    /// As the one that it was; nothing was taken.
+    Aborted,
+}
+
+/// A machine whose CPUs all stand still in the kernel. Nothing of this may sleep. Nobody is told of
+/// what it begins before it goes on.
+pub(crate) trait Still: Machine {
+    /// Tells the hypervisor that it stands.
+    fn stand(&self);
+
+    /// What the hypervisor says now. Every machine that goes on from here asks again.
+    fn answer(&self) -> Answer;
+
+    /// Whether it has stood for too long.
+    fn is_late(&self) -> bool;
+
+    /// Tells the hypervisor that it does not wait any more. The answer after that is the last one.
+    fn give_up(&self);
+}
+
 /// The generation that was last dealt with. The caller holds a lock around it.
 #[derive(Debug)]
 pub(crate) struct Settled {
@@ -99,6 +141,58 @@ impl Settled {
             if machine.begin(counter) {
                 self.id = id;
                 anything = true;
+            }
+        }
+    }
+
+    /// Stands still until the hypervisor has taken a snapshot, and deals with what happened
+    /// meanwhile before anything else of the machine goes on.
+    ///
+    /// The ID decides who goes on, and not the answer: it is right as well where the machine is
+    /// restored as the same one, restored again in the midst of this, or by another hypervisor.
+    pub(crate) fn stand(&mut self, machine: &impl Still) -> Stood {
+        machine.stand();
+        let answer = loop {
+            match machine.answer() {
+                Answer::Pending if machine.is_late() => {
+                    machine.give_up();
+                    break machine.answer();
+                }
+                Answer::Pending => {}
+                answer => break answer,
+            }
+        };
+        match answer {
+            _ if self.renew(machine) => Stood::Clone,
+            Answer::Aborted | Answer::Pending => Stood::Aborted,
+            _ => Stood::Original,
+        }
+    }
+
+    /// As [`Settled::settle`], with a reseeding in any case: whoever has the snapshot must not be
+    /// able to tell what the original draws.
+    fn renew(&mut self, machine: &impl Still) -> bool {
+        let (mut anything, mut renewed) = (false, false);
+        loop {
+            let told = machine.told();
+            let counter = machine.counter();
+            let id = machine.id();
+            let settled = id == self.id && counter == told;
+            if settled && renewed {
+                return anything;
+            }
+            self.reseeded = machine.reseed(&id);
+            renewed = true;
+            if settled {
+                continue;
+            }
+            machine.adjust();
+            if machine.begin(counter) {
+                self.id = id;
+                anything = true;
+                if self.reseeded {
+                    machine.reseeded(machine.told());
+                }
             }
         }
     }

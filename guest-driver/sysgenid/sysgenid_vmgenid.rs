@@ -26,6 +26,7 @@ use crate::{
 mod sysgenid_acpi;
 mod sysgenid_backend;
 mod sysgenid_clock;
+mod sysgenid_fork;
 mod sysgenid_hypervisor;
 mod sysgenid_page;
 mod sysgenid_rng;
@@ -63,7 +64,7 @@ impl kernel::Module for VmGenId {
 
 /// The running driver. What is named first is dropped first.
 struct Driver {
-    _resumed: Option<NotifyHandler>,
+    _notifications: Option<NotifyHandler>,
     _source: Source,
     _life: Life,
     _registered: Registered,
@@ -79,8 +80,11 @@ impl Driver {
         let source = Source::new(device, &hypervisor, kernels)?;
         let life = Life::new(&hypervisor)?;
         let registered = hypervisor.start()?;
+        let notifications = notifications(&hypervisor);
+        // There may be a request that nobody has heard of.
+        hypervisor.look_for_request();
         Ok(Self {
-            _resumed: resumes(&hypervisor),
+            _notifications: notifications,
             _source: source,
             _life: life,
             _registered: registered,
@@ -89,23 +93,23 @@ impl Driver {
     }
 }
 
-/// Has the clock set when the hypervisor says that the machine has stood still. Without it, the next
-/// generation has it set.
-fn resumes(hypervisor: &Pin<KBox<Hypervisor>>) -> Option<NotifyHandler> {
+/// Has the clock set when the hypervisor says that the machine has stood still, and its requests
+/// looked at. Without it, the next generation has the clock set, and there is no fork point.
+fn notifications(hypervisor: &Pin<KBox<Hypervisor>>) -> Option<NotifyHandler> {
     let context: *const Hypervisor = &raw const **hypervisor;
     let device = CounterPage::device()?;
     // SAFETY: The driver drops the handler before the hypervisor.
-    unsafe { NotifyHandler::install(device, resumed, context.cast_mut().cast()) }
-        .inspect_err(|error| pr_warn!("nobody tells of pauses: {error:?}\n"))
+    unsafe { NotifyHandler::install(device, told, context.cast_mut().cast()) }
+        .inspect_err(|error| pr_warn!("nobody tells of pauses and requests: {error:?}\n"))
         .ok()
 }
 
 /// # Safety
 ///
 /// The context is a [`Hypervisor`].
-unsafe extern "C" fn resumed(_: bindings::acpi_handle, _: u32, context: *mut c_void) {
+unsafe extern "C" fn told(_: bindings::acpi_handle, _: u32, context: *mut c_void) {
     // SAFETY: See above.
-    unsafe { &*context.cast::<Hypervisor>() }.resumed();
+    unsafe { &*context.cast::<Hypervisor>() }.notified();
 }
 
 /// Whether the kernel's own driver has the device. It must never be unbound.

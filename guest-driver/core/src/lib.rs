@@ -25,11 +25,15 @@ mod crng_test;
 #[cfg(test)]
 mod device_test;
 #[cfg(test)]
+mod fork_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod settle_test;
 #[cfg(test)]
 mod test_device;
+#[cfg(test)]
+mod test_fork;
 #[cfg(test)]
 mod test_hypervisor;
 #[cfg(test)]

@@ -31,12 +31,12 @@ pub(crate) fn check(scenario: impl Fn() + Copy + Send + Sync + 'static) {
 
 /// What the kernel's random number generator was last reseeded with.
 #[derive(Default)]
-struct Rng {
+pub(crate) struct Rng {
     /// The number of restores when that began.
-    restores: AtomicU32,
+    pub(crate) restores: AtomicU32,
     /// The number of restores that the ID stands for.
-    id: AtomicU32,
-    times: AtomicUsize,
+    pub(crate) id: AtomicU32,
+    pub(crate) times: AtomicUsize,
     /// The number of restores when the second reseeding of a generation began.
     again_in: AtomicU32,
 }
@@ -56,8 +56,8 @@ pub(crate) enum Failure {
 }
 
 /// What the lock is around.
-struct State {
-    generations: Generations,
+pub(crate) struct State {
+    pub(crate) generations: Generations,
     /// The hypervisor's word is in use; before that the counter is in the device's own.
     registered: bool,
     /// What the host was told last.
@@ -81,23 +81,23 @@ impl std::ops::DerefMut for State {
 /// The device and its backend.
 pub(crate) struct Device {
     pub(crate) hypervisor: Hypervisor,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     readers: Condvar,
     waiters: Condvar,
-    settled: Mutex<Option<Settled>>,
+    pub(crate) settled: Mutex<Option<Settled>>,
     /// How often the work that follows a generation was queued, and how often it has been done.
     following: Mutex<(usize, usize)>,
     followed: Condvar,
-    rng: Rng,
+    pub(crate) rng: Rng,
     /// The number of restores that the chain was last called for, and that the host was told of it.
     chained: AtomicU32,
     told_chained: AtomicU32,
     /// Whether the chain has a member that begins a generation itself.
     chain_bumps: bool,
     /// The number of restores when a generation of the hypervisor's was last begun.
-    began_in: AtomicU32,
+    pub(crate) began_in: AtomicU32,
     /// How many of them were begun.
-    begun: AtomicU32,
+    pub(crate) begun: AtomicU32,
     /// All that were opened, to count again. The checker does not switch threads at this lock.
     opened: std::sync::Mutex<Vec<Shared>>,
 }
@@ -360,7 +360,7 @@ impl Device {
         }
     }
 
-    fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake) {
+    pub(crate) fn finish(&self, mut state: MutexGuard<'_, State>, wake: Wake) {
         state.numbers = state.generations.numbers();
         drop(state);
         if wake.readers {
@@ -426,7 +426,7 @@ impl Machine for Device {
     }
 }
 
-fn check_forwards(before: u32, after: u32) {
+pub(crate) fn check_forwards(before: u32, after: u32) {
     let step = after.wrapping_sub(before);
     assert!(0 < step && step < 1 << 31, "from {before} to {after}");
 }
@@ -460,6 +460,11 @@ impl Device {
         assert_eq!(before.0, self.hypervisor.load(), "told");
         assert!(!self.settle(), "something was left");
         assert_eq!((self.told(), self.reseeded()), before, "done again");
+    }
+
+    /// How many generations of the hypervisor's were begun.
+    pub(crate) fn began(&self) -> u32 {
+        self.begun.load(Relaxed)
     }
 
     pub(crate) fn rng_restores(&self) -> u32 {

@@ -97,4 +97,29 @@ u32 sysgenid_told(void);
  */
 bool sysgenid_begin_generation(u32 seen);
 
+/* What a backend has while nobody else can look at sysgenid or change it. */
+struct sysgenid_held;
+
+/*
+ * Calls @hold with sysgenid's state locked, in the caller's context, so that
+ * it may have the machine stand still: a lock that another one holds cannot be
+ * taken then. What it has begun is told when it returns. False: @backend is
+ * not registered, and nothing was called.
+ */
+bool sysgenid_hold(const struct sysgenid_backend *backend,
+		   void (*hold)(void *context, struct sysgenid_held *held),
+		   void *context);
+
+/* As sysgenid_told() and sysgenid_begin_generation(). They do not sleep. */
+u32 sysgenid_held_told(const struct sysgenid_held *held);
+bool sysgenid_held_begin(struct sysgenid_held *held, u32 seen);
+
+/*
+ * Calls @still on one CPU while all others stand still in the kernel, all with
+ * interrupts off, and returns what it has. Where it waits, it calls
+ * sysgenid_relax() in each turn, for the sake of the watchdogs.
+ */
+int sysgenid_stop_machine(int (*still)(void *data), void *data);
+void sysgenid_relax(void);
+
 #endif /* _LINUX_SYSGENID_H */
