@@ -27,7 +27,13 @@ const GUEST_PROGRAMS: &[(&str, &str)] = &[
 
 /// The package whose examples run in guests, and their names.
 const EXAMPLES_PACKAGE: &str = "sysgenid";
-const EXAMPLES: &[&str] = &["watchdog", "event_loop", "mapped", "orchestrator"];
+const EXAMPLES: &[&str] = &[
+    "watchdog",
+    "event_loop",
+    "mapped",
+    "orchestrator",
+    "participant",
+];
 
 /// How programs are optimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the four examples share: opening the device, acknowledging, and a
+ * What the five examples share: opening the device, acknowledging, and a
  * secret that has to be another one in every generation.
  */
 #ifndef COMMON_H

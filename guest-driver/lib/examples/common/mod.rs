@@ -1,4 +1,4 @@
-//! What the four examples share: a secret that has to be another one in every generation.
+//! What the five examples share: a secret that has to be another one in every generation.
 
 use std::env;
 use std::error::Error;
