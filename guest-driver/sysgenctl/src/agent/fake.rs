@@ -48,6 +48,8 @@ pub(super) struct Fake {
     /// When it is withdrawn.
     pub(super) withdrawn: Cell<Option<Instant>>,
     pub(super) host: Cell<Host>,
+    /// How often another one is the agent.
+    pub(super) others: Cell<u32>,
     pub(super) unparked: Cell<bool>,
     pub(super) prepared: Cell<Option<Prepared>>,
     pub(super) refused: RefCell<Vec<Reason>>,
@@ -71,6 +73,7 @@ impl Fake {
             request: Cell::new(None),
             withdrawn: Cell::new(None),
             host: Cell::new(Host::Original),
+            others: Cell::new(0),
             unparked: Cell::new(false),
             prepared: Cell::new(None),
             refused: RefCell::default(),
@@ -159,6 +162,10 @@ impl Source for Fake {
 
     fn be_agent(&self) -> Result<(), RoleError> {
         match self.request.get() {
+            Some(_) if self.others.get() > 0 => {
+                self.others.set(self.others.get() - 1);
+                Err(RoleError::Busy)
+            }
             Some(_) => Ok(()),
             // As a driver that knows no fork points.
             None => Err(RoleError::Unsupported),

@@ -8,7 +8,7 @@ use sysgenid::Reason;
 
 use super::cycle::{Cycle, Next};
 use super::error::AgentError;
-use super::machine::{Agent, Asked};
+use super::machine::{Agent, Asked, Part};
 use super::notify;
 use super::runner::LOOK;
 use super::source::Source;
@@ -21,7 +21,6 @@ impl<S: Source> Agent<'_, S> {
         if self.nothing_missed {
             self.save(self.old)?;
         }
-        self.take_role();
         loop {
             match self.turn()? {
                 Turn::Worked => {}
@@ -39,7 +38,6 @@ impl<S: Source> Agent<'_, S> {
     /// As `follow`, but does not wait for more to do; nor for a failure to go away, more than a few times.
     #[cfg(test)]
     pub(super) fn until_idle(&mut self) -> Result<(), AgentError> {
-        self.take_role();
         for _ in 0..5 {
             let idle = matches!(self.turn()?, Turn::Idle);
             if idle || self.signals.pending().is_some() {
@@ -51,6 +49,9 @@ impl<S: Source> Agent<'_, S> {
 
     /// One thing of what there is to do: a generation before a request.
     fn turn(&mut self) -> Result<Turn, AgentError> {
+        if matches!(self.part, Part::Wanted | Part::Busy) {
+            self.take_role();
+        }
         let success = self.args.require_success;
         if let Some(new) = self.due()? {
             let next = self.cycle(Cycle::generation(success, self.mark.is_set()), None)?;
@@ -94,7 +95,7 @@ impl<S: Source> Agent<'_, S> {
 
     /// The host's request, if there is one that was not answered.
     fn asked(&self) -> Result<Option<Asked>, AgentError> {
-        if !self.is_asked {
+        if self.part != Part::Taken {
             return Ok(None);
         }
         let request = self.watcher.request()?;
@@ -121,15 +122,20 @@ impl<S: Source> Agent<'_, S> {
 
     /// Sleeps until the watcher is outdated, the host asks for something, or a signal comes.
     fn sleep(&self) -> Result<(), AgentError> {
-        let ways = match self.is_asked {
-            true => PollFlags::IN | PollFlags::PRI,
-            false => PollFlags::IN,
+        let ways = match self.part {
+            Part::Taken => PollFlags::IN | PollFlags::PRI,
+            _ => PollFlags::IN,
         };
+        // Nobody tells when another agent has ended.
+        let limit = (self.part == Part::Busy).then_some(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
         let mut files = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.watcher, ways),
         ];
-        match poll(&mut files, None) {
+        match poll(&mut files, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(AgentError::Poll(errno.into())),
         }

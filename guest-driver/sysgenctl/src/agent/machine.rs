@@ -13,7 +13,7 @@ use super::signals::Signals;
 use super::source::Source;
 use super::state::{self, Mark};
 use crate::args::AgentArgs;
-use crate::output::Log;
+use crate::output::{Log, report};
 
 pub(super) struct Agent<'a, S> {
     pub(super) args: &'a AgentArgs,
@@ -32,10 +32,22 @@ pub(super) struct Agent<'a, S> {
     pub(super) caught_up: bool,
     /// The host was told that this machine is ready in the generation that was acknowledged last.
     pub(super) told: bool,
-    /// Requests of the host come to this agent.
-    pub(super) is_asked: bool,
+    /// Whether requests of the host come to this agent.
+    pub(super) part: Part,
     /// The request that was answered last: it may still be there for an instant.
     pub(super) answered: Option<NonZeroU32>,
+}
+
+/// Whether an agent has the role to which the host's requests come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It was not asked for yet.
+    Wanted,
+    Taken,
+    /// Another agent has it, who may end.
+    Busy,
+    /// It cannot be had.
+    Without,
 }
 
 /// A request of the host, and until when it stands.
@@ -100,7 +112,7 @@ impl<'a, S: Source> Agent<'a, S> {
             nothing_missed,
             caught_up: false,
             told: false,
-            is_asked: false,
+            part: Part::Wanted,
             answered: None,
         }
     }
@@ -115,17 +127,21 @@ impl<'a, S: Source> Agent<'a, S> {
 
     /// Takes the role to which the host's requests come. Without it, all else goes on.
     pub(super) fn take_role(&mut self) {
-        let error = match self.watcher.be_agent() {
+        let (part, error) = match self.watcher.be_agent() {
             Ok(()) => {
-                self.is_asked = true;
+                self.part = Part::Taken;
                 return;
             }
-            Err(RoleError::Os(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            // The other one may end.
+            Err(error @ RoleError::Busy) => (Part::Busy, report(&error)),
+            Err(error) => (Part::Without, report(&error)),
         };
+        if self.part == part {
+            return;
+        }
+        self.part = part;
         let text = format!("no snapshot that the host asks for will wait for hooks: {error}");
-        self.log
-            .say("not-asked", [("error", error.clone().into())], &text);
+        self.log.say("not-asked", [("error", error.into())], &text);
     }
 
     /// Tells the host that all hooks for `generation` have succeeded.

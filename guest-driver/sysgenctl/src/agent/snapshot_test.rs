@@ -366,3 +366,17 @@ fn an_untrusted_quiesce_hook_is_a_failure() {
     let watcher = scene.follow("", asked(Host::Original));
     assert_eq!(watcher.refused.take(), [Reason::HookFailed]);
 }
+
+#[test]
+fn an_agent_beside_another_one_takes_its_part_when_that_has_ended() {
+    let scene = Scene::new();
+    let watcher = asked(Host::Original);
+    watcher.others.set(2);
+    let watcher = scene.follow("", watcher);
+    assert_eq!(scene.ran(), Vec::<String>::new());
+    assert!(watcher.request.get().is_some());
+    assert_eq!(watcher.others.get(), 1);
+    watcher.others.set(0);
+    scene.follow("", watcher);
+    assert_eq!(scene.ran().last().unwrap(), "resume 20-b 0 original");
+}
