@@ -12,6 +12,7 @@ use vmgenie_api::wire::Fault;
 
 use super::convert::WireError;
 use crate::controller::command::CommandError;
+use crate::kinds::BodyError;
 
 /// How much of a path that does not exist is repeated in the message, in bytes.
 const SHOWN_PATH_LEN: usize = 200;
@@ -107,6 +108,15 @@ impl ApiFault {
         };
         tracing::info!(fault = %fault.fault_message, "request refused");
         json(&fault)
+    }
+}
+
+impl From<BodyError> for ApiFault {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Json(error) => error.into(),
+            BodyError::Wire(error) => error.into(),
+        }
     }
 }
 

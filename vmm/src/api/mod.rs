@@ -12,8 +12,8 @@
 //! | GET `/vm/config` | the whole configuration |
 //! | GET, PUT, PATCH `/machine-config` | vCPUs and memory |
 //! | PUT `/boot-source` | kernel, initrd, command line |
-//! | PUT, PATCH `/drives/{drive_id}`, `/network-interfaces/{iface_id}` | drives, network interfaces |
-//! | PUT `/vsock`, `/entropy` | these devices |
+//! | PUT the path of a [kind of device](crate::kinds) | sets a device |
+//! | PATCH `/drives/{drive_id}`, `/network-interfaces/{iface_id}` | changes one of a machine |
 //! | PUT `/actions` | `InstanceStart`, `FlushMetrics`, `SendCtrlAltDel` |
 //! | PUT `/logger`, `/metrics` | where log and metrics go |
 //! | GET `/metrics`, `/openapi.json` | ours: the metrics for Prometheus, the document of this API |

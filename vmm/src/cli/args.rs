@@ -6,17 +6,17 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use vmgenie_api::wire::{Gate, GenerationChoice};
-use vmgenie_machine::config::{self, VsockConfig};
+use vmgenie_machine::config;
 
 use super::cooperation::CooperationArgs;
-use super::devices::{
-    DriveArg, NetArg, Override, Template, parse_any_template, parse_device_override, parse_drive,
-    parse_net, parse_template, parse_vsock,
-};
 use super::gate::parse_gate;
 pub use super::reboot::OnReboot;
 use super::reboot::RebootOfRestored;
+use super::templates::{
+    Override, Template, parse_any_template, parse_device_override, parse_template,
+};
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
+use crate::kinds::{DeviceFlags, EXAMPLES};
 
 /// The second line is what programs that were written for Firecracker look for.
 const LONG_VERSION: &str = concat!(
@@ -53,8 +53,11 @@ Examples:
   vmgenie run --disk debian.ext4
   vmgenie run --kernel vmlinux
   vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 ro'
-  vmgenie run --kernel vmlinux --disk root.ext4 --net tap0,mac=06:00:ac:10:00:02 --entropy
-  vmgenie run --disk debian.ext4 --vsock vm.vsock";
+";
+
+fn run_help() -> String {
+    format!("{RUN_HELP}{EXAMPLES}")
+}
 
 const API_HELP: &str = "\
 Example:
@@ -214,7 +217,7 @@ pub enum Command {
 
 /// `vmgenie run`.
 #[derive(Debug, Args)]
-#[command(after_help = RUN_HELP)]
+#[command(after_help = run_help())]
 #[command(group(ArgGroup::new("booted").required(true).multiple(true).args(["kernel", "disk"])))]
 pub struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage. Without it, the kernel of the image that --disk names, with its initial RAM disk.
@@ -233,24 +236,9 @@ pub struct RunArgs {
     /// The number of vCPUs.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
     pub cpus: u64,
-    /// The drive with the root file system (/dev/vda), a raw image or block device:
-    /// PATH[,ro][,writeback][,async][,overlay=PATH]. With an overlay, which a clone has left, PATH is only read.
-    /// A comma of the path is written twice.
-    #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
-    pub disk: Option<DriveArg>,
-    /// Another drive, written the same way, a comma of the path twice; may be given several times.
-    #[arg(long, value_name = "DRIVE", value_parser = parse_drive)]
-    pub drive: Vec<DriveArg>,
-    /// A network interface on a tap of the host: TAP[,mac=MAC][,mtu=MTU]; may be given several times.
-    #[arg(long, value_name = "NET", value_parser = parse_net)]
-    pub net: Vec<NetArg>,
-    /// A vsock device behind this Unix socket: PATH[,cid=CID][,peers=own|any]. The guest's connections to the host's port N go to who listens
-    /// on PATH_N: your own programs and root's, or with `peers=any` everybody's. A comma of the path is written twice.
-    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
-    pub vsock: Option<VsockConfig>,
-    /// A device with the host's random numbers.
-    #[arg(long)]
-    pub entropy: bool,
+    /// Its devices.
+    #[command(flatten)]
+    pub devices: DeviceFlags,
     /// The guest's identity string, which it reads in /sys/firmware/qemu_fw_cfg/by_name/opt/org.vmgenie.instance/raw;
     /// @FILE is a file's content; 4096 bytes at most.
     #[arg(long, value_name = "TEXT")]

@@ -93,7 +93,7 @@ fn a_disk_is_enough_to_run() {
     let Command::Run(args) = parse(line).unwrap().command else {
         panic!("{line}");
     };
-    assert!(args.disk.is_some() && args.kernel.is_none());
+    assert!(args.devices.drives.disk.is_some() && args.kernel.is_none());
     assert_eq!(
         refused("vmgenie run --drive debian.ext4"),
         ErrorKind::MissingRequiredArgument

@@ -2,9 +2,8 @@
 
 use vmgenie_api::wire::{Gate, OnTimeout};
 
-use super::devices::unknown;
 use super::units::parse_wait;
-use super::words::Words;
+use crate::words::{Words, unknown};
 
 /// Every option of it.
 const OPTIONS: &str = "link, vsock, agents=N, timeout=TIME, on-timeout=keep|kill|open";

@@ -10,7 +10,6 @@ mod clone_process;
 mod console;
 mod cooperation;
 mod data;
-mod devices;
 mod firecracker;
 mod gate;
 mod host_things;
@@ -18,9 +17,9 @@ mod machines;
 mod output;
 mod reboot;
 mod requests;
+mod templates;
 mod units;
 mod vmm;
-mod words;
 
 use std::error::Error;
 use std::io::Write;

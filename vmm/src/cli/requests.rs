@@ -4,48 +4,14 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use vmgenie_api::wire;
-use vmgenie_machine::config::{ConfigError, DeviceId, DriveConfig, NetConfig, VsockPeers};
-use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
+use vmgenie_machine::config::VsockPeers;
 
-use super::args::{ChangedDrives, Clock, OverrideArgs, RunArgs};
+use super::args::{ChangedDrives, Clock, OverrideArgs};
 use super::data::{DataError, instance_data};
-use super::devices::{Override, Template, number, peers_of, unknown};
-use super::words::Words;
-use crate::api::convert::Convert;
-
-/// The devices that the command line of `run` names: drives `disk0`, `disk1`, ..., network interfaces `net0`, ...
-pub(super) fn of_run(args: &RunArgs) -> Result<DevicesConfig, ConfigError> {
-    let mut devices = DevicesConfig::default();
-    let root = args.disk.iter().map(|drive| (drive, true));
-    let drives = root.chain(args.drive.iter().map(|drive| (drive, false)));
-    for (number, (drive, is_root)) in drives.enumerate() {
-        devices.put_drive(DriveConfig {
-            overlay: drive.overlay.clone(),
-            id: DeviceId::new(&format!("disk{number}"))?,
-            path: drive.path.clone(),
-            read_only: drive.read_only,
-            is_root,
-            cache: drive.cache,
-            io_engine: drive.io_engine,
-            partuuid: None,
-        })?;
-    }
-    for (number, net) in args.net.iter().enumerate() {
-        devices.put_net(NetConfig {
-            id: DeviceId::new(&format!("net{number}"))?,
-            host_dev_name: net.tap.clone(),
-            guest_mac: net.mac,
-            mtu: net.mtu,
-        })?;
-    }
-    if let Some(vsock) = &args.vsock {
-        devices.set_vsock(vsock.clone());
-    }
-    if args.entropy {
-        devices.set_entropy(EntropyConfig {});
-    }
-    Ok(devices)
-}
+use super::templates::{Override, Template};
+use crate::checked::Convert;
+use crate::kinds::vsock::peers_of;
+use crate::words::{Words, number, unknown};
 
 /// What is wrong with an override.
 #[derive(Debug, Error)]
@@ -168,39 +134,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cli::devices::{parse_any_template, parse_device_override, parse_template};
-
-    #[test]
-    fn run_names_its_devices_in_their_order() {
-        use clap::Parser;
-        let line = "vmgenie run --kernel k --net tap0 --drive /b --disk /a,ro --drive /c,writeback --vsock /v --entropy";
-        let cli = crate::cli::args::Cli::try_parse_from(line.split(' ')).unwrap();
-        let crate::cli::args::Command::Run(args) = cli.command else {
-            panic!("{line}");
-        };
-        let devices = of_run(&args).unwrap();
-        let drives: Vec<_> = devices
-            .drives()
-            .iter()
-            .map(|drive| {
-                (
-                    drive.id.as_str(),
-                    drive.path.to_str().unwrap(),
-                    drive.is_root,
-                )
-            })
-            .collect();
-        assert_eq!(
-            drives,
-            [
-                ("disk0", "/a", true),
-                ("disk1", "/b", false),
-                ("disk2", "/c", false)
-            ]
-        );
-        assert_eq!(devices.nets()[0].id.as_str(), "net0");
-        assert_eq!(devices.len(), 6);
-    }
+    use crate::cli::templates::{parse_any_template, parse_device_override, parse_template};
 
     #[test]
     fn a_template_becomes_another_value_for_each_clone() {

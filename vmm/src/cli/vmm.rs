@@ -23,9 +23,14 @@ const KERNEL_MEMORY_MIB: u64 = 128;
 const IMAGE_MEMORY_MIB: u64 = 512;
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
-    let devices = requests::of_run(&args)?;
+    let devices = args.devices.devices()?;
     let data = args.data.as_deref().map(instance_data).transpose()?;
-    let image = args.disk.as_ref().map(|disk| disk.path().to_owned());
+    let image = args
+        .devices
+        .drives
+        .disk
+        .as_ref()
+        .map(|disk| disk.path().to_owned());
     let default = match args.kernel {
         Some(_) => KERNEL_MEMORY_MIB,
         None => IMAGE_MEMORY_MIB,

@@ -17,6 +17,8 @@ use vmgenie_devices::metrics_group;
 use vmgenie_machine::metrics::{MACHINE, SERIAL};
 use vmgenie_machine::virtio::kinds;
 
+use crate::kinds::KINDS;
+
 /// The last value of something.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
@@ -114,6 +116,9 @@ pub fn samples() -> Vec<Sample> {
     for (name, group) in METRICS.groups().into_iter().chain(MACHINE.groups()) {
         add(name, None, group);
     }
+    for kind in KINDS {
+        add("put_api_requests", None, kind.counters());
+    }
     kinds::tell_metrics(&mut add);
     SERIAL.tell("uart", &mut add);
     samples
@@ -140,7 +145,7 @@ metrics! {
         /// GET `/generation`. Ours.
         generation_count: Counter,
     }
-    /// Requests that set something or do something. Those that failed are counted twice.
+    /// Requests that set something or do something, but for the [devices](crate::kinds). Those that failed are counted twice.
     put_api_requests: PutRequestMetrics {
         /// PUT `/actions`.
         actions_count: Counter,
@@ -150,10 +155,6 @@ metrics! {
         boot_source_count: Counter,
         /// Failed.
         boot_source_fails: Counter,
-        /// PUT `/drives/{drive_id}`.
-        drive_count: Counter,
-        /// Failed.
-        drive_fails: Counter,
         /// PUT `/logger`.
         logger_count: Counter,
         /// Failed.
@@ -166,18 +167,6 @@ metrics! {
         metrics_count: Counter,
         /// Failed.
         metrics_fails: Counter,
-        /// PUT `/network-interfaces/{iface_id}`.
-        network_count: Counter,
-        /// Failed.
-        network_fails: Counter,
-        /// PUT `/vsock`.
-        vsock_count: Counter,
-        /// Failed.
-        vsock_fails: Counter,
-        /// PUT `/entropy`. Ours.
-        entropy_count: Counter,
-        /// Failed.
-        entropy_fails: Counter,
         /// PUT `/snapshot/create`. Ours.
         snapshot_create_count: Counter,
         /// Failed.

@@ -5,6 +5,7 @@ use hyper::Method;
 use vmgenie_devices::metrics::Counter;
 
 use super::METRICS;
+use crate::kinds::KINDS;
 
 /// Counts one request that has been answered.
 pub fn count_request(method: &Method, path: &str, succeeded: bool) {
@@ -32,13 +33,9 @@ fn counters(method: &Method, path: &str) -> Option<(&'static Counter, Option<&'s
         ("GET", "generation", None) => (&get.generation_count, None),
         ("PUT", "actions", None) => (&put.actions_count, Some(&put.actions_fails)),
         ("PUT", "boot-source", None) => (&put.boot_source_count, Some(&put.boot_source_fails)),
-        ("PUT", "drives", Some(_)) => (&put.drive_count, Some(&put.drive_fails)),
         ("PUT", "logger", None) => (&put.logger_count, Some(&put.logger_fails)),
         ("PUT", "machine-config", None) => (&put.machine_cfg_count, Some(&put.machine_cfg_fails)),
         ("PUT", "metrics", None) => (&put.metrics_count, Some(&put.metrics_fails)),
-        ("PUT", "network-interfaces", Some(_)) => (&put.network_count, Some(&put.network_fails)),
-        ("PUT", "vsock", None) => (&put.vsock_count, Some(&put.vsock_fails)),
-        ("PUT", "entropy", None) => (&put.entropy_count, Some(&put.entropy_fails)),
         ("PUT", "snapshot", Some("create")) => {
             (&put.snapshot_create_count, Some(&put.snapshot_create_fails))
         }
@@ -54,6 +51,11 @@ fn counters(method: &Method, path: &str) -> Option<(&'static Counter, Option<&'s
             (&patch.machine_cfg_count, Some(&patch.machine_cfg_fails))
         }
         ("PATCH", "vm", None) => (&patch.vm_count, Some(&patch.vm_fails)),
+        ("PUT", ..) => {
+            let mut kinds = KINDS.iter().map(|kind| (kind.place(), kind.counters()));
+            let (_, put) = kinds.find(|(place, _)| *place == (first, second.is_some()))?;
+            (&put.count, Some(&put.fails))
+        }
         _ => return None,
     })
 }
@@ -65,8 +67,8 @@ mod tests {
     #[test]
     fn a_request_is_counted_and_its_failure_too() {
         let counted = || {
-            let put = &METRICS.put_api_requests;
-            (put.drive_count.get(), put.drive_fails.get())
+            let drives = KINDS[0].counters();
+            (drives.count.get(), drives.fails.get())
         };
         let (count, fails) = counted();
         count_request(&Method::PUT, "/drives/rootfs", true);

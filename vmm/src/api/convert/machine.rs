@@ -5,8 +5,7 @@ use vmgenie_api::wire::{
 };
 use vmgenie_machine::config::{self, BootSource, Cmdline, MachineConfig};
 
-use super::devices::lossy;
-use super::{Checked, Convert, WireError, not_empty};
+use super::{Checked, Convert, WireError, lossy, not_empty};
 
 impl Convert<config::HugePages> for HugePages {
     fn convert(self) -> config::HugePages {

@@ -1,25 +1,42 @@
-//! Drives, network interfaces, vsock, entropy.
+//! Devices of all kinds.
 
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
+use axum::routing::put;
 use vmgenie_api::wire;
-use vmgenie_machine::virtio::kinds::DeviceConfig;
 
-use super::{Answer, Api, Json, PathId, deprecated};
+use super::{Answer, Api, Body, Json, PathId, Shared, deprecated};
 use crate::api::convert::Checked;
+use crate::checked::same_id;
 use crate::controller::command::Command;
+use crate::kinds::{KINDS, Kind};
 
-/// Adds or replaces a drive; before the start only.
-#[utoipa::path(put, path = "/drives/{drive_id}", params(("drive_id" = String, Path)), request_body = wire::Drive, responses(
-    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
-))]
-pub(super) async fn put_drive(
-    State(api): Api,
-    id: PathId,
-    Json(body): Json<wire::Drive>,
-) -> Answer {
-    id.check(&body.drive_id)?;
-    api.done(Command::SetDevice(DeviceConfig::Drive(body.checked()?)))
-        .await
+/// Adds a PUT for each kind of device.
+pub(super) fn served(mut router: Router<Arc<Shared>>) -> Router<Arc<Shared>> {
+    for &kind in &KINDS {
+        let (_, named) = kind.place();
+        let handler = match named {
+            true => put(
+                move |State(api): Api, PathId(id): PathId, Body(body): Body| {
+                    put_device(kind, api, id, body)
+                },
+            ),
+            false => put(move |State(api): Api, Body(body): Body| {
+                put_device(kind, api, String::new(), body)
+            }),
+        };
+        router = router.route(kind.path(), handler);
+    }
+    router
+}
+
+async fn put_device(kind: &dyn Kind, api: Arc<Shared>, id: String, body: Bytes) -> Answer {
+    let put = kind.put(&id, &body)?;
+    let done = api.done(Command::SetDevice(put.device)).await;
+    deprecated(put.deprecated, done)
 }
 
 /// Puts another file behind a drive, or opens the present one anew; after the start only.
@@ -31,23 +48,9 @@ pub(super) async fn patch_drive(
     id: PathId,
     Json(body): Json<wire::PartialDrive>,
 ) -> Answer {
-    id.check(&body.drive_id)?;
+    same_id(&id.0, &body.drive_id)?;
     let (id, path) = body.checked()?;
     api.done(Command::UpdateDrive(id, path)).await
-}
-
-/// Adds or replaces a network interface; before the start only.
-#[utoipa::path(put, path = "/network-interfaces/{iface_id}", params(("iface_id" = String, Path)),
-    request_body = wire::NetworkInterface, responses((status = 204, description = "Done"), (status = 400, body = wire::Fault)
-))]
-pub(super) async fn put_network_interface(
-    State(api): Api,
-    id: PathId,
-    Json(body): Json<wire::NetworkInterface>,
-) -> Answer {
-    id.check(&body.iface_id)?;
-    api.done(Command::SetDevice(DeviceConfig::Net(body.checked()?)))
-        .await
 }
 
 /// Plugs the guest's cable in or out; there are no rate limiters. After the start only.
@@ -59,30 +62,7 @@ pub(super) async fn patch_network_interface(
     id: PathId,
     Json(body): Json<wire::PartialNetworkInterface>,
 ) -> Answer {
-    id.check(&body.iface_id)?;
+    same_id(&id.0, &body.iface_id)?;
     let (id, link_up) = body.checked()?;
     api.done(Command::UpdateNet(id, link_up)).await
-}
-
-/// Sets or replaces the vsock device; before the start only.
-#[utoipa::path(put, path = "/vsock", request_body = wire::Vsock, responses(
-    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
-))]
-pub(super) async fn put_vsock(State(api): Api, Json(body): Json<wire::Vsock>) -> Answer {
-    let old = body.vsock_id.is_some();
-    let vsock = body.checked()?;
-    deprecated(
-        old,
-        api.done(Command::SetDevice(DeviceConfig::Vsock(vsock)))
-            .await,
-    )
-}
-
-/// Sets or replaces the entropy device; before the start only.
-#[utoipa::path(put, path = "/entropy", request_body = wire::EntropyDevice, responses(
-    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
-))]
-pub(super) async fn put_entropy(State(api): Api, Json(body): Json<wire::EntropyDevice>) -> Answer {
-    api.done(Command::SetDevice(DeviceConfig::Entropy(body.checked()?)))
-        .await
 }

@@ -30,6 +30,7 @@ use super::ApiInfo;
 use super::convert::WireError;
 use super::fault::{ApiFault, json_response};
 use crate::controller::command::{Command, ControllerHandle, Reply, VmConfig};
+use crate::kinds::{self, KINDS};
 use crate::metrics::METRICS;
 
 /// What of Firecracker's API is not here: how its paths begin, and what it is.
@@ -76,7 +77,7 @@ macro_rules! routes {
                     body or 200 with one; everything else is 400 with a fault_message, but for GET /ready."
             )
         )]
-        pub(super) struct Document;
+        struct Document;
 
         #[cfg(test)]
         const SERVED: &[(&str, &str)] = &[$($((stringify!($method), $path)),+),*];
@@ -94,10 +95,8 @@ routes! {
     "/machine-config": get => machine::machine_config, put => machine::put_machine_config, patch => machine::patch_machine_config;
     "/boot-source": put => machine::put_boot_source;
     "/actions": put => machine::put_action;
-    "/drives/{drive_id}": put => devices::put_drive, patch => devices::patch_drive;
-    "/network-interfaces/{iface_id}": put => devices::put_network_interface, patch => devices::patch_network_interface;
-    "/vsock": put => devices::put_vsock;
-    "/entropy": put => devices::put_entropy;
+    "/drives/{drive_id}": patch => devices::patch_drive;
+    "/network-interfaces/{iface_id}": patch => devices::patch_network_interface;
     "/instance-data": get => machine::instance_data, put => machine::put_instance_data;
     "/console": get => console::console;
     "/snapshot/create": put => snapshot::create_snapshot;
@@ -105,6 +104,11 @@ routes! {
     "/generation": get => generation::generation, put => generation::new_generation;
     "/ready": get => generation::ready;
     "/generation/wait": put => generation::wait_for_generation;
+}
+
+/// The OpenAPI document of all requests.
+fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi().merge_from(kinds::Document::openapi())
 }
 
 /// The routes of the API in front of the controller that `handle` leads to.
@@ -116,7 +120,7 @@ pub fn router(info: ApiInfo, handle: ControllerHandle) -> Router {
         waits: Semaphore::new(MAX_WAITS),
         attached: Arc::new(Semaphore::new(MAX_ATTACHED)),
     });
-    served()
+    devices::served(served())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_route)
         // `limits` has bounded the body already, as the command line says.
@@ -133,15 +137,15 @@ async fn no_such_route(method: Method, uri: Uri) -> ApiFault {
     if let Some((_, what)) = ABSENT.iter().find(|(part, _)| begins(part)) {
         return ApiFault::Absent(what);
     }
-    let list = matches!(
-        path.trim_end_matches('/'),
-        "/drives" | "/network-interfaces"
-    );
+    // Those of which there may be several.
+    let mut several = KINDS.iter().filter(|kind| kind.place().1);
+    let kind = several.find(|kind| begins(&format!("/{}", kind.place().0)));
+    let named = path.trim_matches('/').contains('/');
     match method {
-        Method::PUT | Method::PATCH if list => WireError::from(ConfigError::EmptyId).into(),
-        Method::DELETE if begins("/drives") || begins("/network-interfaces") => {
-            ApiFault::Absent("hot-unplugging")
+        Method::PUT | Method::PATCH if kind.is_some() && !named => {
+            WireError::from(ConfigError::EmptyId).into()
         }
+        Method::DELETE if kind.is_some() => ApiFault::Absent("hot-unplugging"),
         method => ApiFault::no_such_route(method, path),
     }
 }
@@ -181,11 +185,10 @@ fn deprecated(there: bool, answer: Answer) -> Answer {
     Ok(response)
 }
 
-/// The body as JSON of the type `T`, whatever the Content-Type says: Firecracker's clients do not
-/// always send one.
-struct Json<T>(T);
+/// The body, which is not empty.
+struct Body(Bytes);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = ApiFault;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiFault> {
@@ -194,6 +197,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         if body.is_empty() {
             return Err(ApiFault::NoBody(method));
         }
+        Ok(Self(body))
+    }
+}
+
+/// The body as JSON of the type `T`, whatever the Content-Type says: Firecracker's clients do not
+/// always send one.
+struct Json<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiFault;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiFault> {
+        let Body(body) = Body::from_request(request, state).await?;
         Ok(Self(serde_json::from_slice(&body)?))
     }
 }
@@ -215,17 +231,6 @@ impl<S: Send + Sync> FromRequest<S> for NoBody {
 
 /// The name at the end of the path, the same as the one in the body.
 struct PathId(String);
-
-impl PathId {
-    fn check(self, in_body: &str) -> Result<(), ApiFault> {
-        if self.0 == in_body {
-            return Ok(());
-        }
-        // Neither is repeated at length.
-        let short = |text: &str| text.chars().take(64).collect();
-        Err(WireError::OtherId(short(&self.0), short(in_body)).into())
-    }
-}
 
 impl<S: Send + Sync> FromRequestParts<S> for PathId {
     type Rejection = ApiFault;

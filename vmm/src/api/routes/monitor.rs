@@ -3,11 +3,10 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use utoipa::OpenApi;
 use vmgenie_api::headers::FIRECRACKER_DIALECT;
 use vmgenie_api::wire;
 
-use super::{Answer, Api, Document, Json, NoBody, ok};
+use super::{Answer, Api, Json, NoBody, document, ok};
 use crate::api::convert::{Checked, Convert};
 use crate::api::fault::ApiFault;
 use crate::controller::command::{Command, Reply};
@@ -41,7 +40,7 @@ pub(super) async fn version(State(api): Api, _: NoBody) -> Response {
     (status = 200, description = "An OpenAPI document", body = serde_json::Value), (status = 400, body = wire::Fault)
 ))]
 pub(super) async fn openapi(_: NoBody) -> Response {
-    ok(&Document::openapi())
+    ok(&document())
 }
 
 /// Changes the log; before the start only.

@@ -27,7 +27,9 @@ fn every_route_is_documented_and_every_documented_path_is_a_route() {
         .collect();
     let served: BTreeSet<(String, String)> = SERVED
         .iter()
-        .map(|(method, path)| ((*method).to_owned(), (*path).to_owned()))
+        .copied()
+        .chain(KINDS.iter().map(|kind| ("put", kind.path())))
+        .map(|(method, path)| (method.to_owned(), path.to_owned()))
         .collect();
     assert_eq!(documented, served);
     // And the table of routes is what the router does.

@@ -41,6 +41,20 @@ pub struct FullConfig {
     pub entropy: Option<EntropyDevice>,
 }
 
+impl FullConfig {
+    /// A machine without any device, of which it is not known what is booted.
+    pub fn without_devices(machine_config: MachineConfiguration) -> Self {
+        Self {
+            boot_source: None,
+            machine_config,
+            drives: Vec::new(),
+            network_interfaces: Vec::new(),
+            vsock: None,
+            entropy: None,
+        }
+    }
+}
+
 /// A configuration file: the bodies of the requests that it stands for, under the names of GET `/vm/config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

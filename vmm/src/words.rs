@@ -1,11 +1,13 @@
 //! What one word of the command line says: a value with options behind commas.
 
+use vmgenie_machine::config::ConfigError;
+
 /// `VALUE[,OPTION...]`, where an option is `NAME` or `NAME=VALUE`. Two commas are one that belongs to the text, as in QEMU's options.
 #[derive(Debug)]
-pub(super) struct Words(Vec<String>);
+pub(crate) struct Words(Vec<String>);
 
 impl Words {
-    pub(super) fn of(text: &str) -> Self {
+    pub(crate) fn of(text: &str) -> Self {
         let mut words = vec![String::new()];
         let mut letters = text.chars().peekable();
         while let Some(letter) = letters.next() {
@@ -20,7 +22,7 @@ impl Words {
     }
 
     /// The value and the options.
-    pub(super) fn parts(&self) -> (&str, impl Iterator<Item = (&str, Option<&str>)>) {
+    pub(crate) fn parts(&self) -> (&str, impl Iterator<Item = (&str, Option<&str>)>) {
         let mut words = self.0.iter().map(String::as_str);
         let value = words.next().unwrap_or_default();
         let option = |word| match str::split_once(word, '=') {
@@ -29,6 +31,23 @@ impl Words {
         };
         (value, words.map(option))
     }
+}
+
+/// Refuses an option.
+pub(crate) fn unknown<T>(name: &str, known: &str) -> Result<T, String> {
+    Err(format!(
+        "{name:?} is none of the options {known} (a comma that belongs to the value is written twice)"
+    ))
+}
+
+/// The message of a value that is out of range.
+pub(crate) fn told(error: ConfigError) -> String {
+    error.to_string()
+}
+
+/// A number.
+pub(crate) fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
 }
 
 #[cfg(test)]
