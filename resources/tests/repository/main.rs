@@ -9,6 +9,7 @@ mod circles;
 mod dependencies;
 mod errors;
 mod files;
+mod kinds;
 mod licence;
 mod markdown;
 mod promises;
