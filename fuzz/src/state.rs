@@ -21,11 +21,11 @@ use vmgenie_machine::config::{
 };
 use vmgenie_machine::layout;
 use vmgenie_machine::memory::GuestMemory;
-use vmgenie_machine::state::MachineState;
+use vmgenie_machine::state::{MachineState, SysGenPart};
 use vmgenie_machine::virtio::drive_files::DriveFileState;
-use vmgenie_machine::virtio::kinds::SavedDevices;
 use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
-use vmgenie_snapshot::{Header, StateReader};
+use vmgenie_machine::virtio::kinds::{DevicesPart, SavedDevices};
+use vmgenie_snapshot::{Header, Part, StateReader};
 
 use crate::Input;
 use crate::backends::{Disk, Network, Programs, Shared};
@@ -160,7 +160,7 @@ fn records() -> Vec<Record> {
     let vmclock = VmClock::new(&memory, layout::vmclock(bytes).0).expect("a clock");
     let mut records = vec![
         Record {
-            version: 2,
+            version: MachineState::VERSION,
             ..once("machine", &machine)
         },
         Record {
@@ -172,13 +172,13 @@ fn records() -> Vec<Record> {
         once("com1", &SerialPort::new(Nowhere, Vec::new()).save()),
         once("vmgenid", &vmgenid.save()),
         Record {
-            version: 2,
+            version: SysGenPart::VERSION,
             ..once("sgen", &sysgen.save())
         },
         once("vmclock", &vmclock.save()),
         once("fw-cfg", &FwCfg::new(InstanceData::default()).save()),
         Record {
-            version: 3,
+            version: DevicesPart::VERSION,
             ..once("virtio", &SavedDevices::from(&devices()))
         },
     ];
