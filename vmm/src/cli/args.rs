@@ -10,152 +10,17 @@ use vmgenie_machine::config;
 
 use super::cooperation::CooperationArgs;
 use super::gate::parse_gate;
+use super::help::{
+    AFTER_HELP, API_HELP, COMPLETIONS_HELP, CONSOLE_HELP, GENERATION_HELP, INFO_HELP, LONG_VERSION,
+    PAUSE_HELP, PS_HELP, RESTORE_HELP, RESUME_HELP, SNAPSHOT_HELP, STOP_HELP, clone_help, run_help,
+};
 pub use super::reboot::OnReboot;
 use super::reboot::RebootOfRestored;
 use super::templates::{
     Override, Template, parse_any_template, parse_device_override, parse_template,
 };
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
-use crate::kinds::{DeviceFlags, EXAMPLES};
-
-/// The second line is what programs that were written for Firecracker look for.
-const LONG_VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    "\nFirecracker v1.12.0 (the dialect of the API)"
-);
-
-const AFTER_HELP: &str = "\
-Exit status:
-  0  success; for `run`, `api` and `restore`: the guest powered off, or rebooted with
-     --on-reboot exit
-  1  failure
-  2  the command line is wrong
-  3  the guest crashed (triple fault) or KVM gave up on it
-  4  KVM is not usable
-  5  `generation --wait`, or a machine with --gate=on-timeout=kill: the guest has not adapted in
-     time
-
-Examples:
-  vmgenie run --disk debian.ext4
-  vmgenie run --kernel vmlinux --initrd initrd.img --memory 512M --cpus 2 --api-sock vm.sock
-  vmgenie snapshot vm.sock snapshot
-  vmgenie restore snapshot
-  vmgenie clone snapshot -n 3
-  vmgenie console clone-1
-  vmgenie generation vm.sock --json
-  vmgenie --api-sock fc.sock --help    (Firecracker's own command line, for programs written for it)";
-
-const RUN_HELP: &str = "\
-The guest's serial console is this terminal: Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends one
-Ctrl-A.
-
-Examples:
-  vmgenie run --disk debian.ext4
-  vmgenie run --kernel vmlinux
-  vmgenie run --kernel bzImage --initrd initrd.img --memory 1G --cpus 4 --cmdline 'console=ttyS0 ro'
-";
-
-fn run_help() -> String {
-    format!("{RUN_HELP}{EXAMPLES}")
-}
-
-const API_HELP: &str = "\
-Example:
-  vmgenie api --api-sock vm.sock &
-  vmgenie restore --into vm.sock snapshot";
-
-const PAUSE_HELP: &str = "\
-Examples:
-  vmgenie pause web-1
-  vmgenie pause vm.sock";
-
-const RESUME_HELP: &str = "\
-Examples:
-  vmgenie resume web-1
-  vmgenie resume vm.sock";
-
-const INFO_HELP: &str = "\
-Examples:
-  vmgenie info web-1
-  vmgenie info vm.sock --json";
-
-const GENERATION_HELP: &str = "\
-Examples:
-  vmgenie generation vm.sock
-  vmgenie generation web-1 --new --json
-  vmgenie generation vm.sock --wait=500ms
-  vmgenie generation vm.sock --wait=30s --agents 1";
-
-const COMPLETIONS_HELP: &str = "\
-Example:
-  vmgenie completions bash > ~/.local/share/bash-completion/completions/vmgenie";
-
-const PS_HELP: &str = "\
-Each machine has a file in $XDG_RUNTIME_DIR/vmgenie, or /run/vmgenie.
-
-Examples:
-  vmgenie ps
-  vmgenie ps --json";
-
-const STOP_HELP: &str = "\
-Examples:
-  vmgenie stop web-1
-  vmgenie stop 4711 --power-off=30s
-  vmgenie stop vm.sock";
-
-const CONSOLE_HELP: &str = "\
-Ctrl-A d detaches, Ctrl-A Ctrl-A sends one Ctrl-A. What the guest said last (32 KiB at most) is
-shown first. Its output goes where it went before all the same, and to all others who are attached.
-The machine has to serve its API on a socket, as those of `clone` do.
-
-Examples:
-  vmgenie console web-1
-  vmgenie console clones/clone-1.sock
-  echo uptime | vmgenie console 4711";
-
-const SNAPSHOT_HELP: &str = "\
-A running machine is paused, and goes on as soon as its memory has been copied; a paused one stays
-paused.
-
-With --cooperative the guest takes part: its agent runs the hooks of quiesce.d and freezes
-programs, and its kernel stands still. So clones know that they are clones before any program of
-theirs runs. It needs the sysgenid driver in the guest.
-
-Examples:
-  vmgenie snapshot vm.sock snapshot
-  vmgenie snapshot web-1 snapshot --copy-drives
-  vmgenie snapshot web-1 snapshot --cooperative
-  vmgenie snapshot web-1 snapshot --cooperative --quiesce 30s --fallback plain";
-
-const RESTORE_HELP: &str = "\
-A restored machine does not boot again: a reboot in its guest ends the process, with status 0.
-
-Examples:
-  vmgenie restore snapshot
-  vmgenie restore snapshot --serve vm.sock --net net0=tap1 --drive disk0=clone.ext4,copy
-  vmgenie restore --into vm.sock snapshot
-  vmgenie restore --into vm.sock snapshot --generation keep --no-resume
-  vmgenie restore snapshot --gate=agents=1,timeout=1m,on-timeout=kill";
-
-const CLONE_HELP: &str = "\
-Each clone is a `vmgenie api` process of its own that lives on; its socket is DIR/clone-N.sock, its
-console and log are in DIR/clone-N.log. When one clone fails, all are ended. A clone whose guest
-reboots ends, with status 0 and a line in its log.
-
-In --net, --drive, --vsock, --cid and --data, {n} is the number of the clone: 1, 2, ...
-
-Examples:
-  vmgenie clone snapshot -n 3
-  vmgenie clone snapshot -n 10 --dir clones --data 'web-{n}' --json
-  vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --drive 'disk0=disk-{n}.overlay,overlay'
-  vmgenie clone snapshot -n 3 --vsock 'clone-{n}.vsock' --cid '100+{n}'
-  vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --gate=link,timeout=10s";
-
-/// Text for clap in which `{n}` stays what it is. Clap takes it for a line break, and knows no way to say otherwise; what comes between the two here
-/// is for terminals alone, which do not show it, and clap leaves it out elsewhere.
-fn literal(text: &str) -> String {
-    text.replace("{n}", "{\u{1b}[0mn}")
-}
+use crate::kinds::DeviceFlags;
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
@@ -375,7 +240,7 @@ pub struct RestoreArgs {
 
 /// `vmgenie clone`.
 #[derive(Debug, Args)]
-#[command(after_help = literal(CLONE_HELP))]
+#[command(after_help = clone_help())]
 pub struct CloneArgs {
     /// The directory that `vmgenie snapshot` wrote.
     #[arg(value_name = "SNAPSHOT_DIR")]

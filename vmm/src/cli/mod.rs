@@ -12,6 +12,7 @@ mod cooperation;
 mod data;
 mod firecracker;
 mod gate;
+mod help;
 mod host_things;
 mod machines;
 mod output;
