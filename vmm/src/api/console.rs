@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use vmgenie_api::headers::CONSOLE_PROTOCOL;
-use vmgenie_machine::console_history::{Follower, Piece};
+use vmgenie_machine::console::history::{Follower, Piece};
 
 use super::http10::Kept;
 use super::wait::{Peer, gone};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vmgenie_api::attach::{AttachError, attach};
 use vmgenie_api::limits::{BODY_LIMIT, MAX_ATTACHED};
-use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::console::history::ConsoleHistory;
 
 use super::*;
 use crate::api::testing::controller_handle;

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use vmgenie_devices::sgen::DriverReport;
 use vmgenie_machine::config::{BootSource, DeviceId, InstanceData, MachineConfig};
-use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::console::history::ConsoleHistory;
 use vmgenie_machine::readiness::Readiness;
 use vmgenie_machine::request::{CreateSnapshot, Generation, LoadSnapshot};
 use vmgenie_machine::virtio::kinds::{DeviceConfig, DevicesConfig};

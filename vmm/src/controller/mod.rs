@@ -24,7 +24,7 @@ use vmgenie_machine::boot::{self, BootError};
 use vmgenie_machine::boot_timer;
 use vmgenie_machine::config::{BootSource, ConfigError, InstanceData, MachineConfig};
 use vmgenie_machine::console::ConsoleOutput;
-use vmgenie_machine::console_history::ConsoleHistory;
+use vmgenie_machine::console::history::ConsoleHistory;
 use vmgenie_machine::events::EventSender;
 use vmgenie_machine::generation::LastGeneration;
 use vmgenie_machine::readiness::Readiness;

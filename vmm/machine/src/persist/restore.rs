@@ -10,22 +10,22 @@ use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::ForkStage;
 use vmgenie_snapshot::LoadedSnapshot;
 
-use super::backends::copy::{Copies, CopyError, make_drives};
-use super::clock::{self, ClockError, GuestTime};
-use super::devices::{DeviceError, Devices};
 use super::host_fit::{self, HostFitError};
-use super::memory::{Memory, MemoryError};
-use super::platform::{self, PlatformError};
 use super::saved::{SavedError, SavedMachine, WantedDevices};
-use super::state::VcpuState;
-use super::vcpu::{Vcpu, VcpuError};
-use super::vcpu_state::{self, VcpuStateError};
-use super::vcpus::VcpuSet;
-use super::virtio::{VirtioDevices, VirtioError};
-use super::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
+use crate::backends::copy::{Copies, CopyError, make_drives};
+use crate::clock::{self, ClockError, GuestTime};
 use crate::config::DeviceOverrides;
+use crate::devices::{DeviceError, Devices};
 use crate::generation::{GenerationError, tell_driver};
+use crate::memory::{Memory, MemoryError};
+use crate::platform::{self, PlatformError};
 use crate::request::{LoadSnapshot, RestoreAs};
+use crate::state::VcpuState;
+use crate::vcpu::{Vcpu, VcpuError};
+use crate::vcpu_state::{self, VcpuStateError};
+use crate::vcpus::VcpuSet;
+use crate::virtio::{VirtioDevices, VirtioError};
+use crate::{AddressBitsError, Host, Machine, MachineIo, check_address_bits};
 
 /// Why a machine could not be restored.
 #[derive(Debug, Error)]

@@ -7,16 +7,16 @@ use thiserror::Error;
 use vmgenie_devices::{SysGen, VmClock, VmGenId};
 use vmgenie_snapshot::{Distrust, SnapshotId, StateError, StateReader};
 
-use super::devices::DeviceStates;
-use super::layout;
-use super::memory::GuestMemory;
-use super::state::{MachineState, PlatformState, VcpuState};
-use super::virtio::files::{self, HostPathError, Located};
-use super::virtio::kinds::DevicesConfig;
-use super::virtio::{SavedVirtio, VirtioError};
 use crate::config::{ConfigError, MachineConfig};
+use crate::devices::DeviceStates;
 use crate::generation::{GenerationDevices, GenerationError};
+use crate::layout;
+use crate::memory::GuestMemory;
 use crate::request::LoadSnapshot;
+use crate::state::{MachineState, PlatformState, VcpuState};
+use crate::virtio::files::{self, HostPathError, Located};
+use crate::virtio::kinds::DevicesConfig;
+use crate::virtio::{SavedVirtio, VirtioError};
 
 /// Why a machine cannot be what a state file says, or not with what the request wants.
 #[derive(Debug, Error)]

@@ -7,12 +7,12 @@ use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 use vmgenie_snapshot::{MemorySource, MemorySourceError, SnapshotId, StateWriter, WriteStateError};
 
-use super::clock::{ClockError, GuestTime};
-use super::platform::{self, PlatformError};
-use super::state::{MachineState, VcpuState};
-use super::vcpu_state::{self, VcpuStateError};
-use super::virtio::{CopyDrivesError, DriveCopies, SyncDriveError};
-use super::{Host, Machine};
+use crate::clock::{ClockError, GuestTime};
+use crate::platform::{self, PlatformError};
+use crate::state::{MachineState, VcpuState};
+use crate::vcpu_state::{self, VcpuStateError};
+use crate::virtio::{CopyDrivesError, DriveCopies, SyncDriveError};
+use crate::{Host, Machine};
 
 /// Why a machine could not be saved.
 #[derive(Debug, Error)]

@@ -1,5 +1,7 @@
 //! Where the guest's console output goes: this process's standard output.
 
+pub mod history;
+
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IoSlice, Write};
@@ -11,7 +13,7 @@ use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use rustix::net::{SendFlags, send};
 use vmgenie_snapshot::own_files;
 
-use super::console_history::ConsoleHistory;
+use history::ConsoleHistory;
 
 /// The most bytes that wait for a reader who does not keep up, beyond the pipe or terminal itself.
 const MAX_WAITING: usize = 64 << 10;

@@ -3,10 +3,10 @@
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
 
-use super::cpuid::{self, HIDDEN, Register};
-use super::cpuid_names;
-use super::host::Host;
-use super::state::VcpuState;
+use crate::cpuid::{self, HIDDEN, Register};
+use crate::cpuid_names;
+use crate::host::Host;
+use crate::state::VcpuState;
 
 /// Why a snapshot cannot be restored on this host.
 #[derive(Debug, Error, PartialEq, Eq)]
