@@ -14,11 +14,11 @@ use crate::checked::{Checked, Convert, WireError, lossy, not_empty, same_id, unl
 use crate::words::{Words, unknown};
 
 /// The kind.
-pub(super) struct Drives;
+pub(super) struct DriveKind;
 
 static COUNTERS: PutCounters = PutCounters::new("drive_count", "drive_fails");
 
-impl Kind for Drives {
+impl Kind for DriveKind {
     fn path(&self) -> &'static str {
         "/drives/{drive_id}"
     }

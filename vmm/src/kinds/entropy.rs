@@ -8,11 +8,11 @@ use super::kind::{BodyError, Kind, Put, PutCounters};
 use crate::checked::{Checked, WireError, unlimited};
 
 /// The kind.
-pub(super) struct Entropy;
+pub(super) struct EntropyKind;
 
 static COUNTERS: PutCounters = PutCounters::new("entropy_count", "entropy_fails");
 
-impl Kind for Entropy {
+impl Kind for EntropyKind {
     fn path(&self) -> &'static str {
         "/entropy"
     }

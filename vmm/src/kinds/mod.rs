@@ -18,10 +18,10 @@ pub use kind::{BodyError, Kind, Put, PutCounters};
 
 /// All kinds, in the order of the devices' slots.
 pub static KINDS: [&dyn Kind; 4] = [
-    &drive::Drives,
-    &net::Nets,
-    &vsock::Vsocks,
-    &entropy::Entropy,
+    &drive::DriveKind,
+    &net::NetKind,
+    &vsock::VsockKind,
+    &entropy::EntropyKind,
 ];
 
 /// Their requests in the OpenAPI document.

@@ -10,11 +10,11 @@ use crate::checked::{Checked, Convert, WireError, same_id, unlimited};
 use crate::words::{Words, number, told, unknown};
 
 /// The kind.
-pub(super) struct Nets;
+pub(super) struct NetKind;
 
 static COUNTERS: PutCounters = PutCounters::new("network_count", "network_fails");
 
-impl Kind for Nets {
+impl Kind for NetKind {
     fn path(&self) -> &'static str {
         "/network-interfaces/{iface_id}"
     }

@@ -10,11 +10,11 @@ use crate::checked::{Checked, Convert, WireError, lossy, not_empty};
 use crate::words::{Words, number, told, unknown};
 
 /// The kind.
-pub(super) struct Vsocks;
+pub(super) struct VsockKind;
 
 static COUNTERS: PutCounters = PutCounters::new("vsock_count", "vsock_fails");
 
-impl Kind for Vsocks {
+impl Kind for VsockKind {
     fn path(&self) -> &'static str {
         "/vsock"
     }

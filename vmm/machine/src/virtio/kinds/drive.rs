@@ -32,9 +32,9 @@ device_part!(
 );
 
 /// The kind.
-pub(super) enum Drives {}
+pub(super) enum DriveKind {}
 
-impl Kind for Drives {
+impl Kind for DriveKind {
     type Config = DriveConfig;
     type State = BlockPart;
     type Model = Block<Drive>;

@@ -25,9 +25,9 @@ device_part!(
 );
 
 /// The kind, of which a machine has one device at most.
-pub(super) enum Entropies {}
+pub(super) enum EntropyKind {}
 
-impl Kind for Entropies {
+impl Kind for EntropyKind {
     type Config = EntropyConfig;
     type State = EntropyPart;
     type Model = Entropy;

@@ -23,13 +23,13 @@ use crate::metrics::Visit;
 use crate::state::device_part;
 
 pub(in crate::virtio) use drive::METRICS as DRIVE_METRICS;
-use drive::{BlockPart, Drives, SavedDrive};
+use drive::{BlockPart, DriveKind, SavedDrive};
 pub use entropy::EntropyConfig;
-use entropy::{Entropies, EntropyPart, SavedEntropy};
+use entropy::{EntropyKind, EntropyPart, SavedEntropy};
 pub use kind::Refusal;
 pub(in crate::virtio) use kind::{Model, Place};
-use net::{NetPart, Nets, SavedNet};
-use vsock::{SavedVsock, SavedVsockV2, VsockPart, Vsocks};
+use net::{NetKind, NetPart, SavedNet};
+use vsock::{SavedVsock, SavedVsockV2, VsockKind, VsockPart};
 
 /// More devices than a machine has slots for: what a state file may list.
 const MAX_DEVICES: usize = 64;
@@ -142,10 +142,10 @@ impl DevicesConfig {
 
 /// Makes the devices of a machine that boots, in the order of their slots.
 pub(super) fn boot(config: &DevicesConfig, place: &mut impl Place) -> Result<(), VirtioError> {
-    kind::boot::<Drives>(&config.drives, place)?;
-    kind::boot::<Nets>(&config.nets, place)?;
-    kind::boot::<Vsocks>(config.vsock.as_slice(), place)?;
-    kind::boot::<Entropies>(config.entropy.as_slice(), place)
+    kind::boot::<DriveKind>(&config.drives, place)?;
+    kind::boot::<NetKind>(&config.nets, place)?;
+    kind::boot::<VsockKind>(config.vsock.as_slice(), place)?;
+    kind::boot::<EntropyKind>(config.entropy.as_slice(), place)
 }
 
 /// Makes the devices of a machine that is restored; their own states are in `saved`, the transports' are known to `place`.
@@ -157,10 +157,10 @@ pub(super) fn restore(
 ) -> Result<(), VirtioError> {
     let found = &mut found.into_iter();
     let (vsock, entropy) = (config.vsock.as_slice(), config.entropy.as_slice());
-    kind::restore::<Drives>(&config.drives, &saved.drives, found, place)?;
-    kind::restore::<Nets>(&config.nets, &saved.nets, found, place)?;
-    kind::restore::<Vsocks>(vsock, saved.vsock.as_slice(), found, place)?;
-    kind::restore::<Entropies>(entropy, saved.entropy.as_slice(), found, place)
+    kind::restore::<DriveKind>(&config.drives, &saved.drives, found, place)?;
+    kind::restore::<NetKind>(&config.nets, &saved.nets, found, place)?;
+    kind::restore::<VsockKind>(vsock, saved.vsock.as_slice(), found, place)?;
+    kind::restore::<EntropyKind>(entropy, saved.entropy.as_slice(), found, place)
 }
 
 /// Tells what the devices count, kind by kind.
@@ -342,10 +342,10 @@ impl SavedVirtio {
     ) -> Result<(), VirtioError> {
         let (vsock, entropy) = (config.vsock.as_slice(), config.entropy.as_slice());
         let offers = &mut Vec::with_capacity(config.len());
-        kind::check::<Drives>(&config.drives, &self.drives, offers)?;
-        kind::check::<Nets>(&config.nets, &self.nets, offers)?;
-        kind::check::<Vsocks>(vsock, self.vsock.as_slice(), offers)?;
-        kind::check::<Entropies>(entropy, self.entropy.as_slice(), offers)?;
+        kind::check::<DriveKind>(&config.drives, &self.drives, offers)?;
+        kind::check::<NetKind>(&config.nets, &self.nets, offers)?;
+        kind::check::<VsockKind>(vsock, self.vsock.as_slice(), offers)?;
+        kind::check::<EntropyKind>(entropy, self.entropy.as_slice(), offers)?;
         let devices = offers.iter().zip(&self.transports);
         for (slot, (&(sizes, offered), TransportPart(state))) in devices.enumerate() {
             state

@@ -28,9 +28,9 @@ device_part!(
 );
 
 /// The kind.
-pub(super) enum Nets {}
+pub(super) enum NetKind {}
 
-impl Kind for Nets {
+impl Kind for NetKind {
     type Config = NetConfig;
     type State = NetPart;
     type Model = Net<Tap>;

@@ -22,9 +22,9 @@ pub(super) static METRICS: Single<VsockMetrics> = Single::new();
 device_part!(VsockPart, VsockState, "virtio-vsock", "The socket device.");
 
 /// The kind, of which a machine has one device at most.
-pub(super) enum Vsocks {}
+pub(super) enum VsockKind {}
 
-impl Kind for Vsocks {
+impl Kind for VsockKind {
     type Config = VsockConfig;
     type State = VsockPart;
     type Model = Vsock<UnixHost>;
