@@ -10,6 +10,10 @@
 # With "ring" besides "echo" it plays the driver of the generation counter before it sends a byte back: "v" says that it is there, "r"
 # adds one to the counter and says that the random number generator was reseeded, "w" that one watcher is outdated, "a" that none
 # is, "t" that watchers have been told, "g" that it is gone. The counter is where `machine::layout` has it in 32 MiB of memory.
+# With "fork=N" it plays the driver's part of the fork point, for good: it announces itself, waits for a request, says that it has
+# heard and that it stands still, and asks who it is. After a number of questions that it takes from the ticket, below N (a power of
+# two; 0: after none), it gives up. It says what it was told: "o" original, "c" clone, "a" called off. A clone reports all that a
+# driver reports. With "deaf" besides it never hears, with "slow" it hears and never stands still, with "no" it refuses.
 # With "timer" it tells the boot timer that it has booted, right before it says "ready".
 # Everything in it is simple enough for a software KVM.
 
@@ -26,6 +30,13 @@
 .equ PAGE, 4096
 .equ COUNTER, (32 << 20) - (64 << 10) + PAGE
 .equ DOORBELL, 0x640
+.equ RESEEDED, DOORBELL + 0x4
+.equ VERSION, DOORBELL + 0xc
+.equ FEATURES, DOORBELL + 0x10
+.equ REQUEST, DOORBELL + 0x14
+.equ FORK, DOORBELL + 0x1c
+.equ ABORT, DOORBELL + 0x20
+.equ CHAIN, DOORBELL + 0x34
 .equ BOOT_TIMER, 0xc0000000
 .equ BOOTED, 123
 
@@ -36,6 +47,8 @@ _start:
     xor     r11d, r11d              # crash?
     xor     r12d, r12d              # ring?
     xor     r13d, r13d              # timer?
+    xor     r14d, r14d              # fork? then one more than N
+    xor     r15d, r15d              # how it plays that: a letter
 parse:
     mov     al, byte ptr [r8]
     test    al, al
@@ -52,6 +65,27 @@ parse:
 1:  cmp     dword ptr [r8], 0x73617263      # "cras"
     jne     1f
     mov     r11d, 1
+1:  cmp     dword ptr [r8], 0x66616564      # "deaf"
+    je      8f
+    cmp     dword ptr [r8], 0x776f6c73      # "slow"
+    je      8f
+    cmp     word ptr [r8], 0x6f6e           # "no"
+    jne     1f
+8:  movzx   r15d, byte ptr [r8]
+1:  cmp     dword ptr [r8], 0x6b726f66      # "fork"
+    jne     1f
+    add     r8, 5
+fork_number:
+    movzx   eax, byte ptr [r8]
+    sub     eax, '0'
+    cmp     eax, 9
+    ja      9f
+    imul    r14d, r14d, 10
+    add     r14d, eax
+    inc     r8
+    jmp     fork_number
+9:  inc     r14d
+    jmp     parse
 1:  cmp     dword ptr [r8], 0x63756f74      # "touc"
     jne     2f
     cmp     word ptr [r8 + 4], 0x3d68       # "h="
@@ -84,6 +118,14 @@ ready:
     jz      4f
     mov     ebx, BOOT_TIMER
     mov     byte ptr [rbx], BOOTED
+4:  test    r14d, r14d
+    jz      4f
+    mov     eax, 9                  # fork point, READY and CHAIN
+    mov     edx, FEATURES
+    out     dx, eax
+    mov     eax, 1
+    mov     edx, VERSION
+    out     dx, eax
 4:  lea     rsi, [rip + message]
 4:  mov     al, byte ptr [rsi]
     test    al, al
@@ -94,6 +136,8 @@ ready:
     jmp     4b
 5:  test    r11d, r11d
     jnz     crash
+    test    r14d, r14d
+    jnz     fork
     mov     edi, KEEP_FROM
     test    r10d, r10d
     jnz     echo
@@ -117,6 +161,78 @@ echo:
 6:  out     dx, al
     cmp     al, '!'
     jne     echo
+
+fork:
+    mov     ebx, COUNTER
+asked:
+    mov     edx, REQUEST
+    in      eax, dx
+    test    eax, eax
+    jz      asked
+    cmp     r15d, 'd'
+    je      asked
+    mov     esi, eax                # the ticket
+    mov     r9d, eax
+    movzx   eax, si
+    or      eax, 1 << 24            # heard
+    cmp     r15d, 'n'
+    jne     1f
+    movzx   eax, si
+    or      eax, 2 << 24 | 1 << 16  # refused: a hook failed
+1:  out     dx, eax
+    cmp     r15d, 's'
+    je      over
+    cmp     r15d, 'n'
+    je      over
+    mov     eax, esi
+    mov     edx, FORK
+    out     dx, eax
+    mov     ecx, -1
+    cmp     r14d, 1
+    je      who
+    mov     ecx, esi
+    shr     ecx, 16
+    lea     eax, [r14d - 2]         # N - 1
+    and     ecx, eax
+    inc     ecx
+who:
+    in      eax, dx
+    test    eax, eax
+    jnz     told
+    dec     ecx
+    jnz     who
+    mov     eax, esi
+    mov     edx, ABORT
+    out     dx, eax
+    mov     edx, FORK
+    in      eax, dx
+told:
+    and     eax, 3
+    cmp     eax, 2
+    jne     1f
+    call    report
+    mov     eax, 2
+1:  lea     rsi, [rip + names]
+    mov     al, byte ptr [rsi + rax]
+    mov     dx, COM1
+    out     dx, al
+over:                               # until the request is; there may be another one already
+    mov     edx, REQUEST
+    in      eax, dx
+    cmp     eax, r9d
+    je      over
+    jmp     asked
+
+report:
+    lock inc dword ptr [rbx]
+    mov     eax, dword ptr [rbx]
+    mov     edx, RESEEDED
+    out     dx, eax
+    mov     edx, CHAIN
+    out     dx, eax
+    mov     edx, DOORBELL           # REACHED
+    out     dx, eax
+    ret
 
 crash:
     lidt    [rip + no_table]
@@ -155,6 +271,8 @@ ring:
 no_table:
     .word   0
     .quad   0
+names:
+    .ascii  "poca"
 message:
     .asciz  "ready\n"
 

@@ -9,6 +9,7 @@
 
 mod adaptation;
 mod endpoints;
+mod fork;
 mod generation;
 mod hostile;
 mod load;
