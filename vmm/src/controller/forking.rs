@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use vmgenie_devices::sgen::{AskError, ForkProgress, ForkRefusal, ForkStage};
 use vmgenie_machine::ForkError;
+use vmgenie_machine::metrics::MACHINE;
 use vmgenie_machine::request::{Cooperative, CreateSnapshot, Fallback};
 
 use super::command::{CommandError, CommandResult, Cooperation, How, Reply, WaitedFor};
@@ -182,6 +183,9 @@ impl Controller {
         };
         let made = made.map(|made| with_cooperation(made, how, None, waited, progress));
         if let Ok(Reply::SnapshotCreated(made)) = &made {
+            let quiesce = progress.stopped_after.unwrap_or(waited);
+            MACHINE.fork.quiesce_us.record(quiesce);
+            MACHINE.fork.stop_us.record(made.standstill);
             tracing::info!(?made, "snapshot written at the guest's fork point");
         }
         forking.end(made);
@@ -200,6 +204,7 @@ impl Controller {
 
     fn go_without(&mut self, mut forking: Forking, without: &Without) {
         let why = without.why();
+        MACHINE.fork.refused_count.inc();
         tracing::warn!(why, "the guest does not take part in its snapshot");
         let (Fallback::Plain, Some(machine)) = (forking.fallback, &mut self.machine) else {
             return forking.end(Err(CommandError(format!(

@@ -58,6 +58,18 @@ metrics_group! {
     }
 }
 
+metrics_group! {
+    /// Snapshots in which the guest was asked to take part. Ours.
+    ForkMetrics {
+        /// From the request until all CPUs of the guest stood still.
+        quiesce_us: Histogram,
+        /// How long they stood still.
+        stop_us: Histogram,
+        /// The guest did not take part.
+        refused_count: Counter,
+    }
+}
+
 /// What the machine counts, but for its devices.
 #[derive(Debug)]
 pub struct MachineMetrics {
@@ -67,6 +79,8 @@ pub struct MachineMetrics {
     pub interrupts: InterruptMetrics,
     /// How long its guest took to adapt.
     pub restore: RestoreMetrics,
+    /// Snapshots in which its guest was asked to take part.
+    pub fork: ForkMetrics,
 }
 
 /// The metrics of this process's machine. They are kept when it boots again.
@@ -74,15 +88,17 @@ pub static MACHINE: MachineMetrics = MachineMetrics {
     vcpu: VcpuMetrics::new(),
     interrupts: InterruptMetrics::new(),
     restore: RestoreMetrics::new(),
+    fork: ForkMetrics::new(),
 };
 
 impl MachineMetrics {
     /// Each group with its name.
-    pub fn groups(&self) -> [(&'static str, &dyn Group); 3] {
+    pub fn groups(&self) -> [(&'static str, &dyn Group); 4] {
         [
             ("vcpu", &self.vcpu),
             ("interrupts", &self.interrupts),
             ("restore", &self.restore),
+            ("fork", &self.fork),
         ]
     }
 }
