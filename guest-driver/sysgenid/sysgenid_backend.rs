@@ -2,7 +2,10 @@
 
 //! `include/linux/sysgenid.h` in Rust: what sysgenid and its backends know of each other.
 
-use kernel::{bindings, ffi::c_void};
+use kernel::{
+    bindings,
+    ffi::{c_int, c_void},
+};
 
 /// What knows of the hypervisor's generations: `struct sysgenid_backend`.
 #[repr(C)]
@@ -21,6 +24,18 @@ pub(crate) struct Backend {
     pub(crate) finish: unsafe extern "C" fn(*mut c_void),
     /// Something is to be told to the hypervisor. Called with a mutex held; must not call back.
     pub(crate) report: unsafe extern "C" fn(*mut c_void, report: *const Report),
+    /// Milliseconds that are left for the present request.
+    pub(crate) limit: unsafe extern "C" fn(*mut c_void) -> u32,
+    /// Has the machine stand still for the request `ticket`, for at most `limit` milliseconds (0:
+    /// as long as usual), after what `done` says. Returns who goes on, or an error number. Process
+    /// context, may sleep.
+    pub(crate) fork_point:
+        unsafe extern "C" fn(*mut c_void, ticket: u32, limit: u32, done: u32) -> c_int,
+    /// Refuses a request. Must not call back.
+    pub(crate) refuse: unsafe extern "C" fn(*mut c_void, ticket: u32, reason: u32),
+    /// The machine is another one to its neighbours, in the generation with this counter. Called
+    /// with a mutex held; must not call back.
+    pub(crate) identity: unsafe extern "C" fn(*mut c_void, counter: u32),
 }
 
 /// What the hypervisor is to be told: `struct sysgenid_report`.

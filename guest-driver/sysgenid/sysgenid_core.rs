@@ -282,7 +282,7 @@ impl Generations {
     }
 
     /// Whether `counter` is that of the present generation.
-    fn check(&self, word: &impl Word, counter: u32) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, word: &impl Word, counter: u32) -> Result<(), Refusal> {
         if word.load() != self.told {
             return Err(Refusal::Moved);
         }

@@ -5,12 +5,12 @@
 
 use crate::{
     sysgenid_backend::{Backend, Report},
+    sysgenid_cycle::Cycle,
     sysgenid_core::{Generations, Numbers, Refusal, Tracking, Wake, Waiting, Watcher, Word},
 };
 use core::ptr;
 use kernel::{
     bindings,
-    ffi::c_void,
     new_mutex, new_poll_condvar,
     prelude::*,
     str::CString,
@@ -30,7 +30,9 @@ use kernel::{
 #[repr(C, align(4096))]
 struct OwnPage {
     counter: Atomic<u32>,
-    rest: [u8; bindings::PAGE_SIZE - 4],
+    /// Not 0 while there is a request for a fork point.
+    pending: Atomic<u32>,
+    rest: [u8; bindings::PAGE_SIZE - 8],
 }
 
 /// The word that holds the counter.
@@ -93,6 +95,12 @@ pub(crate) struct Device {
     /// Those who wait for watchers.
     #[pin]
     waiters: PollCondVar,
+    /// The present request, and who takes part; see `sysgenid_request.rs`.
+    #[pin]
+    pub(crate) cycle: Mutex<Cycle>,
+    /// Those who poll for requests, are parked, or wait for such.
+    #[pin]
+    pub(crate) members: PollCondVar,
     own_page: VBox<OwnPage>,
     /// The backend whose page is mapped; null for the own page. Its lock is the innermost one: who
     /// maps has an address space locked, and that lock may be wanted by those who hold up a stop
@@ -114,7 +122,8 @@ impl Device {
         let own_page = VBox::new(
             OwnPage {
                 counter: Atomic::new(0),
-                rest: [0; bindings::PAGE_SIZE - 4],
+                pending: Atomic::new(0),
+                rest: [0; bindings::PAGE_SIZE - 8],
             },
             GFP_KERNEL | __GFP_ZERO,
         );
@@ -130,6 +139,8 @@ impl Device {
                 }),
                 readers <- new_poll_condvar!(),
                 waiters <- new_poll_condvar!(),
+                cycle <- new_mutex!(Cycle::default()),
+                members <- new_poll_condvar!(),
                 own_page,
                 shown <- new_mutex!(Shown(ptr::null())),
                 kobject: Atomic::new(ptr::null_mut()),
@@ -153,22 +164,18 @@ impl Device {
 
     /// Has the backend look for a new generation. Returns whether there is one that can.
     fn settle(&self) -> bool {
-        self.with_backend(|backend| backend.settle)
+        // SAFETY: The context is the backend's.
+        self.with_backend(|backend| unsafe { (backend.settle)(backend.context) })
+            .is_some()
     }
 
-    /// Calls a function of the backend's that may sleep. Returns whether there is one.
-    fn with_backend(
-        &self,
-        function: impl FnOnce(&Backend) -> unsafe extern "C" fn(*mut c_void),
-    ) -> bool {
-        let backend = self.state.lock().hold_backend();
-        let Some(backend) = backend else {
-            return false;
-        };
+    /// Calls a function of the backend's that may sleep, if there is one.
+    pub(crate) fn with_backend<R>(&self, function: impl FnOnce(&Backend) -> R) -> Option<R> {
+        let backend = self.state.lock().hold_backend()?;
         // SAFETY: The backend is held: it stays as long as we call it.
-        unsafe { function(&*backend)((*backend).context) };
+        let result = function(unsafe { &*backend });
         release_backend(backend);
-        true
+        Some(result)
     }
 
     /// A new watcher.
@@ -207,7 +214,8 @@ impl Device {
     pub(crate) fn ready(&self, watcher: &Mutex<Watcher>, counter: u32) -> Result {
         loop {
             // What the backend has to do for a generation it knows of before anybody else does.
-            self.with_backend(|backend| backend.finish);
+            // SAFETY: The context is the backend's.
+            self.with_backend(|backend| unsafe { (backend.finish)(backend.context) });
             let mut state = self.lock();
             let word = state.counter;
             let result = state
@@ -389,6 +397,17 @@ impl Device {
     /// The own page is kept in step, where another one has the counter.
     pub(crate) fn show_in_own_page(&self, told: u32) {
         self.own_page.counter.store(told, Relaxed);
+    }
+
+    /// Shows whether there is a request, wherever programs may have the page from.
+    pub(crate) fn show_pending(&self, pending: bool) {
+        let pending = u32::from(pending);
+        self.own_page.pending.store(pending, Relaxed);
+        let shown = self.shown.lock();
+        if !shown.0.is_null() {
+            // SAFETY: A backend that is registered is alive, and its word at the start of a page.
+            unsafe { Atomic::from_ptr((*shown.0).word.add(1)) }.store(pending, Relaxed);
+        }
     }
 
     /// What has to follow each change: the own page, the host, those who sleep, user space.

@@ -33,6 +33,8 @@ EXPORT_SYMBOL_GPL(sysgenid_unregister_backend);
 EXPORT_SYMBOL_GPL(sysgenid_counter);
 EXPORT_SYMBOL_GPL(sysgenid_told);
 EXPORT_SYMBOL_GPL(sysgenid_begin_generation);
+EXPORT_SYMBOL_GPL(sysgenid_ask);
+EXPORT_SYMBOL_GPL(sysgenid_over);
 EXPORT_SYMBOL_GPL(sysgenid_hold);
 EXPORT_SYMBOL_GPL(sysgenid_held_told);
 EXPORT_SYMBOL_GPL(sysgenid_held_begin);

@@ -3,9 +3,10 @@
 //! `/dev/sysgenid`: an open file is a watcher.
 
 use crate::{
-    sysgenid_abi::{Abi, Command},
+    sysgenid_abi::{Abi, Command, ForkPoint, Refusal},
     sysgenid_backend::Backend,
     sysgenid_core::{ticks, Tracking, Watcher},
+    sysgenid_cycle::{Member, Role},
     sysgenid_device::{release_backend, Device},
 };
 use kernel::{
@@ -21,6 +22,7 @@ use kernel::{
     seq_print,
     sync::{poll::PollTable, Mutex, SetOnce},
     types::{ForeignOwnable, Opaque},
+    uaccess::{UserPtr, UserSlice},
 };
 
 /// Length of the counter in bytes.
@@ -34,6 +36,8 @@ pub(crate) struct WatcherFile {
     maps_own_page: bool,
     #[pin]
     watcher: Mutex<Watcher>,
+    #[pin]
+    member: Mutex<Member>,
     /// The backend whose page a program has mapped. It is held until the file goes, and so the
     /// mapping, which keeps the file.
     mapped: SetOnce<HeldBackend>,
@@ -56,6 +60,7 @@ impl Drop for HeldBackend {
 #[pinned_drop]
 impl PinnedDrop for WatcherFile {
     fn drop(self: Pin<&mut Self>) {
+        self.device.leave(&self.member);
         self.device.close(&self.watcher);
     }
 }
@@ -75,6 +80,7 @@ impl MiscDevice for WatcherFile {
             abi,
             maps_own_page: registration.maps_own_page,
             watcher <- new_mutex!(watcher),
+            member <- new_mutex!(Member::default()),
             mapped: SetOnce::new(),
         }))
     }
@@ -130,9 +136,7 @@ impl MiscDevice for WatcherFile {
                 me.device.wait(&me.watcher, limit)?;
             }
             Command::Force => {
-                if !is_privileged(bindings::ns_capable) {
-                    return Err(EACCES);
-                }
+                demand_privilege()?;
                 me.device.force(arg.try_into().map_err(|_| EINVAL)?)?;
             }
             Command::SetTracking => {
@@ -143,12 +147,11 @@ impl MiscDevice for WatcherFile {
                 me.device.track(&me.watcher, tracking(tracked));
             }
             Command::Ready => {
-                if !is_privileged(bindings::ns_capable) {
-                    return Err(EACCES);
-                }
+                demand_privilege()?;
                 let counter = arg.try_into().map_err(|_| EINVAL)?;
                 me.device.ready(&me.watcher, counter)?;
             }
+            command => return me.take_part(command, arg),
         }
         Ok(0)
     }
@@ -205,6 +208,60 @@ impl MiscDevice for WatcherFile {
     }
 }
 
+impl WatcherFile {
+    /// The calls of the fork point.
+    fn take_part(&self, command: Command, arg: usize) -> Result<isize> {
+        let (device, member) = (self.device, &self.member);
+        let user = UserPtr::from_addr(arg);
+        match command {
+            Command::SetRole => device.set_role(member, role(arg)?)?,
+            Command::GetRequest => {
+                let request = device.request(member)?;
+                UserSlice::new(user, size_of_val(&request)).writer().write(&request)?;
+            }
+            Command::Park => return device.park(member).map(isize::from),
+            Command::WaitParked => {
+                let limit = match arg {
+                    0 => 0,
+                    limit => ticks(limit, bindings::CONFIG_HZ as usize),
+                };
+                device.wait_parked(member, limit)?;
+            }
+            Command::ForkPoint => {
+                demand_privilege()?;
+                let slice = UserSlice::new(user, size_of::<ForkPoint>());
+                let (mut reader, mut writer) = slice.reader_writer();
+                let mut fork = reader.read::<ForkPoint>()?;
+                device.fork_point(member, &mut fork)?;
+                writer.write(&fork)?;
+            }
+            Command::Identity => {
+                demand_privilege()?;
+                device.identity(member, arg.try_into().map_err(|_| EINVAL)?)?;
+            }
+            Command::Refuse => {
+                let refusal = UserSlice::new(user, size_of::<Refusal>()).reader().read()?;
+                device.refuse(member, refusal)?;
+            }
+            _ => return Err(EINVAL),
+        }
+        Ok(0)
+    }
+}
+
+/// The role that a number stands for, if the caller may have it.
+fn role(number: usize) -> Result<Role> {
+    match number {
+        0 => Ok(Role::None),
+        1 => Ok(Role::Participant),
+        2 => {
+            demand_privilege()?;
+            Ok(Role::Agent)
+        }
+        _ => Err(EINVAL),
+    }
+}
+
 /// `poll()`, which [`MiscDevice`] does not have.
 ///
 /// # Safety
@@ -220,10 +277,15 @@ unsafe extern "C" fn poll(
     let (file, table) = unsafe { (File::from_raw_file(file), PollTable::from_raw(table)) };
     // In this order: a generation that begins after the look wakes us.
     table.register_wait(file, me.device.readers());
-    match me.device.look(&me.watcher) {
-        (true, _) => bindings::POLLIN | bindings::POLLRDNORM,
-        (false, _) => 0,
+    table.register_wait(file, &me.device.members);
+    let mut events = 0;
+    if me.device.look(&me.watcher).0 {
+        events |= bindings::POLLIN | bindings::POLLRDNORM;
     }
+    if me.device.is_urgent(&me.member) {
+        events |= bindings::POLLPRI;
+    }
+    events
 }
 
 fn is_writable(file: &File) -> bool {
@@ -246,6 +308,13 @@ fn tracking(tracked: bool) -> Tracking {
         false => Tracking::Untracked,
         true if is_privileged(bindings::ns_capable_noaudit) => Tracking::Required,
         true => Tracking::Tracked,
+    }
+}
+
+fn demand_privilege() -> Result {
+    match is_privileged(bindings::ns_capable) {
+        true => Ok(()),
+        false => Err(EACCES),
     }
 }
 

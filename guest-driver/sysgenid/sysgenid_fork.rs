@@ -37,6 +37,8 @@ extern "C" {
         data: *mut c_void,
     ) -> c_int;
     fn sysgenid_relax();
+    fn sysgenid_ask(ticket: u32) -> bool;
+    fn sysgenid_over(ticket: u32);
 }
 
 /// How long the machine stands still if nobody says more, and at most, in milliseconds. A CPU that
@@ -80,13 +82,25 @@ impl NoFork {
     }
 }
 
-/// Who goes on.
+impl From<NoFork> for Error {
+    fn from(why: NoFork) -> Self {
+        match why {
+            NoFork::Unsupported => EOPNOTSUPP,
+            NoFork::NotSeeded | NoFork::NotReseeded | NoFork::NotStopped => EAGAIN,
+            NoFork::Stale => ESTALE,
+            NoFork::Cancelled => ECANCELED,
+            NoFork::Late => ETIME,
+        }
+    }
+}
+
+/// Who goes on: `SYSGENID_FORK_...`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fork {
     /// The machine that was asked.
-    Original,
+    Original = 1,
     /// Another one.
-    Clone,
+    Clone = 2,
 }
 
 /// A machine that stands still, or is about to.
@@ -127,7 +141,11 @@ impl Hypervisor {
         if !self.rng.again() {
             return Err(NoFork::NotReseeded);
         }
-        let limit = if limit == 0 { USUAL_LIMIT } else { limit.min(LONGEST_LIMIT) };
+        let limit = if limit == 0 {
+            USUAL_LIMIT
+        } else {
+            limit.min(LONGEST_LIMIT)
+        };
         let standing = Standing {
             hypervisor: self,
             page,
@@ -172,31 +190,52 @@ impl Hypervisor {
         let Some(page) = &self.page else {
             return;
         };
-        let request = page.request();
-        let ticket = request.map_or(0, |request| request.0);
-        if self.request.xchg(ticket, Relaxed) == ticket || ticket == 0 {
+        // An agent that is quick is not heard before the hypervisor knows that there is one.
+        let _settled = self.settled.lock();
+        let ticket = page.request().map_or(0, |request| request.0);
+        if self.request.xchg(ticket, Relaxed) == ticket {
             return;
         }
-        if !CAN_STAND {
+        if ticket != 0 && !CAN_STAND {
             pr_warn!("a kernel with PREEMPT_RT has no fork point\n");
             page.reply(ticket, Reply::Refused(5));
             return;
         }
-        page.reply(ticket, Reply::Known { agent: false });
-        self.forking.queue();
+        // SAFETY: The module is loaded as long as ours is.
+        let agent = unsafe { sysgenid_ask(ticket) };
+        if ticket == 0 {
+            return;
+        }
+        page.reply(ticket, Reply::Known { agent });
+        if !agent {
+            self.alone.store(ticket, Relaxed);
+            self.forking.queue();
+        }
     }
 
     /// The fork point of a machine without an agent.
     pub(crate) fn fork_alone(&self) {
-        let ticket = self.request.load(Relaxed);
-        match self.fork_point(ticket, 0, 0) {
-            Ok(fork) => pr_info!("a fork point without an agent: {fork:?}\n"),
-            Err(why) => {
-                pr_warn!("no fork point: {why:?}\n");
-                if let (Some(page), Some(reason)) = (&self.page, why.reason()) {
-                    page.reply(ticket, Reply::Refused(reason));
-                }
+        let ticket = self.alone.load(Relaxed);
+        if let Ok(fork) = self.fork_point_or_refusal(ticket, 0, 0) {
+            pr_info!("a fork point without an agent: {fork:?}\n");
+        }
+        // SAFETY: The module is loaded as long as ours is.
+        unsafe { sysgenid_over(ticket) };
+    }
+
+    /// As [`Hypervisor::fork_point`]; the hypervisor is told why there is none.
+    fn fork_point_or_refusal(&self, ticket: u32, limit: u32, done: u32) -> Result<Fork, NoFork> {
+        self.fork_point(ticket, limit, done).inspect_err(|why| {
+            pr_warn!("no fork point: {why:?}\n");
+            if let (Some(page), Some(reason)) = (&self.page, why.reason()) {
+                page.reply(ticket, Reply::Refused(reason));
             }
+        })
+    }
+
+    fn reply(&self, ticket: u32, reply: Reply) {
+        if let Some(page) = &self.page {
+            page.reply(ticket, reply);
         }
     }
 }
@@ -305,4 +344,49 @@ unsafe extern "C" fn still(context: *mut c_void) -> c_int {
         standing.stood.set(Some(settled.stand(standing)));
     }
     0
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+pub(crate) unsafe extern "C" fn limit(context: *mut c_void) -> u32 {
+    // SAFETY: See above.
+    let hypervisor = unsafe { &*context.cast::<Hypervisor>() };
+    let request = hypervisor.page.as_ref().and_then(CounterPage::request);
+    request.map_or(0, |request| request.1)
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+pub(crate) unsafe extern "C" fn fork_point(
+    context: *mut c_void,
+    ticket: u32,
+    limit: u32,
+    done: u32,
+) -> c_int {
+    // SAFETY: See above.
+    let hypervisor = unsafe { &*context.cast::<Hypervisor>() };
+    match hypervisor.fork_point_or_refusal(ticket, limit, done) {
+        Ok(fork) => fork as c_int,
+        Err(why) => Error::from(why).to_errno(),
+    }
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+pub(crate) unsafe extern "C" fn refuse(context: *mut c_void, ticket: u32, reason: u32) {
+    // SAFETY: See above.
+    let hypervisor = unsafe { &*context.cast::<Hypervisor>() };
+    hypervisor.reply(ticket, Reply::Refused(reason));
+}
+
+/// # Safety
+///
+/// The context is a [`Hypervisor`].
+pub(crate) unsafe extern "C" fn identity(context: *mut c_void, counter: u32) {
+    // SAFETY: See above.
+    let hypervisor = unsafe { &*context.cast::<Hypervisor>() };
+    hypervisor.reply(counter, Reply::Identity);
 }

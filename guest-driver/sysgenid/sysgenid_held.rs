@@ -38,7 +38,11 @@ impl Held<'_> {
 impl Device {
     /// Calls a function of the backend's with the state locked, and tells then of what it has
     /// begun. Returns whether it is the backend.
-    pub(crate) fn hold(&self, backend: *const Backend, function: impl FnOnce(&mut Held<'_>)) -> bool {
+    pub(crate) fn hold(
+        &self,
+        backend: *const Backend,
+        function: impl FnOnce(&mut Held<'_>),
+    ) -> bool {
         let mut state = self.state.lock();
         if state.backend != backend {
             return false;
@@ -50,7 +54,11 @@ impl Device {
         };
         function(&mut held);
         let wake = held.wake;
-        let event = if wake.readers { Report::BEGAN } else { Report::NUMBERS };
+        let event = if wake.readers {
+            Report::BEGAN
+        } else {
+            Report::NUMBERS
+        };
         self.finish(state, wake, event);
         true
     }

@@ -22,7 +22,7 @@ use kernel::{
 use crate::{
     sysgenid_acpi::{wait_for_events, AcpiDevice, Mapping},
     sysgenid_backend::{Backend, Report},
-    sysgenid_clock,
+    sysgenid_clock, sysgenid_fork,
     sysgenid_page::CounterPage,
     sysgenid_rng::Urandom,
     sysgenid_settle::{Id, Machine, Settled},
@@ -90,6 +90,8 @@ pub(crate) struct Hypervisor {
     pub(crate) teller: Teller,
     /// The ticket of the hypervisor's request, when last looked at; 0 if there was none.
     pub(crate) request: Atomic<u32>,
+    /// That of the last one that no agent has.
+    pub(crate) alone: Atomic<u32>,
     /// The chain is to be called.
     owed: AtomicFlag,
     /// The kernel's generator has been reseeded in the present generation, and its chain called.
@@ -170,12 +172,17 @@ impl Hypervisor {
                     settle,
                     finish,
                     report,
+                    limit: sysgenid_fork::limit,
+                    fork_point: sysgenid_fork::fork_point,
+                    refuse: sysgenid_fork::refuse,
+                    identity: sysgenid_fork::identity,
                 },
                 id,
                 rng,
                 page,
                 teller,
                 request: Atomic::new(0),
+                alone: Atomic::new(0),
                 owed: AtomicFlag::new(false),
                 reseeded: AtomicFlag::new(false),
                 chained: AtomicFlag::new(*teller == Teller::Nobody),
@@ -331,10 +338,13 @@ impl Hypervisor {
         unsafe {
             bindings::synchronize_rcu_tasks()
         };
-        let _settled = self.settled.lock();
+        let settled = self.settled.lock();
         if !self.rng.again() {
             pr_warn_once!("the kernel's random number generator was not reseeded again\n");
         }
+        drop(settled);
+        // A request may have gone with the generation before.
+        self.look_for_request();
     }
 
     /// Tells the hypervisor that this kernel goes.

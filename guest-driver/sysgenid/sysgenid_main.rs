@@ -25,9 +25,11 @@ use crate::{
 mod sysgenid_abi;
 mod sysgenid_backend;
 mod sysgenid_core;
+mod sysgenid_cycle;
 mod sysgenid_device;
 mod sysgenid_file;
 mod sysgenid_held;
+mod sysgenid_request;
 
 module! {
     type: SysGenId,
@@ -192,6 +194,20 @@ pub(crate) extern "C" fn sysgenid_told() -> u32 {
 #[no_mangle]
 pub(crate) extern "C" fn sysgenid_begin_generation(seen: u32) -> bool {
     device().is_some_and(|device| device.begin(seen))
+}
+
+/// The hypervisor asks for a fork point, or does not any more: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_ask(ticket: u32) -> bool {
+    device().is_some_and(|device| device.ask(ticket))
+}
+
+/// A request is over: `include/linux/sysgenid.h`.
+#[no_mangle]
+pub(crate) extern "C" fn sysgenid_over(ticket: u32) {
+    if let Some(device) = device() {
+        device.over(ticket);
+    }
 }
 
 /// Calls `hold` with the state locked: `include/linux/sysgenid.h`.

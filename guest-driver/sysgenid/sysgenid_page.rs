@@ -65,6 +65,9 @@ pub(crate) enum Reply {
     Refused(u32),
     /// All is done that comes before the stop, by flags of the same.
     Quiesced(u32),
+    /// No request's: the machine is another one to its neighbours, in the generation whose counter
+    /// stands in the ticket's place.
+    Identity,
 }
 
 /// 32 bytes of the hypervisor's generator.
@@ -182,6 +185,7 @@ impl CounterPage {
             Reply::Known { agent } => (1, agent.into()),
             Reply::Refused(reason) => (2, reason),
             Reply::Quiesced(flags) => (3, flags),
+            Reply::Identity => (4, 0),
         };
         self.write(REQUEST, state << 24 | (detail & 0xff) << 16 | ticket & 0xffff);
     }

@@ -107,10 +107,19 @@ pub(crate) fn generations(subject: Subject<'_>) -> Outcome {
 pub(crate) fn unknown_requests(subject: Subject<'_>) -> Outcome {
     let device = subject.open()?;
     let free = match subject.numbering {
-        Numbering::Seed => 0xe405,
+        Numbering::Seed => 0xe40d,
         Numbering::Deployed => 0xe404,
     };
-    for request in [free, 0xe400, 0xe4ff, 0xe301, 0x4004_e401] {
+    for request in [
+        free,
+        0xe406,
+        0xe409,
+        0xe40c,
+        0xe400,
+        0xe4ff,
+        0xe301,
+        0x4004_e401,
+    ] {
         let what = format!("ioctl {request:#x}");
         refused(&what, device.ioctl(request, 0), libc::EINVAL)?;
     }

@@ -20,6 +20,7 @@ mod process;
 mod raw;
 mod reseed;
 mod restores;
+mod taking_part;
 mod waiting;
 
 use std::path::PathBuf;
@@ -124,6 +125,15 @@ enum Test {
     Capabilities,
     /// An agent's word, and the watchers that a host waits for.
     Ready,
+    /// The calls of the fork point, where no hypervisor asks.
+    Roles,
+    /// For a machine that is forked meanwhile: an agent and a participant. Does not end.
+    Forks,
+    /// For a machine that is asked to fork: an agent that refuses for this reason, or ends with 0.
+    Leaves {
+        /// The reason.
+        reason: u32,
+    },
     /// A wait without limit, of a process that is stopped and continued.
     Stopped,
     /// For a machine that is restored meanwhile: a watcher without privileges. Does not end.
@@ -253,6 +263,12 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::UserNamespace => one("user-namespace", privileges::user_namespace),
         Test::Capabilities => one("capabilities", privileges::capabilities),
         Test::Ready => one("ready", agents::ready),
+        Test::Roles => one("roles", taking_part::roles),
+        Test::Forks => one("forks", taking_part::forks),
+        Test::Leaves { reason } => vec![(
+            "leaves",
+            Box::new(move |subject| taking_part::leaves(subject, reason)),
+        )],
         Test::Stopped => one("stopped", agents::stopped),
         Test::Idle => one("idle", agents::idle),
         Test::Descriptors => one("descriptors", descriptors::descriptors),
@@ -294,6 +310,7 @@ fn all(effort: Effort) -> Vec<(&'static str, Function)> {
         Test::UserNamespace,
         Test::Capabilities,
         Test::Ready,
+        Test::Roles,
         Test::Stopped,
         Test::Descriptors,
         Test::FileInfo,

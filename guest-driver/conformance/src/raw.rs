@@ -93,6 +93,13 @@ impl Device {
         answer(unsafe { libc::ioctl(self.raw(), request as _, argument) } as isize)
     }
 
+    /// A call that passes a value of the size that its number has.
+    pub(crate) fn pass<T>(&self, request: u64, passed: &mut T) -> Answer {
+        assert_eq!(request >> 16 & 0x3fff, size_of::<T>() as u64);
+        // SAFETY: the device reads and writes as many bytes as the number says, which the value has.
+        answer(unsafe { libc::ioctl(self.raw(), request as _, ptr::from_mut(passed)) } as isize)
+    }
+
     /// Waits for watchers: milliseconds, 0 without limit.
     pub(crate) fn wait(&self, milliseconds: u64) -> Answer {
         self.ioctl(self.numbering.wait(), milliseconds)
@@ -114,7 +121,7 @@ impl Device {
     pub(crate) fn poll(&self, milliseconds: i32) -> Answer<i16> {
         let mut entry = libc::pollfd {
             fd: self.raw(),
-            events: libc::POLLIN | libc::POLLRDNORM | libc::POLLOUT,
+            events: libc::POLLIN | libc::POLLRDNORM | libc::POLLOUT | libc::POLLPRI,
             revents: 0,
         };
         // SAFETY: there is one entry, which outlives the call.

@@ -16,12 +16,17 @@ extern crate std;
     reason = "the modules use it, and the tests do; nothing else does"
 )]
 mod sysgenid_core;
+#[path = "../../sysgenid/sysgenid_cycle.rs"]
+#[allow(dead_code, reason = "as above")]
+mod sysgenid_cycle;
 #[path = "../../sysgenid/sysgenid_settle.rs"]
 #[allow(dead_code, reason = "as above")]
 mod sysgenid_settle;
 
 #[cfg(test)]
 mod crng_test;
+#[cfg(test)]
+mod cycle_test;
 #[cfg(test)]
 mod device_test;
 #[cfg(test)]

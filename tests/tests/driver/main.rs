@@ -20,6 +20,7 @@ mod reseeding;
 mod restores;
 mod stress;
 mod sysgenctl;
+mod taking_part;
 mod waiting;
 
 use std::time::Duration;

@@ -54,6 +54,16 @@ struct sysgenid_report {
  *	word that it is ready is taken; process context, may sleep
  * @report: something is to be told to the hypervisor; called with a mutex
  *	held, must not call back
+ * @limit: milliseconds that are left for the hypervisor's request
+ * @fork_point: have all CPUs stand still for the request @ticket, for at most
+ *	@limit ms (0: as long as usual), after what @done says
+ *	(SYSGENID_FORK_QUIESCED and so on); who goes on
+ *	(SYSGENID_FORK_ORIGINAL, SYSGENID_FORK_CLONE) or an error number;
+ *	process context, may sleep
+ * @refuse: refuse the request @ticket, for one of SYSGENID_REFUSED_*; must not
+ *	call back
+ * @identity: the machine is another one to its neighbours, in the generation
+ *	with this counter; called with a mutex held, must not call back
  */
 struct sysgenid_backend {
 	struct module *owner;
@@ -63,6 +73,10 @@ struct sysgenid_backend {
 	void (*settle)(void *context);
 	void (*finish)(void *context);
 	void (*report)(void *context, const struct sysgenid_report *report);
+	u32 (*limit)(void *context);
+	int (*fork_point)(void *context, u32 ticket, u32 limit, u32 done);
+	void (*refuse)(void *context, u32 ticket, u32 reason);
+	void (*identity)(void *context, u32 counter);
 };
 
 /*
@@ -96,6 +110,15 @@ u32 sysgenid_told(void);
  * watchers. Returns whether it was.
  */
 bool sysgenid_begin_generation(u32 seen);
+
+/*
+ * The hypervisor asks for a fork point; 0: it does not any more. Returns
+ * whether an agent has the request. If not, the backend deals with it.
+ */
+bool sysgenid_ask(u32 ticket);
+
+/* That request is over. */
+void sysgenid_over(u32 ticket);
 
 /* What a backend has while nobody else can look at sysgenid or change it. */
 struct sysgenid_held;

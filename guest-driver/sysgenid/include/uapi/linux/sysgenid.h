@@ -54,8 +54,7 @@
  *
  * Both numberings have these. The mapped page has the counter at offset 0 and,
  * at SYSGENID_PENDING_OFFSET, a u32 that is not 0 from the request to its end:
- * a hint, by which a program does not begin then what must be unique. Where
- * the hypervisor keeps the page, that is for it to do.
+ * a hint, by which a program does not begin then what must be unique.
  *
  * SYSGENID_SET_ROLE: what this open file is in it, one of SYSGENID_ROLE_*. An
  * agent is told of requests; there is one at a time (EBUSY), and it needs a
@@ -97,7 +96,8 @@ struct sysgenid_request {
  * sleeps until the request is over. 0: go on as before, in the original, or
  * because there is no request, or nothing came of it. 1: this is a clone, so
  * read, renew and write as ever. EINTR: a signal came, and the file is not
- * parked any more. EPERM: the file is no participant's.
+ * parked any more; one that is frozen with its control group still is. EPERM:
+ * the file is no participant's.
  */
 #define SYSGENID_PARK			_IO(SYSGENID_IOCTL, 7)
 
