@@ -82,9 +82,39 @@ impl Device {
 
     /// Saves the device and restores it, as a clone has it.
     pub(crate) fn cloned(&self, memory: &GuestMemory, shared: &Shared) -> Self {
+        let clone = self.restored(memory, shared);
+        clone.transport().restored();
+        clone
+    }
+
+    /// The same behind a shut gate.
+    fn cloned_behind_a_gate(&self, memory: &GuestMemory, shared: &Shared) -> Self {
+        let clone = self.restored(memory, shared);
+        match &clone {
+            Self::Net(device) => device.with_device(|net, _| net.shut_gate()),
+            Self::Vsock(device) => device.with_device(|vsock, _| vsock.shut_gate()),
+            Self::Block(_) | Self::Entropy(_) => {}
+        }
+        clone.transport().restored();
+        clone
+    }
+
+    /// Opens that gate, if it is shut.
+    fn open_gate(&self) {
+        match self {
+            Self::Net(device) => device.with_device(|net, active| net.open_gate(active)),
+            Self::Vsock(device) => device.with_device(|vsock, active| {
+                vsock.open_gate_to_guest(active);
+                vsock.open_gate_to_host();
+            }),
+            Self::Block(_) | Self::Entropy(_) => {}
+        }
+    }
+
+    fn restored(&self, memory: &GuestMemory, shared: &Shared) -> Self {
         self.transport().drain();
         let state = self.transport().save();
-        let clone = match self {
+        match self {
             Self::Block(device) => {
                 let (saved, read_only) =
                     device.with_device(|disk, _| (disk.save(), disk.store().read_only));
@@ -105,9 +135,7 @@ impl Device {
                 Self::Vsock(restored(vsock, &state, memory))
             }
             Self::Entropy(_) => Self::Entropy(restored(Entropy::default(), &state, memory)),
-        };
-        clone.transport().restored();
-        clone
+        }
     }
 
     /// Rings all doorbells.
@@ -129,7 +157,7 @@ pub fn queues(data: &[u8]) {
     let mut driver = Driver::new(&memory);
     driver.start(device.transport(), &mut input);
     while !input.is_empty() {
-        match input.u8() % 18 {
+        match input.u8() % 20 {
             0 => driver.any_descriptor(&mut input),
             1 => driver.offer(input.u8(), input.u16()),
             2 => driver.set_avail(input.u8(), input.u16()),
@@ -161,6 +189,8 @@ pub fn queues(data: &[u8]) {
             14 => driver::write(device.transport(), input.u8().into(), input.u32()),
             15 => device.ring_all(),
             16 => vsock_connect(&mut driver, &shared, &mut input),
+            18 => device = device.cloned_behind_a_gate(&memory, &shared),
+            19 => device.open_gate(),
             _ => driver.start(device.transport(), &mut input),
         }
     }
