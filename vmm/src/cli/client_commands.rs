@@ -9,7 +9,7 @@ use thiserror::Error;
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::{
     CooperativeCreated, DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait,
-    GenerationWaited, Missing, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
+    GenerationWaited, Missing, Ready, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
 };
 use vmgenie_snapshot::Header;
 use vmgenie_snapshot::own_files::{OwnDir, TrustError};
@@ -139,9 +139,34 @@ pub(super) fn generation(args: &GenerationArgs, json: bool) -> Result<(), Failur
         // It may be another generation by now, and its counter has moved.
         return show_waited(client.generation()?, waited, json);
     }
-    show(json, &generation, |generation| {
-        pairs(generation_rows(generation))
+    let shown = GenerationShown {
+        generation,
+        // An older VMM does not tell.
+        ready: client.ready().ok(),
+    };
+    show(json, &shown, |shown| {
+        let mut rows = generation_rows(&shown.generation);
+        rows.extend(shown.ready.iter().map(|ready| ("stage", stage_text(ready))));
+        pairs(rows)
     })
+}
+
+#[derive(Debug, Serialize)]
+struct GenerationShown {
+    #[serde(flatten)]
+    generation: GenerationInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready: Option<Ready>,
+}
+
+fn stage_text(ready: &Ready) -> String {
+    let gate = match &ready.gate {
+        None => "",
+        Some(gate) if gate.forced => ", its gate opened by its time-out",
+        Some(gate) if gate.timed_out && !ready.ready => ", its gate still shut after its time-out",
+        Some(_) => ", behind a gate",
+    };
+    format!("{}{gate}", ready.stage.as_str())
 }
 
 #[derive(Debug, Serialize)]

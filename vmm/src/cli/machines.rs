@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::client::{self, Client, ClientError};
-use vmgenie_api::wire::{Action, ActionType, State};
+use vmgenie_api::wire::{Action, ActionType, Stage, State};
 
 use super::Failure;
 use super::args::StopArgs;
@@ -64,6 +64,8 @@ struct Shown {
     id: String,
     /// None if it serves no API or does not answer.
     state: Option<State>,
+    /// How far its guest has come with its generation; none if it has no guest yet.
+    stage: Option<Stage>,
     api_socket: Option<PathBuf>,
 }
 
@@ -75,6 +77,7 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
                 machine.pid.to_string(),
                 machine.id.clone(),
                 machine.state.map_or("-", State::as_str).to_owned(),
+                machine.stage.map_or("-", Stage::as_str).to_owned(),
                 machine
                     .api_socket
                     .as_ref()
@@ -82,26 +85,36 @@ pub(super) fn ps(json: bool) -> Result<(), Failure> {
             ]
         };
         table(
-            ["PID", "ID", "STATE", "SOCKET"],
+            ["PID", "ID", "STATE", "STAGE", "SOCKET"],
             shown.iter().map(row).collect(),
         )
     })
 }
 
 fn look_at(entry: Entry) -> Shown {
-    let state = entry.api_socket.as_deref().and_then(state_of);
+    let (state, stage) = entry
+        .api_socket
+        .as_deref()
+        .map_or((None, None), look_behind);
     Shown {
         pid: entry.pid,
         id: entry.id,
         state,
+        stage,
         api_socket: entry.api_socket,
     }
 }
 
-fn state_of(socket: &Path) -> Option<State> {
-    let mut client = Client::new(socket).ok()?;
+fn look_behind(socket: &Path) -> (Option<State>, Option<Stage>) {
+    let Ok(mut client) = Client::new(socket) else {
+        return (None, None);
+    };
     client.set_timeout(Some(ASK));
-    client.info().ok().map(|info| info.state)
+    let state = client.info().ok().map(|info| info.state);
+    let has_guest = state.is_some_and(|state| state != State::NotStarted);
+    // An older VMM does not tell.
+    let ready = has_guest.then(|| client.ready().ok()).flatten();
+    (state, ready.map(|ready| ready.stage))
 }
 
 #[derive(Debug, Serialize)]
