@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use vm_agent::patience::Patience;
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::{
-    GenerationChoice, GenerationWait, GenerationWaited, Missing, SnapshotLoad,
+    GenerationChoice, GenerationWait, GenerationWaited, Missing, Ready, SnapshotLoad,
 };
 
 use crate::console::Console;
@@ -258,6 +258,19 @@ impl Vm {
                 return;
             }
             assert!(!patience.is_over(), "it lacks {:?}", waited.missing);
+        }
+    }
+
+    /// Asks how far the machine has come until it `is` so far.
+    pub fn until_ready(&mut self, is: impl Fn(&Ready) -> bool) -> Ready {
+        let mut patience = Patience::new(COMMAND_LIMIT);
+        loop {
+            let ready = self.client.ready().expect("the VMM answers");
+            if is(&ready) {
+                return ready;
+            }
+            assert!(!patience.is_over(), "{ready:?}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

@@ -15,3 +15,4 @@ mod hostile;
 mod load;
 mod machine;
 mod order;
+mod ready;

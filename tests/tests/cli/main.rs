@@ -14,6 +14,7 @@ mod console;
 mod directories;
 mod endings;
 mod firecracker;
+mod gate;
 mod help;
 mod jail;
 mod last_words;
