@@ -13,5 +13,6 @@ pub mod logging;
 pub mod metrics;
 pub mod process;
 pub mod registry;
+pub mod temporary;
 pub mod terminal;
 mod words;

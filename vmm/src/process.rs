@@ -47,7 +47,7 @@ pub struct RunOptions {
     pub id: String,
     /// A machine that boots has a boot timer.
     pub boot_timer: bool,
-    /// End when standard input ends before a byte has come from it, and remove these files.
+    /// End when standard input ends before a byte has come from it, and remove these files and directories.
     pub lifeline: Option<Vec<PathBuf>>,
 }
 

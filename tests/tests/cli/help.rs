@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::{fail, run, succeed, vmgenie};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "api",
     "pause",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 13] = [
     "snapshot",
     "restore",
     "clone",
+    "fork",
     "ps",
     "console",
     "stop",

@@ -14,6 +14,7 @@ mod console;
 mod directories;
 mod endings;
 mod firecracker;
+mod fork;
 mod gate;
 mod help;
 mod jail;

@@ -5,20 +5,16 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
-use vmgenie_api::wire::{Gate, GenerationChoice};
 use vmgenie_machine::config;
 
+pub use super::clones_args::{CloneArgs, ClonesArgs, ForkArgs};
 use super::cooperation::CooperationArgs;
-use super::gate::parse_gate;
 use super::help::{
     AFTER_HELP, API_HELP, COMPLETIONS_HELP, CONSOLE_HELP, GENERATION_HELP, INFO_HELP, LONG_VERSION,
-    PAUSE_HELP, PS_HELP, RESTORE_HELP, RESUME_HELP, SNAPSHOT_HELP, STOP_HELP, clone_help, run_help,
+    PAUSE_HELP, PS_HELP, RESTORE_HELP, RESUME_HELP, SNAPSHOT_HELP, STOP_HELP, run_help,
 };
 pub use super::reboot::OnReboot;
-use super::reboot::RebootOfRestored;
-use super::templates::{
-    Override, Template, parse_any_template, parse_device_override, parse_template,
-};
+pub use super::restored_args::{ChangedDrives, Clock, Generation, OverrideArgs};
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
 use crate::kinds::DeviceFlags;
 
@@ -69,6 +65,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Start several machines from one snapshot.
     Clone(CloneArgs),
+    /// Start copies of a machine that runs, and wait until they know what they are.
+    Fork(ForkArgs),
     /// List the machines that this user runs on this host.
     #[command(after_help = PS_HELP)]
     Ps,
@@ -132,12 +130,12 @@ pub struct ApiArgs {
     /// A name for the machine: 1 to 64 letters, digits and hyphens.
     #[arg(long, default_value = DEFAULT_ID, value_parser = parse_id)]
     pub id: String,
-    /// For `vmgenie clone`.
+    /// For `vmgenie clone` and `vmgenie fork`.
     #[command(flatten)]
     pub lifeline: LifelineArgs,
 }
 
-/// What `vmgenie clone` says to the machines that it starts.
+/// What `vmgenie clone` and `vmgenie fork` say to the machines that they start.
 #[derive(Debug, Default, Args)]
 pub struct LifelineArgs {
     /// End when standard input ends before a byte has come from it.
@@ -146,9 +144,12 @@ pub struct LifelineArgs {
     /// The file that is standard output and error; a large one is put aside.
     #[arg(long, hide = true, requires = "lifeline")]
     pub rotate: Option<PathBuf>,
-    /// A file to remove then.
+    /// A file to remove then, or a directory with all that is in it.
     #[arg(long, hide = true, requires = "lifeline")]
     pub doomed: Vec<PathBuf>,
+    /// A directory that goes with the last machine that was told so.
+    #[arg(long, hide = true, requires = "lifeline")]
+    pub shared_dir: Option<PathBuf>,
 }
 
 /// The name of a machine that was given none; Firecracker's, too.
@@ -238,93 +239,6 @@ pub struct RestoreArgs {
     pub no_resume: bool,
 }
 
-/// `vmgenie clone`.
-#[derive(Debug, Args)]
-#[command(after_help = clone_help())]
-pub struct CloneArgs {
-    /// The directory that `vmgenie snapshot` wrote.
-    #[arg(value_name = "SNAPSHOT_DIR")]
-    pub snapshot: PathBuf,
-    /// How many clones to start.
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub number: u16,
-    /// The directory for sockets and console logs; a fresh one under $XDG_RUNTIME_DIR or /tmp when
-    /// not given.
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Other devices; `{n}` stands for the number of the clone.
-    #[command(flatten)]
-    pub overrides: OverrideArgs,
-    /// Whether each clone begins a new generation.
-    #[arg(long, value_name = "WHICH", default_value = "new")]
-    pub generation: Generation,
-}
-
-/// What a restored machine has otherwise than the one that was snapshotted.
-#[derive(Debug, Default, Args)]
-pub struct OverrideArgs {
-    /// Another tap behind a network interface: NAME=TAP[,mac=MAC] (`run` names them net0, net1, ...); may be given several times.
-    #[arg(long, value_name = "NAME=TAP", value_parser = parse_device_override)]
-    pub net: Vec<Override>,
-    /// Another file behind a drive: NAME=PATH[,copy|,overlay] (`run` names them disk0, disk1, ...). With `copy` it is made first, as a copy;
-    /// with `overlay` as a file that takes what the guest writes, while the snapshot's is only read. A comma of the path is written twice.
-    #[arg(long, value_name = "NAME=PATH", value_parser = parse_device_override)]
-    pub drive: Vec<Override>,
-    /// Another Unix socket for the vsock device: PATH[,peers=own|any]. The guest reaches your own programs and root's there, or with
-    /// `peers=any` everybody's. A comma of the path is written twice. Without this, the socket and the peers are the
-    /// snapshot's.
-    #[arg(long, value_name = "VSOCK", value_parser = parse_template)]
-    pub vsock: Option<Template>,
-    /// Another CID for the vsock device: a number, or a sum of numbers.
-    #[arg(long, value_name = "CID", value_parser = parse_template)]
-    pub cid: Option<Template>,
-    /// The guest's identity string; @FILE is a file's content, as it is. Without it, none (with --generation keep: as before).
-    #[arg(long, value_name = "TEXT", value_parser = parse_any_template)]
-    pub data: Option<Template>,
-    /// Open nothing that only the snapshot names: for one of somebody else's. Without this and --trust-paths it is so for a snapshot that somebody
-    /// else than this user and root can have written: one whose files or directory belong to another, or may be written to by others.
-    #[arg(long)]
-    pub only_named: bool,
-    /// Open the drives, taps and sockets that the snapshot names, whoever can have written it.
-    #[arg(long, conflicts_with = "only_named")]
-    pub trust_paths: bool,
-    /// What happens if a drive's file is not what it was when the snapshot was taken.
-    #[arg(long, value_name = "WHAT", default_value = "refuse")]
-    pub changed_drives: ChangedDrives,
-    /// What becomes of the guest's time of day, which is that of the snapshot.
-    #[arg(long, value_name = "WHAT", default_value = "step")]
-    pub clock: Clock,
-    /// Keep the machine from its peers until its guest knows who it is: no link and no connections of the guest's before the stage identity, no
-    /// connections to the guest before the stage service. PARTS are `link` and `vsock` (both if neither is named), agents=N, timeout=30s,
-    /// and on-timeout=keep|kill|open: what happens to a machine whose guest has not adapted in time.
-    #[arg(long, value_name = "PARTS", num_args = 0..=1, require_equals = true, default_missing_value = "link,vsock", value_parser = parse_gate)]
-    pub gate: Option<Gate>,
-    /// What a reboot in the guest does: `exit`, the process ends with status 0. What the machine was booted from is not in a snapshot, so that it
-    /// cannot boot again.
-    #[arg(long, value_name = "WHAT", default_value = "exit", value_parser = RebootOfRestored)]
-    pub on_reboot: OnReboot,
-}
-
-/// What becomes of the guest's time of day.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Clock {
-    /// The guest's driver sets it to the host's.
-    #[default]
-    Step,
-    /// It is late by the time that the snapshot has lain there.
-    Keep,
-}
-
-/// What happens if a drive's file is not what it was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ChangedDrives {
-    /// Nothing is restored.
-    #[default]
-    Refuse,
-    /// The guest goes on with it, which damages its file system unless the file belongs to the snapshot.
-    Allow,
-}
-
 /// `vmgenie stop`.
 #[derive(Debug, Args)]
 #[command(after_help = STOP_HELP)]
@@ -372,24 +286,6 @@ impl From<Shell> for clap_complete::Shell {
             Shell::Bash => Self::Bash,
             Shell::Zsh => Self::Zsh,
             Shell::Fish => Self::Fish,
-        }
-    }
-}
-
-/// What a restored machine is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Generation {
-    /// Another machine than the one that was snapshotted, or the same one set back in time.
-    New,
-    /// The very machine that was snapshotted, which ran nowhere else since.
-    Keep,
-}
-
-impl From<Generation> for GenerationChoice {
-    fn from(choice: Generation) -> Self {
-        match choice {
-            Generation::New => Self::New,
-            Generation::Keep => Self::Keep,
         }
     }
 }

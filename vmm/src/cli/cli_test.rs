@@ -241,12 +241,55 @@ fn clone_needs_a_number_of_clones() {
     let Command::Clone(args) = parse("vmgenie clone d -n 3").unwrap().command else {
         panic!()
     };
-    assert_eq!((args.number, args.dir), (3, None));
+    assert_eq!((args.clones.number, args.clones.dir), (3, None));
     assert_eq!(
         refused("vmgenie clone d"),
         ErrorKind::MissingRequiredArgument
     );
     assert_eq!(refused("vmgenie clone d -n 0"), ErrorKind::ValueValidation);
+}
+
+#[test]
+fn fork_takes_what_clone_takes_and_waits_within_bounds() {
+    let line = "vmgenie fork web s -n 3 --dir d --net net0=tap{n} --data web-{n} --quiesce 1m --fallback plain --wait 0s";
+    let Command::Fork(args) = parse(line).unwrap().command else {
+        panic!()
+    };
+    assert_eq!(
+        (args.machine.as_str(), args.snapshot),
+        ("web", Some("s".into()))
+    );
+    assert_eq!(
+        (args.clones.number, args.clones.overrides.net.len()),
+        (3, 1)
+    );
+    assert_eq!(
+        (args.quiesce, args.wait),
+        (Duration::from_secs(60), Duration::ZERO)
+    );
+    let Command::Fork(args) = parse("vmgenie fork web -n 1").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(
+        (args.quiesce, args.wait),
+        (Duration::from_secs(10), Duration::from_secs(30))
+    );
+    assert_eq!(
+        (args.snapshot, args.fallback),
+        (None, super::cooperation::FallbackArg::Refuse)
+    );
+    for wrong in ["web -n 1 --quiesce 0s", "web -n 0", "web -n 1 --wait 11m"] {
+        assert_eq!(
+            refused(&format!("vmgenie fork {wrong}")),
+            ErrorKind::ValueValidation,
+            "{wrong}"
+        );
+    }
+    // The original goes on: no clone can be the same machine.
+    assert_eq!(
+        refused("vmgenie fork web -n 1 --generation keep"),
+        ErrorKind::UnknownArgument
+    );
 }
 
 #[test]

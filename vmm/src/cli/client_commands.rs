@@ -23,13 +23,13 @@ use super::{Failure, NOT_ADAPTED};
 use super::{host_things, machines};
 
 /// The state file in a snapshot's directory.
-const STATE_FILE: &str = "state";
+pub(super) const STATE_FILE: &str = "state";
 /// The memory file in a snapshot's directory.
-const MEMORY_FILE: &str = "memory";
+pub(super) const MEMORY_FILE: &str = "memory";
 
 /// What goes wrong with files on the client's side.
 #[derive(Debug, Error)]
-enum PathError {
+pub(super) enum PathError {
     #[error("a snapshot cannot lie in {0}")]
     Directory(PathBuf, #[source] TrustError),
     #[error("could not tell where {0} is")]
@@ -213,7 +213,7 @@ fn show_waited(
     })
 }
 
-fn missing_text(waited: &GenerationWaited) -> String {
+pub(super) fn missing_text(waited: &GenerationWaited) -> String {
     let text = |missing: &Missing| match missing {
         Missing::Driver => "there is no driver in it".to_owned(),
         Missing::Reseeded => "its random number generator was not reseeded".to_owned(),
@@ -329,14 +329,14 @@ pub(super) fn snapshot(args: &SnapshotArgs, json: bool) -> Result<(), Failure> {
 
 /// A snapshot's directory. When there was none before and no snapshot comes to lie in it, it is
 /// removed again.
-struct SnapshotDir {
-    path: PathBuf,
+pub(super) struct SnapshotDir {
+    pub(super) path: PathBuf,
     /// Until there is a snapshot in it.
     dir: Option<OwnDir>,
 }
 
 impl SnapshotDir {
-    fn make(path: &Path) -> Result<Self, PathError> {
+    pub(super) fn make(path: &Path) -> Result<Self, PathError> {
         let path = absolute(path)?;
         match OwnDir::make(&path) {
             Ok(dir) => Ok(Self {
@@ -347,7 +347,7 @@ impl SnapshotDir {
         }
     }
 
-    fn keep(mut self) -> PathBuf {
+    pub(super) fn keep(mut self) -> PathBuf {
         self.dir = None;
         std::mem::take(&mut self.path)
     }

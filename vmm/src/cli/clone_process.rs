@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::client::{Client, ClientError};
-use vmgenie_api::wire::{DriveOverride, SnapshotLoad};
+use vmgenie_api::wire::{
+    DriveOverride, GenerationWait, GenerationWaited, Ready, SnapshotLoad, Watchers,
+};
 use vmgenie_snapshot::own_files::OwnDir;
 
 use vmgenie_machine::unix_socket::{MAX_PATH, is_listened_on};
@@ -28,6 +30,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_micros(200);
 /// How often to look for an interruption while drives are copied.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often to look for an interruption while a guest adapts.
+const LOOK_AT_WAIT: Duration = Duration::from_millis(200);
+/// How long a VMM that does not answer may take to end.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// How much of the end of a log is shown when a VMM ends by itself, in bytes.
 const LOG_TAIL: u64 = 2048;
 
@@ -58,6 +64,8 @@ pub(super) enum CloneError {
     Slow(PathBuf),
     #[error("could not restore the snapshot in the VMM at {0}")]
     Load(PathBuf, #[source] ClientError),
+    #[error("the VMM at {0} did not say how far its guest has adapted")]
+    Wait(PathBuf, #[source] ClientError),
     #[error("interrupted")]
     Interrupted,
 }
@@ -180,10 +188,25 @@ pub(super) struct CloneReport {
     pub(super) load_ms: f64,
 }
 
+/// What the VMMs of clones are started with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start<'a> {
+    pub(super) program: &'a Path,
+    /// Where their sockets and logs are.
+    pub(super) dir: &'a Arc<OwnDir>,
+    /// What their names begin with.
+    pub(super) name: &'a str,
+    /// The directory goes with the last of them.
+    pub(super) dir_goes: bool,
+    /// A directory that they remove when this program is killed before it releases them.
+    pub(super) doomed: Option<&'a Path>,
+}
+
 /// A VMM that was started. Unless [`CloneProcess::release`] is called it is killed and its files
 /// are removed on drop; when this program is killed, the VMM ends itself and removes them.
 #[derive(Debug)]
 pub(super) struct CloneProcess {
+    name: String,
     child: Child,
     started: Instant,
     socket: PathBuf,
@@ -199,34 +222,38 @@ pub(super) struct CloneProcess {
 }
 
 impl CloneProcess {
-    /// Starts clone number `number`, which will be asked for `request`, in a session of its own, with its files in `dir`.
-    /// [`check_socket`] comes first.
+    /// Starts clone number `number`, which will be asked for `request`, in a session of its own. [`check_socket`] comes first.
     pub(super) fn start(
-        program: &Path,
-        dir: Arc<OwnDir>,
+        start: &Start<'_>,
         number: u16,
         request: &SnapshotLoad,
     ) -> Result<Self, CloneError> {
-        let name = format!("clone-{number}");
+        let name = format!("{}-{number}", start.name);
+        let dir = Arc::clone(start.dir);
         let socket = socket_path(dir.path(), number);
         let stale_socket = socket_at(&socket);
-        let log_path = dir.path().join(format!("{name}.log"));
+        let log_name = format!("clone-{number}.log");
+        let log_path = dir.path().join(&log_name);
         let log_failed = |error| CloneError::Log(log_path.clone(), error);
         let copies = copies(request);
-        let (log, out) = Log::open(dir, format!("{name}.log").into()).map_err(log_failed)?;
+        let (log, out) = Log::open(dir, log_name.into()).map_err(log_failed)?;
         let err = out.try_clone().map_err(log_failed)?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(start.program);
         command
             .arg("api")
             .arg("--api-sock")
             .arg(&socket)
             .arg("--id")
-            .arg(name)
+            .arg(&name)
             .arg("--lifeline")
             .arg("--rotate")
             .arg(&log_path);
-        for made in copies.iter().chain(log.made.then_some(&log_path)) {
+        let files = copies.iter().chain(log.made.then_some(&log_path));
+        for made in files.map(PathBuf::as_path).chain(start.doomed) {
             command.arg("--doomed").arg(made);
+        }
+        if start.dir_goes {
+            command.arg("--shared-dir").arg(start.dir.path());
         }
         command.stdin(Stdio::piped()).stdout(out).stderr(err);
         // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. It
@@ -244,6 +271,7 @@ impl CloneProcess {
         })?;
         let lifeline = child.stdin.take();
         Ok(Self {
+            name,
             child,
             started,
             socket,
@@ -255,18 +283,34 @@ impl CloneProcess {
         })
     }
 
+    /// The machine's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until the VMM can be asked.
+    pub(super) fn wait_for_socket(&mut self, interrupted: &AtomicBool) -> Result<(), CloneError> {
+        let mut client = self.client()?;
+        self.connect(&mut client, interrupted)
+    }
+
+    fn client(&self) -> Result<Client, CloneError> {
+        let mut client = Client::new(&self.socket)
+            .map_err(|error| CloneError::Load(self.socket.clone(), error))?;
+        client.expect_peer(self.child.id());
+        Ok(client)
+    }
+
     /// Waits for the VMM's socket and loads the snapshot.
     pub(super) fn load(
         &mut self,
         request: &SnapshotLoad,
         interrupted: &AtomicBool,
     ) -> Result<CloneReport, CloneError> {
-        let failed = |error| CloneError::Load(self.socket.clone(), error);
-        let mut client = Client::new(&self.socket).map_err(failed)?;
+        let mut client = self.client()?;
         // How long a copy of a drive takes nobody knows.
         let copies = request.drive_overrides.iter().any(makes_a_file);
         client.set_timeout((!copies).then_some(ANSWER_TIMEOUT));
-        client.expect_peer(self.child.id());
         self.connect(&mut client, interrupted)?;
         let asked = Instant::now();
         self.asked = true;
@@ -285,6 +329,61 @@ impl CloneProcess {
             generation_id: client.generation().map_err(failed)?.id,
             running_ms: running.as_secs_f64() * 1e3,
             load_ms: load.as_secs_f64() * 1e3,
+        })
+    }
+
+    /// Waits for at most `patience` until the machine is ready: its guest has adapted to its generation, with so many agents, and its gate is open.
+    pub(super) fn wait_until_ready(
+        &mut self,
+        agents: Option<u32>,
+        patience: Duration,
+        interrupted: &AtomicBool,
+    ) -> Result<(GenerationWaited, Ready), CloneError> {
+        let mut client = self.client()?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let now = left.min(LOOK_AT_WAIT);
+            let wait = GenerationWait {
+                timeout_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                agents,
+                watchers: Watchers::Required,
+            };
+            let told = client.wait_for(&wait);
+            let told = told.and_then(|waited| Ok((waited, client.ready()?)));
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(CloneError::Interrupted);
+            }
+            let (waited, ready) = told.map_err(|error| self.why_silent(error))?;
+            if ready.ready || left <= now {
+                return Ok((waited, ready));
+            }
+            if waited.adapted {
+                // Its gate is about to open.
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+
+    /// Why the VMM does not answer. It may have ended, as one does whose gate says so.
+    fn why_silent(&mut self, error: ClientError) -> CloneError {
+        let until = Instant::now() + LAST_MOMENT;
+        while Instant::now() < until {
+            if let Some(ended) = self.ended() {
+                return ended;
+            }
+            std::thread::sleep(POLL);
+        }
+        CloneError::Wait(self.socket.clone(), error)
+    }
+
+    /// That the VMM has ended, if it has.
+    fn ended(&mut self) -> Option<CloneError> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(CloneError::Ended {
+            socket: self.socket.clone(),
+            status,
+            log: self.log.tail(),
         })
     }
 
@@ -337,13 +436,8 @@ impl CloneProcess {
             if interrupted.load(Ordering::Relaxed) {
                 return Err(CloneError::Interrupted);
             }
-            if let Ok(Some(status)) = self.child.try_wait() {
-                let (socket, log) = (self.socket.clone(), self.log.tail());
-                return Err(CloneError::Ended {
-                    socket,
-                    status,
-                    log,
-                });
+            if let Some(ended) = self.ended() {
+                return Err(ended);
             }
             if self.started.elapsed() > START_TIMEOUT {
                 return Err(CloneError::Slow(self.socket.clone()));

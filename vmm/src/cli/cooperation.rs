@@ -32,13 +32,18 @@ pub enum FallbackArg {
 
 /// How the guest shall take part, if it shall.
 pub(super) fn cooperative(args: &CooperationArgs) -> Option<CooperativeCreate> {
-    args.cooperative.then(|| CooperativeCreate {
-        quiesce_ms: u64::try_from(args.quiesce.as_millis()).unwrap_or(u64::MAX),
-        fallback: match args.fallback {
+    args.cooperative.then(|| asked(args.quiesce, args.fallback))
+}
+
+/// What the guest is asked for.
+pub(super) fn asked(quiesce: Duration, fallback: FallbackArg) -> CooperativeCreate {
+    CooperativeCreate {
+        quiesce_ms: u64::try_from(quiesce.as_millis()).unwrap_or(u64::MAX),
+        fallback: match fallback {
             FallbackArg::Refuse => SnapshotFallback::Refuse,
             FallbackArg::Plain => SnapshotFallback::Plain,
         },
-    })
+    }
 }
 
 /// How a snapshot was taken, in words.
@@ -69,7 +74,7 @@ pub(super) fn how_taken(made: &CooperativeCreated) -> String {
 }
 
 /// A time within which a guest may be asked to stand still.
-fn parse_quiesce(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_quiesce(text: &str) -> Result<Duration, String> {
     let time = parse_wait(text)?;
     match time.as_millis() {
         0 => Err("1ms at least".to_owned()),

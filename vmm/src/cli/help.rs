@@ -16,8 +16,8 @@ Exit status:
   2  the command line is wrong
   3  the guest crashed (triple fault) or KVM gave up on it
   4  KVM is not usable
-  5  `generation --wait`, or a machine with --gate=on-timeout=kill: the guest has not adapted in
-     time
+  5  a guest has not adapted in time: `generation --wait`, `fork`, or a machine with
+     --gate=on-timeout=kill
 
 Examples:
   vmgenie run --disk debian.ext4
@@ -25,6 +25,7 @@ Examples:
   vmgenie snapshot vm.sock snapshot
   vmgenie restore snapshot
   vmgenie clone snapshot -n 3
+  vmgenie fork vm.sock -n 3
   vmgenie console clone-1
   vmgenie generation vm.sock --json
   vmgenie --api-sock fc.sock --help    (Firecracker's own command line, for programs written for it)";
@@ -136,6 +137,30 @@ Examples:
   vmgenie clone snapshot -n 3 --vsock 'clone-{n}.vsock' --cid '100+{n}'
   vmgenie clone snapshot -n 3 --net 'net0=tap{n}' --gate=link,timeout=10s";
 
+const FORK_HELP: &str = "\
+The guest takes part: its agent runs the hooks of quiesce.d and freezes programs, its kernel stands
+still, and a snapshot is taken at that instant. The machine goes on as itself. The clones are
+started from the snapshot, and waited for until they have adapted. Until then a gate keeps them from
+their peers; --gate says how, --no-gate leaves it out. All of this needs the sysgenid driver in the
+guest; --fallback plain forks any other guest, too.
+
+Drives that the guest may write to are copied into the snapshot while it stands still. Each clone
+gets an overlay on the copy, and a vsock socket of its own, unless --drive and --vsock say
+otherwise. A network interface needs --net.
+
+Without SNAPSHOT_DIR the snapshot lies in $TMPDIR or /tmp, and nothing of it has a name any more
+once the clones run: what they need of it goes with the last of them. Without --dir their sockets
+and logs go with the last clone, too. Name SNAPSHOT_DIR if clones with drives are to be forked or
+snapshotted themselves.
+
+In --net, --drive, --vsock, --cid and --data, {n} is the number of the clone: 1, 2, ...
+
+Examples:
+  vmgenie fork web -n 3
+  vmgenie fork web -n 3 --net 'net0=tap{n}' --data 'web-{n}' --json
+  vmgenie fork vm.sock snapshot -n 2 --dir clones --quiesce 30s --wait 1m
+  vmgenie fork 4711 -n 1 --fallback plain";
+
 /// Text for clap in which `{n}` stays what it is. Clap takes it for a line break, and knows no way to say otherwise; what comes between the two here
 /// is for terminals alone, which do not show it, and clap leaves it out elsewhere.
 fn literal(text: &str) -> String {
@@ -145,4 +170,9 @@ fn literal(text: &str) -> String {
 /// Of `clone`.
 pub(super) fn clone_help() -> String {
     literal(CLONE_HELP)
+}
+
+/// Of `fork`.
+pub(super) fn fork_help() -> String {
+    literal(FORK_HELP)
 }

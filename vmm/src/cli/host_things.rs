@@ -23,13 +23,15 @@ pub(super) enum CheckError {
     Saved(#[from] SavedError),
 }
 
-/// Two clones would have one thing of the host that only one machine can have.
+/// Two machines would have one thing of the host that only one machine can have.
 #[derive(Debug, Error)]
-#[error("{what} of clones {} and {} would be {thing:?}, which one machine alone can have: give each its own, {remedy}", .clones.0, .clones.1)]
+#[error(
+    "{what} of {owners} would be {thing:?}, which one machine alone can have: give each its own, {remedy}"
+)]
 pub(super) struct Shared {
     what: String,
     thing: String,
-    clones: (usize, usize),
+    owners: String,
     remedy: String,
 }
 
@@ -92,22 +94,30 @@ fn folded(machines: &[DevicesConfig]) -> Vec<String> {
     pairs.map(fold).collect()
 }
 
-/// Whether each of these clones can have its devices besides the others.
+/// Whether each of these clones can have its devices besides the others, and besides the original if that goes on.
 ///
 /// # Errors
 /// Two of them would write to one file, or have one tap or socket.
-pub(super) fn check_shared(clones: &[DevicesConfig]) -> Result<(), Shared> {
+pub(super) fn check_shared(
+    original: Option<&DevicesConfig>,
+    clones: &[DevicesConfig],
+) -> Result<(), Shared> {
     let mut owners = HashMap::new();
-    for (number, clone) in (1..).zip(clones) {
-        for (what, thing, remedy) in exclusive(clone) {
-            if let Some(other) = owners.insert((kind_of(&what), thing.clone()), number) {
-                return Err(Shared {
-                    what,
-                    thing,
-                    clones: (other, number),
-                    remedy,
-                });
-            }
+    let original = original.into_iter().map(|original| (0, original));
+    for (number, machine) in original.chain((1..).zip(clones)) {
+        for (what, thing, remedy) in exclusive(machine) {
+            let other = owners.insert((kind_of(&what), thing.clone()), number);
+            let owners = match other {
+                None => continue,
+                Some(0) => format!("the original and clone {number}"),
+                Some(other) => format!("clones {other} and {number}"),
+            };
+            return Err(Shared {
+                what,
+                thing,
+                owners,
+                remedy,
+            });
         }
     }
     Ok(())
@@ -167,7 +177,7 @@ pub(super) fn warnings(clones: &[DevicesConfig]) -> Vec<Warning> {
             kind: "same-mac",
             iface_id: net.id.to_string(),
             message: format!(
-                "the interface {} of clones has one MAC address{}, and one IP address unless the guests change it: on one network they get in each \
+                "the interface {} of these machines has one MAC address{}, and one IP address unless the guests change it: on one network they get in each \
                  other's way. Give each its own (--net '{}=TAP{{n}},mac=...{{n}}', and --data for the guest), or a network of its own",
                 net.id,
                 told.as_deref().unwrap_or_default(),
@@ -267,10 +277,14 @@ mod tests {
             ),
             ([with_vsock("/v"), with_vsock("/v")], "--vsock 'PATH-{n}'"),
         ] {
-            check_shared(&clones[..1]).unwrap();
-            let told = check_shared(&clones).unwrap_err().to_string();
+            check_shared(None, &clones[..1]).unwrap();
+            let told = check_shared(None, &clones).unwrap_err().to_string();
             assert!(told.contains(option), "{told}");
             assert!(told.contains("clones 1 and 2"), "{told}");
+            let [original, clone] = &clones;
+            let clone = std::slice::from_ref(clone);
+            let told = check_shared(Some(original), clone).unwrap_err().to_string();
+            assert!(told.contains("the original and clone 1"), "{told}");
         }
         for clones in [
             [with_drive("/d", None, true), with_drive("/d", None, true)],
@@ -280,7 +294,8 @@ mod tests {
             ],
             [with_net("same", None), with_vsock("same")],
         ] {
-            check_shared(&clones).unwrap();
+            check_shared(None, &clones).unwrap();
+            check_shared(Some(&clones[0]), &clones[1..]).unwrap();
         }
     }
 

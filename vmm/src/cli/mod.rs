@@ -6,11 +6,14 @@
 pub mod args;
 mod client_commands;
 mod clone;
+mod clone_dir;
 mod clone_process;
+mod clones_args;
 mod console;
 mod cooperation;
 mod data;
 mod firecracker;
+mod fork;
 mod gate;
 mod help;
 mod host_things;
@@ -18,6 +21,7 @@ mod machines;
 mod output;
 mod reboot;
 mod requests;
+mod restored_args;
 mod templates;
 mod units;
 mod vmm;
@@ -37,7 +41,7 @@ pub use units::parse_memory_mib;
 
 /// The exit status for a failure that has no status of its own.
 pub const FAILURE: u8 = 1;
-/// The exit status of `generation --wait` for a guest that has not adapted in time.
+/// The exit status of `generation --wait` and `fork` for a guest that has not adapted in time.
 pub const NOT_ADAPTED: u8 = 5;
 
 /// Why a command failed: an error and the status that the process ends with.
@@ -98,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Console(args) => console::console(&args),
         Command::Stop(args) => machines::stop(&args, json),
         Command::Clone(args) => clone::clone(&args, json),
+        Command::Fork(args) => fork::fork(&args, json),
         Command::Completions(args) => {
             let shell = clap_complete::Shell::from(args.shell);
             // Into memory first: it panics when it cannot write, to a closed pipe for example.

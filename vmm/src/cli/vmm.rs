@@ -15,6 +15,7 @@ use crate::api::convert::Checked;
 use crate::controller::Outcome;
 use crate::controller::command::Command;
 use crate::process::{self, ProcessError, RunOptions};
+use crate::temporary::SharedDir;
 use crate::terminal;
 
 /// The memory of a machine that is told no other, in MiB: Firecracker's for a kernel that was named, and what a
@@ -62,7 +63,15 @@ pub(super) fn api(args: ApiArgs) -> Result<(), Failure> {
         lifeline,
         doomed,
         rotate,
+        shared_dir,
     } = args.lifeline;
+    // It goes when this machine has ended: its socket and its log are in it.
+    let _shared = shared_dir.and_then(|dir| {
+        let joined = SharedDir::join(&dir);
+        joined
+            .inspect_err(|error| tracing::warn!(?dir, %error, "this directory will stay"))
+            .ok()
+    });
     if let Some(log) = rotate {
         own_files::rotate_output(&log);
     }

@@ -23,6 +23,7 @@ use super::ending::{Outcome, RunError};
 use super::signals::EndSignals;
 use super::{Controller, refused};
 use crate::metrics::WRITE_PERIOD;
+use crate::temporary;
 
 /// The numbers under which the sources are registered.
 const COMMANDS: u32 = 0;
@@ -55,7 +56,7 @@ pub(crate) struct EventLoop {
     pub(crate) input: Option<ConsoleInput>,
     /// What those type who have attached to the console.
     pub(crate) attached: AttachedInput,
-    /// Set while a parent supervises us through standard input: files to delete if it dies before it releases us.
+    /// Set while a parent supervises us through standard input: what to remove if it dies before it releases us.
     pub(crate) lifeline: Option<Vec<PathBuf>>,
     pub(crate) on_reboot: OnReboot,
     /// The machine that is starting has run before.
@@ -286,8 +287,8 @@ impl EventLoop {
         let doomed = self.lifeline.take();
         if !released {
             tracing::warn!("who has started this machine has gone before it was released: ending");
-            for file in doomed.into_iter().flatten() {
-                let _ = std::fs::remove_file(file);
+            for doomed in doomed.into_iter().flatten() {
+                temporary::remove(&doomed);
             }
             self.end(Ok(Outcome::Quit));
         }

@@ -1,0 +1,295 @@
+//! `vmgenie fork`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
+use vmgenie_tests::{Snapshot, Vm, tiny};
+
+use crate::{run, stderr, stdout, vmgenie};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where a fork puts what it is not told a place for.
+struct Place(Snapshot);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(Snapshot::new());
+        for dir in [place.run_dir(), place.temporary()] {
+            fs::create_dir(dir).unwrap();
+        }
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.dir().join(name)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.at("run")
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.at("tmp")
+    }
+
+    fn fork(&self, machine: &Path, more: &str) -> Command {
+        let mut command = vmgenie(["fork".as_ref(), machine.as_os_str()]);
+        command
+            .args(more.split_whitespace())
+            .env("XDG_RUNTIME_DIR", self.run_dir())
+            .env("TMPDIR", self.temporary());
+        command
+    }
+
+    fn forked(&self, machine: &Path, more: &str) -> Forked {
+        let output = self.fork(machine, &format!("{more} --json")).output();
+        Forked::of(&output.unwrap(), 0)
+    }
+
+    /// What is left there, but for the list of machines that run.
+    fn left(&self) -> Vec<PathBuf> {
+        let entries = |dir: PathBuf| {
+            fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+        };
+        let run = entries(self.run_dir()).filter(|path| !path.ends_with("vmgenie"));
+        run.chain(entries(self.temporary())).collect()
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        with_argument(self.0.dir().to_str().unwrap())
+    }
+}
+
+/// Takes care that nothing that a test has started outlives it.
+impl Drop for Place {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            drop(Stray(pid));
+        }
+    }
+}
+
+/// What a fork has told.
+struct Forked(Value);
+
+impl Forked {
+    fn of(output: &Output, status: i32) -> Self {
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        Self(serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    fn clones(&self) -> &Vec<Value> {
+        self.0["clones"].as_array().unwrap()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let pids = self.clones().iter().map(|clone| clone["pid"].as_u64());
+        pids.map(|pid| u32::try_from(pid.unwrap()).unwrap())
+            .collect()
+    }
+}
+
+fn end(pid: u32, with: libc::c_int) {
+    signal(pid, with);
+    wait_until("a clone ends", LIMIT, || !is_alive(pid));
+}
+
+#[test]
+fn a_guest_without_a_driver_is_refused_with_the_reason() {
+    let vm = tiny::boot("");
+    let place = Place::new();
+    let output = place.fork(vm.client.socket(), "-n 2").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    for part in [
+        "it has no sysgenid driver",
+        "`--fallback plain` forks a guest",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(stdout(&output), "");
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+    assert_eq!(place.processes(), Vec::<u32>::new());
+}
+
+#[test]
+fn a_guest_without_a_driver_is_forked_plainly_and_all_goes_with_the_last_clone() {
+    let mut vm = tiny::boot("touch=1");
+    let before = tiny::generation(&mut vm).id;
+    let place = Place::new();
+    let output = place
+        .fork(vm.client.socket(), "-n 3 --fallback plain --json")
+        .output()
+        .unwrap();
+    assert!(stderr(&output).contains("nobody tells its programs"));
+    let forked = Forked::of(&output, 0);
+    assert_eq!(forked.0["original"]["how"], "plain");
+    assert_eq!(forked.0["snapshot_dir"], Value::Null);
+    let ids: HashSet<_> = forked
+        .clones()
+        .iter()
+        .map(|clone| clone["generation_id"].to_string())
+        .collect();
+    assert_eq!(ids.len(), 3);
+    assert_eq!(tiny::generation(&mut vm).id, before);
+    for (number, clone) in (1..).zip(forked.clones()) {
+        assert_eq!(clone["name"], format!("anonymous-instance-{number}"));
+        assert_eq!(clone["missing"], json!(["driver"]));
+    }
+    // Nothing of the snapshot has a name; sockets and logs have.
+    assert_eq!(fs::read_dir(place.temporary()).unwrap().count(), 0);
+    let dir = PathBuf::from(forked.0["dir"].as_str().unwrap());
+    for (ended, pid) in (0..).zip(forked.pids()) {
+        assert!(dir.exists(), "{ended} of 3 have ended");
+        end(pid, libc::SIGTERM);
+    }
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn of_clones_that_are_killed_no_memory_is_left_and_the_rest_goes_at_the_next_fork() {
+    let vm = tiny::boot("touch=1");
+    let place = Place::new();
+    let fork = || place.forked(vm.client.socket(), "-n 2 --fallback plain");
+    let killed = fork();
+    let alive = fork();
+    for pid in killed.pids() {
+        end(pid, libc::SIGKILL);
+    }
+    assert_eq!(fs::read_dir(place.temporary()).unwrap().count(), 0);
+    let dir = |forked: &Forked| PathBuf::from(forked.0["dir"].as_str().unwrap());
+    assert!(dir(&killed).exists());
+    let nothing = place.fork(&place.at("no.sock"), "-n 1").output().unwrap();
+    assert_eq!(nothing.status.code(), Some(1));
+    assert_eq!(place.left(), [dir(&alive)]);
+}
+
+#[test]
+fn a_snapshot_that_is_named_stays_and_can_be_cloned() {
+    let vm = tiny::boot("");
+    let place = Place::new();
+    let (snapshot, dir) = (place.at("snapshot"), place.at("clones"));
+    let more = format!(
+        "{} -n 1 --fallback plain --dir {}",
+        snapshot.display(),
+        dir.display()
+    );
+    let forked = place.forked(vm.client.socket(), &more);
+    assert_eq!(forked.0["snapshot_dir"], snapshot.to_str().unwrap());
+    end(forked.pids()[0], libc::SIGTERM);
+    assert!(
+        dir.join("clone-1.log").exists(),
+        "the user's directory stays"
+    );
+    let clone = run([
+        "clone",
+        snapshot.to_str().unwrap(),
+        "-n1",
+        "--dir",
+        dir.to_str().unwrap(),
+    ]);
+    assert_eq!(clone.status.code(), Some(0), "{clone:?}");
+}
+
+/// Stands between a client and a VMM, and keeps the request for a snapshot until it is let go.
+struct Holding {
+    socket: PathBuf,
+    held: Arc<AtomicBool>,
+    go: Arc<AtomicBool>,
+}
+
+impl Holding {
+    fn before(vm: &Vm, socket: PathBuf) -> Self {
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (held, go) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (to, set, wait) = (
+            vm.client.socket().to_owned(),
+            Arc::clone(&held),
+            Arc::clone(&go),
+        );
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let vmm = UnixStream::connect(&to).unwrap();
+                let (set, wait) = (Arc::clone(&set), Arc::clone(&wait));
+                let back = (vmm.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || pass_on(back.0, back.1, |_| ()));
+                thread::spawn(move || {
+                    pass_on(client, vmm, |bytes| {
+                        if bytes.starts_with(b"PUT /snapshot/create") {
+                            set.store(true, Ordering::Relaxed);
+                            while !wait.load(Ordering::Relaxed) {
+                                thread::sleep(Duration::from_millis(5));
+                            }
+                        }
+                    });
+                });
+            }
+        });
+        Self { socket, held, go }
+    }
+
+    /// Waits until the request is there.
+    fn wait(&self) {
+        let held = || self.held.load(Ordering::Relaxed);
+        wait_until("a snapshot is asked for", LIMIT, held);
+    }
+
+    fn let_go(&self) {
+        self.go.store(true, Ordering::Relaxed);
+    }
+}
+
+fn pass_on(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
+    let mut bytes = [0; 65536];
+    while let Ok(len @ 1..) = from.read(&mut bytes) {
+        look(&bytes[..len]);
+        if to.write_all(&bytes[..len]).is_err() {
+            break;
+        }
+    }
+    // So that the other direction ends as well.
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+fn spawn(command: &mut Command) -> Child {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_fork_that_is_ended_while_the_snapshot_is_taken_leaves_nothing() {
+    for with in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+        let mut vm = tiny::boot("touch=1");
+        let before = tiny::generation(&mut vm).id;
+        let place = Place::new();
+        let holding = Holding::before(&vm, place.at("proxy.sock"));
+        let mut child = spawn(&mut place.fork(&holding.socket, "-n 2 --fallback plain"));
+        holding.wait();
+        assert_eq!(place.left().len(), 2, "{:?}", place.left());
+        signal(child.id(), with);
+        let status = child.wait().unwrap();
+        assert_ne!(status.code(), Some(0));
+        wait_until("the clones' VMMs end", LIMIT, || {
+            place.processes().is_empty()
+        });
+        assert_eq!(place.left(), Vec::<PathBuf>::new(), "signal {with}");
+        // The VMM hears of it only now.
+        holding.let_go();
+        assert_eq!(tiny::generation(&mut vm).id, before);
+        assert_eq!(place.left(), Vec::<PathBuf>::new(), "signal {with}");
+    }
+}

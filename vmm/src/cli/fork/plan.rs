@@ -1,0 +1,135 @@
+//! What the clones of a machine that runs are asked to load: known before there is a snapshot.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use vmgenie_api::wire::{
+    ChangedDrives, Drive, DriveOverride, FullConfig, GenerationChoice, SnapshotLoad,
+};
+
+use super::super::args::ClonesArgs;
+use super::super::client_commands::{MEMORY_FILE, STATE_FILE};
+use super::super::requests::{OverrideError, override_devices};
+
+/// Why a machine cannot be forked so.
+#[derive(Debug, Error)]
+pub(super) enum PlanError {
+    #[error(transparent)]
+    Override(#[from] OverrideError),
+    #[error(
+        "the tap of {0} stays with the original: give each clone its own, --net '{0}=TAP{{n}}'"
+    )]
+    Tap(String),
+    #[error(
+        "the drive {id} is the block device {path}, which is not copied and on which the original goes on: give each clone its own, --drive '{id}=PATH-{{n}}'"
+    )]
+    BlockDevice { id: String, path: PathBuf },
+    #[error(
+        "the file below the drive {id} has no name any more ({path}), so that no clone could open it: this machine was forked without a SNAPSHOT_DIR. Fork its original with one"
+    )]
+    NoBase { id: String, path: PathBuf },
+}
+
+/// A request for each clone of a machine with this configuration, whose snapshot will lie in `snapshot`. What a clone must have of its own, and was
+/// given by nobody, is made: overlays there, vsock sockets in `sockets`.
+pub(super) fn requests(
+    args: &ClonesArgs,
+    config: &FullConfig,
+    snapshot: &Path,
+    sockets: &Path,
+) -> Result<Vec<SnapshotLoad>, PlanError> {
+    (1..=args.number)
+        .map(|number| {
+            let mut request = request(snapshot);
+            request.resume_vm = true;
+            override_devices(&mut request, &args.overrides, Some(number))?;
+            add_overlays(&mut request, config, snapshot, number)?;
+            check_taps(&request, config)?;
+            if config.vsock.is_some() {
+                let vsock = request.vsock_override.get_or_insert_default();
+                vsock
+                    .uds_path
+                    .get_or_insert_with(|| sockets.join(format!("clone-{number}.vsock")));
+            }
+            Ok(request)
+        })
+        .collect()
+}
+
+/// The machine with all that the original has, to be looked at alone.
+pub(super) fn as_it_was(snapshot: &Path) -> SnapshotLoad {
+    SnapshotLoad {
+        changed_drives: Some(ChangedDrives::Allow),
+        ..request(snapshot)
+    }
+}
+
+fn request(snapshot: &Path) -> SnapshotLoad {
+    SnapshotLoad {
+        generation: GenerationChoice::New,
+        ..SnapshotLoad::of(snapshot.join(STATE_FILE), snapshot.join(MEMORY_FILE))
+    }
+}
+
+fn add_overlays(
+    request: &mut SnapshotLoad,
+    config: &FullConfig,
+    snapshot: &Path,
+    number: u16,
+) -> Result<(), PlanError> {
+    for drive in &config.drives {
+        let id = &drive.drive_id;
+        let named = request.drive_overrides.iter().find(|it| &it.drive_id == id);
+        // A file that is there already needs nothing of the original's.
+        let needs_original = named.is_none_or(|named| named.copy || named.overlay);
+        if drive.is_read_only == Some(true) || !needs_original {
+            continue;
+        }
+        check_file(drive)?;
+        if named.is_none() {
+            request.drive_overrides.push(DriveOverride {
+                drive_id: id.clone(),
+                path_on_host: snapshot.join(format!("clone-{number}.{id}.overlay")),
+                copy: false,
+                overlay: true,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a snapshot can have a copy of the drive that a clone can begin with. What cannot be looked at from here (the VMM may have another root) is
+/// told by the VMMs.
+fn check_file(drive: &Drive) -> Result<(), PlanError> {
+    let Some(path) = &drive.path_on_host else {
+        return Ok(());
+    };
+    let (id, path) = (drive.drive_id.clone(), path.clone());
+    match (&drive.overlay_path, fs::metadata(&path)) {
+        (None, Ok(file)) if file.file_type().is_block_device() => {
+            Err(PlanError::BlockDevice { id, path })
+        }
+        (Some(_), Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(PlanError::NoBase { id, path })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_taps(request: &SnapshotLoad, config: &FullConfig) -> Result<(), PlanError> {
+    let has_tap = |id: &String| {
+        let mut overrides = request.network_overrides.iter();
+        overrides.any(|it| &it.iface_id == id && it.host_dev_name.is_some())
+    };
+    let mut nets = config.network_interfaces.iter();
+    match nets.find(|net| !has_tap(&net.iface_id)) {
+        Some(net) => Err(PlanError::Tap(net.iface_id.clone())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod tests;
