@@ -14,7 +14,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
-use vmgenie_tests::{Snapshot, Vm, tiny};
+use vmgenie_tests::pty::OnTerminal;
+use vmgenie_tests::shell::load_modules;
+use vmgenie_tests::vm::Boot;
+use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 
 use crate::{run, stderr, stdout, vmgenie};
 
@@ -292,4 +295,72 @@ fn a_fork_that_is_ended_while_the_snapshot_is_taken_leaves_nothing() {
         assert_eq!(tiny::generation(&mut vm).id, before);
         assert_eq!(place.left(), Vec::<PathBuf>::new(), "signal {with}");
     }
+}
+
+#[test]
+fn what_takes_long_is_told_on_a_terminal_and_nowhere_else() {
+    let vm = tiny::boot("");
+    let place = Place::new();
+    let holding = Holding::before(&vm, place.at("proxy.sock"));
+    let mut command = place.fork(&holding.socket, "-n 1 --fallback plain");
+    let mut terminal = OnTerminal::start(&mut command);
+    terminal.wait_for("to stand still: 1 s", LIMIT);
+    holding.let_go();
+    assert_eq!(terminal.wait(LIMIT).code(), Some(0));
+    let screen = terminal.screen_text();
+    assert!(screen.contains("anonymous-instance-1"), "{screen}");
+    let quiet = Place::new();
+    let holding = Holding::before(&vm, quiet.at("proxy.sock"));
+    let child = spawn(&mut quiet.fork(&holding.socket, "-n 1 --fallback plain"));
+    holding.wait();
+    thread::sleep(Duration::from_millis(1200));
+    holding.let_go();
+    let told = stderr(&child.wait_with_output().unwrap());
+    assert!(told.starts_with("warning: there is no"), "{told:?}");
+}
+
+#[test]
+fn clones_that_are_not_ready_in_time_go_on_and_what_they_lack_is_named() {
+    let mut vm = Boot::new(Guest::Small).booted();
+    load_modules(&mut vm, "");
+    let place = Place::new();
+    let more = "-n 2 --wait 1s --gate=agents=1 --json";
+    let output = place.fork(vm.client.socket(), more).output().unwrap();
+    let forked = Forked::of(&output, 5);
+    let told = stderr(&output);
+    for part in [
+        "within 1s",
+        "anonymous-instance-1: only 0 of its agents have finished",
+        "anonymous-instance-2: only 0",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    for clone in forked.clones() {
+        assert_eq!(clone["ready"], false);
+        assert!(clone["reseeded_us"].is_u64(), "{clone}");
+        assert!(clone["ready_us"].is_null(), "{clone}");
+    }
+    assert!(forked.pids().into_iter().all(is_alive));
+}
+
+#[test]
+fn a_fork_that_is_interrupted_while_it_waits_leaves_nothing() {
+    let mut vm = Boot::new(Guest::Small).booted();
+    load_modules(&mut vm, "");
+    let place = Place::new();
+    let more = "-n 2 --wait 5m --gate=agents=1";
+    let mut child = spawn(&mut place.fork(vm.client.socket(), more));
+    let no_snapshot = || fs::read_dir(place.temporary()).unwrap().count() == 0;
+    // It is made, and goes when the clones run.
+    wait_until("the snapshot", LIMIT, || !no_snapshot());
+    wait_until("the clones", LIMIT, no_snapshot);
+    signal(child.id(), libc::SIGINT);
+    let mut told = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    stderr.read_to_string(&mut told).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(told.contains("interrupted"), "{told}");
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+    assert_eq!(place.processes(), Vec::<u32>::new());
+    assert_eq!(vm.shell("echo goes on"), "goes on\n");
 }

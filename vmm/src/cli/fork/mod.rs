@@ -87,6 +87,7 @@ pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
         &client,
         taking::take(client_again(&client)?, args, place.path())?,
     );
+    progress.clear();
     let warnings = checked(&mut requests, &place)?;
 
     progress.stage(&format!("starting {number} clones"));

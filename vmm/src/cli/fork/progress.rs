@@ -27,6 +27,8 @@ struct Shared {
 #[derive(Default)]
 struct Now {
     stage: Option<(String, Instant)>,
+    /// The line is there.
+    shown: bool,
     ended: bool,
 }
 
@@ -51,6 +53,14 @@ impl Progress {
         self.shared
             .change(|now| now.stage = Some((what.to_owned(), Instant::now())));
     }
+
+    /// Has the line be away until the next stage: something else is about to be told.
+    pub(super) fn clear(&self) {
+        self.shared.change(|now| {
+            now.stage = None;
+            now.clear(&mut stderr());
+        });
+    }
 }
 
 impl Drop for Progress {
@@ -69,30 +79,37 @@ impl Shared {
     }
 }
 
+impl Now {
+    fn clear(&mut self, out: &mut impl Write) {
+        if std::mem::take(&mut self.shown) {
+            write(out, "");
+        }
+    }
+}
+
+/// A terminal that has gone is no reason to stop.
+fn write(out: &mut impl Write, line: &str) {
+    let _ = write!(out, "{CLEAR}{line}").and_then(|()| out.flush());
+}
+
 /// Writes the line until the end.
 fn tell(shared: &Shared, out: &mut impl Write) {
-    let mut shown = false;
     let mut now = shared.now.lock().unwrap_or_else(PoisonError::into_inner);
     while !now.ended {
-        let line = now
-            .stage
-            .as_ref()
-            .and_then(|(what, since)| line(what, since.elapsed()));
-        if shown || line.is_some() {
-            // A terminal that has gone is no reason to stop.
-            let _ = write!(out, "{CLEAR}{}", line.as_deref().unwrap_or_default());
-            let _ = out.flush();
+        let stage = now.stage.as_ref();
+        match stage.and_then(|(what, since)| line(what, since.elapsed())) {
+            Some(line) => {
+                write(out, &line);
+                now.shown = true;
+            }
+            None => now.clear(out),
         }
-        shown = line.is_some();
         (now, _) = shared
             .changed
             .wait_timeout(now, PERIOD)
             .unwrap_or_else(PoisonError::into_inner);
     }
-    if shown {
-        let _ = write!(out, "{CLEAR}");
-        let _ = out.flush();
-    }
+    now.clear(out);
 }
 
 fn line(what: &str, elapsed: Duration) -> Option<String> {
