@@ -38,12 +38,12 @@ pub(crate) const DRIVER: Family = Family {
     modules: MODULES,
 };
 
-/// What holds a task of the kernel's where a test wants it.
-pub(crate) const DELAY: Family = Family {
-    name: "crng-delay",
-    title: "module for tests",
-    sources: "tests/modules/crng_delay",
-    modules: &["crng_delay"],
+/// What does to the kernel and to the driver what a test wants.
+pub(crate) const FAULTS: Family = Family {
+    name: "faults",
+    title: "modules for tests",
+    sources: "tests/modules/faults",
+    modules: &["crng_delay", "fork_faults"],
 };
 
 /// Where the sources' copy is mounted in the root.

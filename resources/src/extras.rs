@@ -49,7 +49,8 @@ impl Extras {
     }
 }
 
-/// Builds what is missing, and packs it, with a kernel module of tests for each kernel of that name.
+/// Builds what is missing, and packs it, with the kernel modules of tests, which are in a directory for
+/// each kernel of that name.
 pub(crate) fn extras(
     cache: &Cache,
     root: &Root,
@@ -59,9 +60,11 @@ pub(crate) fn extras(
     let c = c_examples(cache, root, progress)?;
     let openssh = openssh(cache, root, progress)?;
     let mut archive = Archive::new(Vec::new());
-    for (kernel, module) in modules {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.copy(&format!("/tests/{kernel}/{name}"), module)?;
+    for (kernel, dir) in modules {
+        for module in files(dir)? {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            archive.copy(&format!("/tests/{kernel}/{name}"), &module)?;
+        }
     }
     for program in build::guest_examples()? {
         let path = format!("/examples/rust/{}", program.name);

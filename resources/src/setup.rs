@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::chroot::Root;
-use crate::driver::{DELAY, DRIVER, Sources, driver};
+use crate::driver::{DRIVER, FAULTS, Sources, driver};
 use crate::emulator::{self, Emulator};
 use crate::image::{self, Image};
 use crate::initramfs::Ours;
@@ -101,11 +101,13 @@ fn ours(
     let stock_driver = driver(cache, root, &sources, &prepared, progress)?;
     let extras = match small {
         Some(small) => {
-            let delay = Sources::of_workspace(DELAY)?;
+            let faults = Sources::of_workspace(FAULTS)?;
             let targets = [prepared, small.target()];
             let modules = targets.map(|target| {
-                let dir = driver(cache, root, &delay, &target, progress)?;
-                Ok((target.name, dir.join("crng_delay.ko")))
+                Ok((
+                    target.name,
+                    driver(cache, root, &faults, &target, progress)?,
+                ))
             });
             let modules: Result<Vec<_>> = modules.into_iter().collect();
             Some(extras::extras(cache, root, &modules?, progress)?)

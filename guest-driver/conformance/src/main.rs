@@ -10,6 +10,7 @@ mod compat;
 mod concurrency;
 mod descriptors;
 mod files;
+mod fork_point;
 mod latency;
 mod mapping;
 mod memory;
@@ -168,6 +169,10 @@ enum Test {
     Hold,
     /// For a machine that is restored meanwhile, again and again: counts stale loads. Does not end.
     FirstLoad,
+    /// For a machine that is forked meanwhile: prints what each CPU sees of the counter. Does not end.
+    Spin,
+    /// For a machine that is forked meanwhile: prints what is drawn on each CPU then.
+    Draw,
     /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
     /// there once the kernel has reseeded for the restore as well. Needs no device.
     LateReseed {
@@ -296,6 +301,8 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::LateReseed { agent: false } => one("late-reseed", reseed::late_reseed),
         Test::LateReseed { agent: true } => one("late-reseed", reseed::late_reseed_of_an_agent),
         Test::FirstLoad => one("first-load", restores::first_load),
+        Test::Spin => one("spin", fork_point::spin),
+        Test::Draw => one("draw", fork_point::draw),
     }
 }
 

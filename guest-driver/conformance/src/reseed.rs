@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::Subject;
+use crate::fork_point::pin_to;
 use crate::outcome::{Failure, Outcome, success, wanted};
 use crate::raw::errno;
 
@@ -81,16 +82,6 @@ fn wait_for_fork() -> Outcome {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-fn pin_to(cpu: usize) -> Outcome {
-    // SAFETY: a set of no CPUs is all zeros.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is initialised, and the CPU is below its size.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the set lives for the call, and has the size that is said.
-    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
-    succeeded("sched_setaffinity", result.into())
 }
 
 fn succeeded(call: &str, result: i64) -> Outcome {

@@ -12,6 +12,7 @@ mod aws_lc;
 mod conformance;
 mod crng;
 mod examples;
+mod fork_point;
 mod hooks;
 mod modules;
 mod notifiers;
