@@ -10,6 +10,7 @@
 mod agent;
 mod aws_lc;
 mod conformance;
+mod cooperative;
 mod crng;
 mod examples;
 mod fork_point;
