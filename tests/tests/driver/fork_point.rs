@@ -17,7 +17,7 @@ use vmgenie_tests::{Guest, Vm};
 use crate::{LIMIT, boot_with, generation, no_complaints, start};
 
 /// Longer than any test.
-const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "6000000");
+pub(crate) const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "6000000");
 const CPUS: u8 = 2;
 
 /// The kernel's name where its modules for tests are.
@@ -30,7 +30,7 @@ fn kernel(guest: Guest) -> &'static str {
 }
 
 /// A guest with both modules, in which the driver's fork point has `faults`.
-fn boot(guest: Guest, cmdline: &str, faults: &str) -> Vm {
+pub(crate) fn boot(guest: Guest, cmdline: &str, faults: &str) -> Vm {
     let mut vm = boot_with(Boot::new(guest).cpus(CPUS).cmdline(cmdline).extras(), "");
     // Only a generator that has been seeded can be reseeded.
     vm.shell("dd if=/dev/random of=/dev/null bs=1 count=1 2> /dev/null");
@@ -42,7 +42,7 @@ fn boot(guest: Guest, cmdline: &str, faults: &str) -> Vm {
 }
 
 /// Takes a snapshot at the fork point; the machine goes on.
-fn fork(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
+pub(crate) fn fork(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     let snapshot = Snapshot::new();
     let created = vm.client.create_snapshot(&SnapshotCreate {
         cooperative: Some(CooperativeCreate {

@@ -20,6 +20,7 @@ mod notifiers;
 mod readiness;
 mod reseeding;
 mod restores;
+mod stepping;
 mod stress;
 mod sysgenctl;
 mod taking_part;

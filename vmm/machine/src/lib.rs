@@ -25,6 +25,8 @@ pub mod readiness;
 pub mod report;
 pub mod request;
 mod run_page;
+#[cfg(feature = "fault-injection")]
+mod single_step;
 pub mod state;
 pub mod text;
 pub mod unix_socket;
@@ -161,6 +163,8 @@ impl MachineIo {
         let events = gated.then(|| self.events.try_clone()).transpose();
         let events = events.map_err(DeviceError::Events)?;
         Ok(Box::new(move |report| {
+            #[cfg(feature = "fault-injection")]
+            single_step::reported(&report);
             reports.send_replace(report);
             if readiness.told(&report)
                 && let Some(events) = &events

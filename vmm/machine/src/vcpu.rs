@@ -218,6 +218,11 @@ impl Runner {
                 }
                 None
             }
+            #[cfg(feature = "fault-injection")]
+            Ok(VcpuExit::Debug(_)) => {
+                super::single_step::stepped(&vcpu.fd);
+                None
+            }
             Ok(VcpuExit::InternalError) => Some(failed(index, internal_error(&mut vcpu.fd))),
             Ok(exit) => self.handle(index, exit),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {

@@ -214,6 +214,8 @@ fn restore_vcpus(host: &Host, vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcp
     let have_tsc = clock::restore_tscs(&vcpus, states)?;
     for ((index, state), vcpu) in numbered().zip(&vcpus) {
         vcpu_state::restore(host, &vcpu.fd, state, have_tsc).map_err(at(index))?;
+        #[cfg(feature = "fault-injection")]
+        crate::single_step::begin(&vcpu.fd);
     }
     Ok(vcpus)
 }

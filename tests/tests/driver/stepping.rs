@@ -1,0 +1,100 @@
+//! What a clone's CPUs execute before its kernel's generator was reseeded, one instruction after the other.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use vm_agent::patience::Patience;
+use vmgenie_api::wire::GenerationChoice;
+use vmgenie_tests::snapshot::Snapshot;
+use vmgenie_tests::{Guest, Vm};
+
+use crate::fork_point::{HOLD, boot, fork};
+use crate::{LIMIT, start};
+
+/// What was executed.
+#[derive(Debug, PartialEq, Eq)]
+struct Steps {
+    all: u64,
+    /// At CPL 3.
+    users: u64,
+    /// They ended because the generator was reseeded, and not for their number.
+    reseeded: bool,
+}
+
+/// Restores `snapshot` as a clone whose CPUs step, `limit` instructions at most.
+fn step(snapshot: &Snapshot, limit: u64) -> Steps {
+    let file = snapshot.dir().join("steps");
+    let wanted = format!("{limit}:{}", file.display());
+    let environment = [HOLD, ("VMGENIE_SINGLE_STEP", wanted.as_str())];
+    let clone = Vm::restore_in(&environment, snapshot, GenerationChoice::New);
+    let steps = told(&file, &clone);
+    fs::remove_file(file).unwrap();
+    steps
+}
+
+fn told(file: &Path, clone: &Vm) -> Steps {
+    let mut patience = Patience::new(LIMIT);
+    loop {
+        let line = fs::read_to_string(file).unwrap_or_default();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [all, users, reseeded] = words[..] {
+            return Steps {
+                all: all.parse().unwrap(),
+                users: users.parse().unwrap(),
+                reseeded: reseeded.parse().unwrap(),
+            };
+        }
+        let progress = || clone.console.progress();
+        assert!(!patience.is_over_at(progress), "the steps were not told");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A program that computes without pause on each CPU, so that one of its instructions would be next.
+fn busy(guest: Guest) -> Vm {
+    let mut vm = boot(guest, "", "");
+    start(&mut vm, "sysgenid-test spin");
+    vm
+}
+
+fn no_step_is_the_user_s(guest: Guest) {
+    let mut vm = busy(guest);
+    let (snapshot, _) = fork(&mut vm);
+    drop(vm);
+    let steps = step(&snapshot, 20_000_000);
+    println!("{guest:?}: {steps:?}");
+    assert!(steps.reseeded && steps.users == 0, "{steps:?}");
+    // It was stepped at all.
+    assert!(steps.all > 1000, "{steps:?}");
+}
+
+#[test]
+fn no_instruction_of_the_small_guest_s_programs_comes_before_the_reseeding() {
+    no_step_is_the_user_s(Guest::Small);
+}
+
+#[test]
+fn no_instruction_of_the_stock_guest_s_programs_comes_before_the_reseeding() {
+    no_step_is_the_user_s(Guest::Debian);
+}
+
+/// The same without the fork point: programs go on where they were.
+fn without_the_fork_point_they_are(guest: Guest) {
+    let mut vm = busy(guest);
+    let snapshot = vm.snapshot();
+    drop(vm);
+    let steps = step(&snapshot, 1 << 14);
+    println!("{guest:?} without: {steps:?}");
+    assert!(steps.users > 0 && !steps.reseeded, "{steps:?}");
+}
+
+#[test]
+fn without_the_fork_point_the_small_guest_s_programs_come_first() {
+    without_the_fork_point_they_are(Guest::Small);
+}
+
+#[test]
+fn without_the_fork_point_the_stock_guest_s_programs_come_first() {
+    without_the_fork_point_they_are(Guest::Debian);
+}
