@@ -8,6 +8,7 @@ use crate::Subject;
 use crate::outcome::{Failure, Outcome};
 use crate::raw::{Mapping, errno};
 use crate::restores::{mapping, tell};
+use crate::taking_part::{Agent, Participant};
 
 /// How long each draw is: what the kernel gives in one step.
 const LENGTH: usize = 32;
@@ -34,37 +35,60 @@ pub(crate) fn spin(subject: Subject<'_>) -> Outcome {
 /// When the counter has moved each prints what it drew last before, and first after that.
 pub(crate) fn draw(subject: Subject<'_>) -> Outcome {
     on_each_cpu(subject, 2, |cpu, number, page| {
-        let direct = number == 0;
-        let old = page.load();
-        let mut shown = 0;
-        while shown < SHOWN {
-            let before = page.load();
-            let drawn = drawn(direct)?;
-            let after = page.load();
-            if after == old {
-                continue;
-            }
-            let hex: String = drawn.iter().map(|byte| format!("{byte:02x}")).collect();
-            let how = if direct { "call" } else { "library" };
-            tell(&format!("drawn {how} {cpu} {before} {after} {hex}"))?;
-            shown += usize::from(before == after);
-        }
-        tell(&format!("shown {cpu} {number}"))
+        draws(cpu, number, page, || Ok(()))
     })
+}
+
+/// The same of threads that park while a request is pending, with an agent that waits for them.
+pub(crate) fn draw_parked(subject: Subject<'_>) -> Outcome {
+    thread::scope(|scope| {
+        let agent = Agent::new(subject)?;
+        let asked = scope.spawn(move || agent.forks());
+        on_each_cpu(subject, 2, |cpu, number, page| {
+            let me = Participant::new(subject)?;
+            draws(cpu, number, page, || match page.word(1) {
+                0 => Ok(()),
+                _ => me.park(),
+            })
+        })?;
+        asked
+            .join()
+            .map_err(|_| Failure::new("the agent panicked"))?
+    })
+}
+
+fn draws(cpu: usize, number: usize, page: &Mapping, before_each: impl Fn() -> Outcome) -> Outcome {
+    let direct = number == 0;
+    let old = page.load();
+    let mut shown = 0;
+    while shown < SHOWN {
+        before_each()?;
+        let before = page.load();
+        let drawn = drawn(direct)?;
+        let after = page.load();
+        if after == old {
+            continue;
+        }
+        let hex: String = drawn.iter().map(|byte| format!("{byte:02x}")).collect();
+        let how = if direct { "call" } else { "library" };
+        tell(&format!("drawn {how} {cpu} {before} {after} {hex}"))?;
+        shown += usize::from(before == after);
+    }
+    tell(&format!("shown {cpu} {number}"))
 }
 
 /// Runs `threads` of them on each CPU, with a mapping each; they begin together.
 fn on_each_cpu(
     subject: Subject<'_>,
     threads: usize,
-    what: fn(usize, usize, &Mapping) -> Outcome,
+    what: impl Fn(usize, usize, &Mapping) -> Outcome + Sync,
 ) -> Outcome {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let begin = Barrier::new(cpus * threads + 1);
     thread::scope(|scope| {
         let all: Vec<_> = (0..cpus * threads)
             .map(|number| {
-                let begin = &begin;
+                let (begin, what) = (&begin, &what);
                 scope.spawn(move || {
                     let page = mapping(subject).and_then(|page| {
                         pin_to(number / threads)?;

@@ -172,7 +172,11 @@ enum Test {
     /// For a machine that is forked meanwhile: prints what each CPU sees of the counter. Does not end.
     Spin,
     /// For a machine that is forked meanwhile: prints what is drawn on each CPU then.
-    Draw,
+    Draw {
+        /// The threads take part.
+        #[arg(long)]
+        park: bool,
+    },
     /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
     /// there once the kernel has reseeded for the restore as well. Needs no device.
     LateReseed {
@@ -302,7 +306,8 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::LateReseed { agent: true } => one("late-reseed", reseed::late_reseed_of_an_agent),
         Test::FirstLoad => one("first-load", restores::first_load),
         Test::Spin => one("spin", fork_point::spin),
-        Test::Draw => one("draw", fork_point::draw),
+        Test::Draw { park: false } => one("draw", fork_point::draw),
+        Test::Draw { park: true } => one("draw", fork_point::draw_parked),
     }
 }
 

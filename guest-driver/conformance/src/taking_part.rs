@@ -205,6 +205,39 @@ pub(crate) fn forks(subject: Subject<'_>) -> Outcome {
     })
 }
 
+/// An agent that has the machine stand still once, when all participants are parked.
+pub(crate) struct Agent(Device);
+
+impl Agent {
+    pub(crate) fn new(subject: Subject<'_>) -> Outcome<Self> {
+        let device = subject.open()?;
+        wanted("an agent", device.ioctl(SET_ROLE, AGENT), Ok(0))?;
+        Ok(Self(device))
+    }
+
+    pub(crate) fn forks(&self) -> Outcome {
+        let ticket = asked(&self.0)?;
+        wanted("all park", self.0.ioctl(WAIT_PARKED, 10_000), Ok(0))?;
+        let fork = fork_point(&self.0, ForkPoint::of(ticket, PARKED));
+        success("fork point", fork).map(drop)
+    }
+}
+
+/// A file of a thread that parks.
+pub(crate) struct Participant(Device);
+
+impl Participant {
+    pub(crate) fn new(subject: Subject<'_>) -> Outcome<Self> {
+        let device = subject.open()?;
+        wanted("a participant", device.ioctl(SET_ROLE, PARTICIPANT), Ok(0))?;
+        Ok(Self(device))
+    }
+
+    pub(crate) fn park(&self) -> Outcome {
+        success("park", self.0.ioctl(PARK, 0)).map(drop)
+    }
+}
+
 /// Waits for a request, and returns its ticket.
 fn asked(agent: &Device) -> Outcome<u32> {
     loop {

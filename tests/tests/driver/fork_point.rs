@@ -41,8 +41,14 @@ pub(crate) fn boot(guest: Guest, cmdline: &str, faults: &str) -> Vm {
     vm
 }
 
-/// Takes a snapshot at the fork point; the machine goes on.
+/// Takes a snapshot at the fork point of a machine without an agent; it goes on.
 pub(crate) fn fork(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
+    let (snapshot, cooperation) = fork_any(vm);
+    assert_eq!(cooperation.how, SnapshotHow::KernelOnly);
+    (snapshot, cooperation)
+}
+
+fn fork_any(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     let snapshot = Snapshot::new();
     let created = vm.client.create_snapshot(&SnapshotCreate {
         cooperative: Some(CooperativeCreate {
@@ -55,7 +61,6 @@ pub(crate) fn fork(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
         panic!("{error}: {}", vm.shell("dmesg | grep sysgenid"));
     });
     let cooperation = created.cooperation.expect("an answer about the guest");
-    assert_eq!(cooperation.how, SnapshotHow::KernelOnly);
     (snapshot, cooperation)
 }
 
@@ -161,12 +166,12 @@ struct Draw {
 }
 
 /// What three clones draw that have nothing but the ID and what the driver does with it.
-fn draws_of_clones(guest: Guest, faults: &str) -> Vec<Vec<Draw>> {
+fn draws_of_clones(guest: Guest, program: &str, faults: &str) -> Vec<Vec<Draw>> {
     // No random numbers of the CPU's; those of the host are for others to show.
     let faults = format!("seed=0 {faults}");
     let mut vm = boot(guest, "clearcpuid=rdrand,rdseed", &faults);
-    start(&mut vm, "sysgenid-test draw");
-    let (snapshot, _) = fork(&mut vm);
+    start(&mut vm, program);
+    let (snapshot, _) = fork_any(&mut vm);
     drop(vm);
     let clones = [(); 3].map(|()| {
         let mut clone = restore(&snapshot);
@@ -204,7 +209,7 @@ fn equal(clones: &[Vec<Draw>], whole: bool) -> usize {
 }
 
 fn each_draw_that_begins_after_the_resume_differs(guest: Guest) {
-    let clones = draws_of_clones(guest, "");
+    let clones = draws_of_clones(guest, "sysgenid-test draw", "");
     let straddling: Vec<usize> = clones
         .iter()
         .map(|draws| draws.iter().filter(|draw| !draw.whole).count())
@@ -228,9 +233,32 @@ fn on_the_small_kernel_each_draw_that_begins_after_the_resume_differs() {
     each_draw_that_begins_after_the_resume_differs(Guest::Small);
 }
 
+#[test]
+fn on_the_stock_kernel_each_draw_that_begins_after_the_resume_differs() {
+    each_draw_that_begins_after_the_resume_differs(Guest::Debian);
+}
+
+/// A parked thread has nothing in hand: there is no draw that began before and ended after.
+fn parked_threads_draw_nothing_twice(guest: Guest) {
+    let clones = draws_of_clones(guest, "sysgenid-test draw --park", "");
+    let all: Vec<&Draw> = clones.iter().flatten().collect();
+    assert!(all.iter().all(|draw| draw.whole), "{all:#?}");
+    assert_eq!(equal(&clones, true), 0, "{clones:#?}");
+}
+
+#[test]
+fn on_the_small_kernel_parked_threads_draw_nothing_that_another_clone_draws() {
+    parked_threads_draw_nothing_twice(Guest::Small);
+}
+
+#[test]
+fn on_the_stock_kernel_parked_threads_draw_nothing_that_another_clone_draws() {
+    parked_threads_draw_nothing_twice(Guest::Debian);
+}
+
 /// What shows that the tests above would see equal draws.
 fn without_the_reseeding_they_are_equal(guest: Guest) {
-    let clones = draws_of_clones(guest, "reseed=0");
+    let clones = draws_of_clones(guest, "sysgenid-test draw", "reseed=0");
     let drawn: usize = clones.iter().map(Vec::len).sum();
     // The kernel may reseed by itself before all have been drawn.
     let equal = equal(&clones, true);
@@ -240,4 +268,9 @@ fn without_the_reseeding_they_are_equal(guest: Guest) {
 #[test]
 fn on_the_small_kernel_draws_are_equal_where_it_is_not_reseeded() {
     without_the_reseeding_they_are_equal(Guest::Small);
+}
+
+#[test]
+fn on_the_stock_kernel_draws_are_equal_where_it_is_not_reseeded() {
+    without_the_reseeding_they_are_equal(Guest::Debian);
 }
