@@ -362,6 +362,8 @@ impl Device {
         }
         state.backend = backend;
         self.finish(state, wake, Report::REGISTERED);
+        // Its page may say that a request is pending, of a kernel's that was there before.
+        self.ask(0);
         Ok(())
     }
 
@@ -372,6 +374,9 @@ impl Device {
             self.shown.lock().0 = ptr::null();
             state.backend = ptr::null();
             state.counter = self.own_counter();
+            drop(state);
+            // Nobody is there any more who would say that a request is over.
+            self.ask(0);
         }
     }
 
