@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use vm_agent::patience::Patience;
 use vmgenie_api::wire::{
-    CooperativeCreate, CooperativeCreated, GenerationChoice, SnapshotCreate, SnapshotHow,
+    CooperativeCreate, CooperativeCreated, GenerationChoice, Missing, SnapshotCreate, SnapshotHow,
 };
 use vmgenie_tests::snapshot::Snapshot;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{LIMIT, boot_with, generation, no_complaints, start};
+use crate::{LIMIT, boot_with, generation, no_complaints, start, told};
 
 /// Longer than any test.
 pub(crate) const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "6000000");
@@ -273,4 +273,69 @@ fn on_the_small_kernel_draws_are_equal_where_it_is_not_reseeded() {
 #[test]
 fn on_the_stock_kernel_draws_are_equal_where_it_is_not_reseeded() {
     without_the_reseeding_they_are_equal(Guest::Debian);
+}
+
+/// Once, and not thrice: the notification comes some time after the fork point, and moves nothing. The original sees nothing at all.
+fn all_is_told_once(guest: Guest) {
+    let mut vm = boot(guest, "", "");
+    start(&mut vm, "sysgenid-test notice");
+    let before = vm.client.generation().unwrap();
+    let counter = generation(&mut vm);
+    let (snapshot, _) = fork(&mut vm);
+    let (again, _) = fork(&mut vm);
+    let after = vm.client.generation().unwrap();
+    assert_eq!((&before.id, before.counter), (&after.id, after.counter));
+    assert_eq!(generation(&mut vm), counter, "the original is no clone");
+    let text = vm.shell("cat /tmp/told");
+    assert_eq!(text.trim(), format!("ready {counter}"));
+    no_complaints(&mut vm);
+    drop(vm);
+    // As the same machine it goes on as the original.
+    let mut kept = Vm::restore_as(&snapshot, GenerationChoice::Keep);
+    assert_eq!(generation(&mut kept), counter);
+    no_complaints(&mut kept);
+    drop(kept);
+    for snapshot in [snapshot, again] {
+        let mut clone = Vm::restore_in(
+            &[("VMGENIE_HOLD_EVENTS", "3000")],
+            &snapshot,
+            GenerationChoice::New,
+        );
+        let text = told(&mut clone, "ok notice");
+        let new = counter + 2;
+        assert_eq!(generation(&mut clone), new);
+        for line in [
+            format!("read Ok({new})"),
+            "wait Err(4)".to_owned(),
+            // No program ever sees the host's step.
+            format!("mapped {new}"),
+            format!("uevent Some(\"SYSGENID={new}\")"),
+        ] {
+            let times = text.lines().filter(|said| **said == line).count();
+            assert_eq!(times, 1, "{line:?} in {text}");
+        }
+        let mut patience = Patience::new(LIMIT);
+        while clone
+            .shell("cat /sys/firmware/acpi/interrupts/gpe05")
+            .trim_start()
+            .starts_with("0 ")
+        {
+            assert!(!patience.is_over(), "the notification never came");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        // The chain has been called as well; the program acknowledges nothing.
+        clone.wait_missing(&[Missing::Watchers]);
+        assert_eq!(generation(&mut clone), new, "once, and not thrice");
+        no_complaints(&mut clone);
+    }
+}
+
+#[test]
+fn a_clone_of_the_small_kernel_is_told_once_and_its_original_not_at_all() {
+    all_is_told_once(Guest::Small);
+}
+
+#[test]
+fn a_clone_of_the_stock_kernel_is_told_once_and_its_original_not_at_all() {
+    all_is_told_once(Guest::Debian);
 }
