@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::pty::OnTerminal;
-use vmgenie_tests::shell::load_modules;
+use vmgenie_tests::shell::{generation, load_modules};
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 
@@ -363,4 +363,76 @@ fn a_fork_that_is_interrupted_while_it_waits_leaves_nothing() {
     assert_eq!(place.left(), Vec::<PathBuf>::new());
     assert_eq!(place.processes(), Vec::<u32>::new());
     assert_eq!(vm.shell("echo goes on"), "goes on\n");
+}
+
+/// The driver's fork point, the gate, drives and a vsock device, on both kernels.
+#[test]
+fn a_guest_with_the_driver_takes_part_and_its_clones_are_ready() {
+    for guest in [Guest::Small, Guest::Debian] {
+        let place = Place::new();
+        let disk = place.at("disk");
+        fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        let boot = Boot::new(guest)
+            .option(&format!("--drive={}", disk.display()))
+            .option(&format!("--vsock={}", place.at("vsock").display()))
+            .option("--id=web");
+        let mut vm = boot.ready();
+        load_modules(&mut vm, "");
+        let drive = "/dev/vda";
+        vm.shell(&format!("test -e {drive} || insmod /modules/virtio_blk.ko; echo BEFORE > /tmp/b && dd if=/tmp/b of={drive} conv=notrunc,fsync"));
+        let before = generation(&mut vm);
+        let output = place.fork(vm.client.socket(), "-n 2").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = stdout(&output);
+        for part in [
+            "at the fork point of the guest's kernel",
+            "quiet after:",
+            "goes with the clones",
+            "web-1 ",
+            "web-2 ",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains(" - "), "a time is missing: {text}");
+        assert_eq!(generation(&mut vm), before, "the original is the same");
+        vm.shell(&format!(
+            "echo LATER! > /tmp/b && dd if=/tmp/b of={drive} conv=notrunc,fsync"
+        ));
+        look_at_clone(&place, drive);
+    }
+}
+
+/// A clone has the drive as it was, on an overlay without a name.
+fn look_at_clone(place: &Place, drive: &str) {
+    let [dir] = &place.left()[..] else {
+        panic!("{:?}", place.left());
+    };
+    let socket = dir.join("clone-2.sock");
+    let mut console = vmgenie(["console".as_ref(), socket.as_os_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = console.stdin.take().unwrap();
+    writeln!(input, "head -c 6 {drive}; echo").unwrap();
+    let log = dir.join("clone-2.log");
+    let has = |word: &str| {
+        let text = fs::read(&log).unwrap();
+        String::from_utf8_lossy(&text).contains(word)
+    };
+    wait_until("the clone reads its drive", LIMIT, || {
+        has("BEFORE") || has("LATER!")
+    });
+    assert!(has("BEFORE") && !has("LATER!"));
+    // It would read on until the machine ends.
+    console.kill().unwrap();
+    console.wait().unwrap();
+    let pid = with_argument(socket.to_str().unwrap())[0];
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let names: Vec<_> = files
+        .filter_map(|file| fs::read_link(file.unwrap().path()).ok())
+        .map(|name| name.display().to_string())
+        .collect();
+    let unnamed = |name: &String| name.contains("overlay") && name.ends_with("(deleted)");
+    assert!(names.iter().any(unnamed), "{names:?}");
 }
