@@ -74,18 +74,20 @@ Examples:
 
 const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot|net|vsock|block|image|notify
+  restore|create|boot|net|vsock|block|image|notify|fork
                          what is measured; first
   --json                 the result as JSON
   --runs N               how often [default: 100 restores, 20 creates, 5 boots and images,
                          10 of all else]
+  --tiny                 with fork: the tiny guest alone, on any KVM
   --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
-                         which measures a QEMU of its own
+                         which measures a QEMU of its own, nor with fork
 
 Examples:
   cargo xtask bench restore
   cargo xtask bench create --runs 50 --json
-  cargo xtask bench notify";
+  cargo xtask bench notify
+  cargo xtask bench fork --runs 20";
 
 const DRIVER_PATCH_HELP: &str = "\
 Examples:
@@ -284,9 +286,10 @@ fn check_visible(files: &[SharedFile], image: bool) -> Result<()> {
 
 /// What a restore or a snapshot costs on the host side can be measured on any KVM; a boot cannot.
 fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
+    let tiny = arguments.iter().any(|argument| argument == "--tiny");
     let host_side = arguments
         .first()
-        .is_some_and(|name| name == "restore" || name == "create");
+        .is_some_and(|name| name == "restore" || name == "create" || name == "fork" && tiny);
     if host_side && std::env::var_os("VMGENIE_KVM").is_none() && detect::kvm_opens() {
         return Ok(Kvm::Native);
     }

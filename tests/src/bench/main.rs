@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|image|notify`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|image|notify|fork`. What each measures is told in `docs/benchmarks.md`.
 
 mod block;
 mod boot;
@@ -6,11 +6,13 @@ mod create;
 mod devices;
 mod file_system;
 mod floor;
+mod fork;
 mod http;
 mod image;
 mod monitor;
 mod net;
 mod notify;
+mod patience;
 mod report;
 mod resident;
 mod restore;
@@ -52,18 +54,30 @@ enum Benchmark {
     /// The Debian image: from InstanceStart, and from the request to load a snapshot, to the first byte of its page.
     Image(Options),
     /// From the resume of a clone to its programs' and the host's knowledge of it, beside QEMU.
-    Notify(NotifyOptions),
+    Notify(GuestOptions),
+    /// A guest with the driver: its standstill, and when its clones are reseeded, adapted and ready; beside a plain snapshot.
+    Fork(ForkOptions),
 }
 
 #[derive(Debug, Args)]
-struct NotifyOptions {
+struct GuestOptions {
     /// Print JSON.
     #[arg(long)]
     json: bool,
 
-    /// How many clones of each monitor are measured.
+    /// How many clones of each monitor or guest are measured.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
+}
+
+#[derive(Debug, Args)]
+struct ForkOptions {
+    #[command(flatten)]
+    guests: GuestOptions,
+
+    /// The tiny guest alone, which plays the driver's part: on any KVM.
+    #[arg(long)]
+    tiny: bool,
 }
 
 #[derive(Debug, Args)]
@@ -136,6 +150,9 @@ fn run(benchmark: Benchmark) -> Result<()> {
             (options.json, report)
         }
         Benchmark::Notify(options) => (options.json, notify::run(options.runs as usize)?),
+        Benchmark::Fork(ForkOptions { guests, tiny }) => {
+            (guests.json, fork::run(guests.runs as usize, tiny)?)
+        }
     };
     report.print(json);
     Ok(())

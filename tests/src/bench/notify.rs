@@ -3,11 +3,10 @@
 //! Times in the guest are taken by its own time-stamp counter, from the first load that shows the resume: a program in
 //! the guest, `sysgenid-test latency`, measures them. Times on the host are from the request to resume.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use vmgenie_api::client::Client;
 use vmgenie_tests::console::Console;
@@ -16,6 +15,7 @@ use vmgenie_tests::shell::load_modules;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Qemu, Shell, Snapshot, Vm};
 
+use crate::patience::patiently;
 use crate::report::{Report, table};
 use crate::stats::{Series, ms, ratio};
 
@@ -25,8 +25,6 @@ const CPUS: u8 = 2;
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long a loaded machine is left alone before it is resumed.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often a step is tried. In the emulated host about one busy guest in a hundred crashes or falls silent.
-const ATTEMPTS: usize = 3;
 
 /// A snapshot of a guest in which the program waits, and what was measured in clones of it.
 #[derive(Debug)]
@@ -106,19 +104,6 @@ fn begin(guest: &mut impl Shell) {
     let console = guest.console();
     console.wait_for("ready tick", LIMIT);
     console.wait_for("\n", LIMIT);
-}
-
-/// Does something that a guest may spoil by crashing, which is a panic, up to [`ATTEMPTS`] times. Also says how
-/// often it was spoilt.
-fn patiently<T>(what: &str, mut step: impl FnMut() -> Result<T>) -> Result<(T, usize)> {
-    for spoilt in 0..ATTEMPTS {
-        // What a panic leaves half done is a machine that is gone with it.
-        match catch_unwind(AssertUnwindSafe(&mut step)) {
-            Ok(result) => return result.map(|value| (value, spoilt)),
-            Err(_) => eprintln!("NOTE: {what} crashed or fell silent"),
-        }
-    }
-    bail!("{what} crashed or fell silent {ATTEMPTS} times in a row")
 }
 
 impl Case {
@@ -317,18 +302,5 @@ mod tests {
         };
         assert_eq!(measured(line, told).unwrap(), expected);
         assert!(measured("counter 0 1", told).is_err());
-    }
-
-    #[test]
-    fn a_step_that_panics_is_done_again_and_counted() {
-        let mut times = 0;
-        let (done, spoilt) = patiently("a step", || {
-            times += 1;
-            assert!(times > 2, "once more");
-            Ok(times)
-        })
-        .unwrap();
-        assert_eq!((done, spoilt), (3, 2));
-        assert!(patiently("a step", || -> Result<()> { panic!("always") }).is_err());
     }
 }
