@@ -42,14 +42,14 @@ fn hooks_run_once_in_each_generation_and_one_that_hangs_is_cut_off() {
     for _ in 0..2 {
         let mut clone = Vm::restore(&snapshot);
         // While the hook hangs the guest has not adapted, and the host is told why.
-        clone.wait_missing(&[Missing::Watchers, Missing::Agent]);
+        clone.wait_missing(&[Missing::Watchers, Missing::Ready]);
         // Its programs need not wait any longer when it has been cut off; the host knows better.
         assert_eq!(
             clone.shell("sysgenctl wait --timeout 40s"),
             "Nobody is outdated.\n"
         );
         let waited = clone.client.wait_for_generation(Duration::ZERO).unwrap();
-        assert_eq!(waited.missing, [Missing::Agent]);
+        assert_eq!(waited.missing, [Missing::Ready]);
         assert_eq!(clone.shell(RAN), "first 0 2\nhangs\nlast\n");
         // The next generation finds it mended.
         clone.shell("rm /hooks/20-hangs");

@@ -73,7 +73,7 @@ fn an_agent_is_killed(guest: Guest) {
     assert_eq!(clone.shell("sysgenctl wait"), "Nobody is outdated.\n");
     assert_eq!(
         missing(&mut clone, None),
-        [Missing::Watchers, Missing::Agent]
+        [Missing::Watchers, Missing::Ready]
     );
     assert_eq!(missing(&mut clone, Some(0)), [Missing::Watchers]);
     // The next one finds the generation, runs the hooks and speaks for the one that died.
@@ -149,11 +149,11 @@ fn hooks_that_fail_and_a_directory_that_is_refused_are_no_success() {
     until(&mut clone, "an attempt", failed, "yes\n");
     assert_eq!(
         missing(&mut clone, None),
-        [Missing::Watchers, Missing::Agent]
+        [Missing::Watchers, Missing::Ready]
     );
     clone.shell("touch /tmp/mended && chmod 777 /hooks");
     let waited = wait(&mut clone, None, Duration::from_secs(3));
-    assert_eq!(waited.missing, [Missing::Watchers, Missing::Agent]);
+    assert_eq!(waited.missing, [Missing::Watchers, Missing::Ready]);
     clone.shell("chmod 755 /hooks");
     assert!(wait(&mut clone, None, LIMIT).adapted);
     no_complaints(&mut clone);
