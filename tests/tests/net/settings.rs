@@ -52,6 +52,7 @@ fn a_cable_is_plugged_out_and_in_again_while_the_guest_runs() {
     set_up_guest(&mut vm);
     let ping = format!("ping -c 1 -W 10 {}", vmgenie_tests::net::HOST);
     vm.shell(&ping);
+    let mut arp = namespace.hear_arp("tap0");
     for (up, carrier) in [(false, "0"), (true, "1")] {
         let body = json!({ "iface_id": "eth0", "link_up": up }).to_string();
         http::done(&mut vm.client, "PATCH /network-interfaces/eth0", body);
@@ -61,6 +62,8 @@ fn a_cable_is_plugged_out_and_in_again_while_the_guest_runs() {
         );
         assert_eq!(vm.shell(&waits).trim(), carrier);
     }
+    // The network may be another.
+    arp.announcement(LIMIT);
     vm.shell(&ping);
     no_complaints(&mut vm);
     let body = json!({ "iface_id": "eth9", "link_up": true }).to_string();

@@ -465,6 +465,18 @@ impl Machine {
         }
     }
 
+    /// How long the event loop may sleep before [`Self::tend`] has something to do though nobody calls.
+    pub fn patience(&self) -> Option<Duration> {
+        self.devices.virtio.patience().filter(|_| self.is_running())
+    }
+
+    /// Does what is due by now.
+    pub fn tend(&mut self) {
+        if self.is_running() {
+            self.devices.virtio.announce();
+        }
+    }
+
     /// Presses the power button: the guest's `button` driver tells its first program, which ends the guest. A guest that has not
     /// enabled the event yet learns of it when it does.
     ///

@@ -80,7 +80,8 @@ impl EventLoop {
             let ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
             ms.saturating_add(1)
         };
-        let others = fork.into_iter().chain(gate).map(rounded);
+        let machine = self.controller.machine().and_then(Machine::patience);
+        let others = [fork, gate, machine].into_iter().flatten().map(rounded);
         console.into_iter().chain(others).min().unwrap_or(-1)
     }
 
@@ -92,6 +93,7 @@ impl EventLoop {
             let output_waits = machine.is_some_and(Machine::flush_console);
             self.console_behind = !self.give_input() || output_waits;
         }
+        self.controller.tend_machine();
         if let Err(end) = self.controller.tend_gate() {
             self.end(Err(end));
         }

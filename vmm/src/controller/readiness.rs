@@ -24,6 +24,13 @@ impl Controller {
         }
     }
 
+    /// Does what the machine has to do by now, though nobody calls.
+    pub(crate) fn tend_machine(&mut self) {
+        if let Some(machine) = &mut self.machine {
+            machine.tend();
+        }
+    }
+
     /// Opens of the gate what is to be opened. An error if the machine is to end because its guest has not adapted in time.
     pub(crate) fn tend_gate(&mut self) -> Result<(), RunError> {
         if !self.readiness.is_pending() {

@@ -186,6 +186,13 @@ impl<B: FrameBackend> Net<B> {
         }
     }
 
+    /// Tells the driver to announce itself, if it has a link.
+    pub fn announce(&mut self, active: Option<&mut Active<'_>>) {
+        if self.carrier() && self.has(VIRTIO_NET_F_GUEST_ANNOUNCE) {
+            self.tell_of_carrier(active);
+        }
+    }
+
     /// The link is not what it was. Who has a network again announces itself there.
     fn tell_of_carrier(&mut self, active: Option<&mut Active<'_>>) {
         if let Some(active) = active {

@@ -109,6 +109,26 @@ fn any_other_command_is_refused() {
 }
 
 #[test]
+fn a_driver_is_told_to_announce_itself_as_often_as_is_asked_if_it_can_and_has_a_link() {
+    let announced = |without: u64, link: bool| {
+        let mut bench = Bench::new(8, without);
+        bench.call(|device, active| device.set_link(link, Some(active)));
+        bench.interrupts();
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            bench.call(|device, active| device.announce(Some(active)));
+            told.push((config(&bench.device)[6] & 0b10 != 0, bench.interrupts()));
+            bench.device.announce = false;
+        }
+        told
+    };
+    assert_eq!(announced(0, true), [(true, [0, 1, 0]); 2]);
+    assert_eq!(announced(0, false), [(false, [0, 0, 0]); 2]);
+    let without = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
+    assert_eq!(announced(without, true), [(false, [0, 0, 0]); 2]);
+}
+
+#[test]
 fn a_clone_may_have_another_address() {
     let bench = Bench::new(8, 1 << VIRTIO_NET_F_GUEST_ANNOUNCE);
     let mac = [2, 0, 0, 0, 0, 2];

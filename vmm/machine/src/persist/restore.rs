@@ -120,7 +120,8 @@ impl Machine {
         platform::restore(&vm, &saved.platform)?;
         // Before there are vCPUs: KVM need not wait for them with each doorbell.
         let (states, found) = (&saved.devices.virtio, located.found);
-        let virtio = VirtioDevices::restore(&vm, memory.map(), wanted, found, states, &io.virtio)?;
+        let mut virtio =
+            VirtioDevices::restore(&vm, memory.map(), wanted, found, states, &io.virtio)?;
         if saved.vcpus.iter().any(vcpu_state::counts_events) {
             // An earlier version let guests have them.
             platform::have_counters(&vm, true);

@@ -1,5 +1,7 @@
 //! The gate of a restored machine: its devices are kept from its peers, and let through later. When, `readiness` says.
 
+use std::time::Instant;
+
 use super::VirtioDevices;
 use crate::request::Gate;
 
@@ -17,11 +19,14 @@ pub(crate) enum Side {
 pub(super) struct GateWork {
     networks: u64,
     host: u64,
+    /// Links come with the networks.
+    links: bool,
 }
 
 impl VirtioDevices {
     /// Shuts the gate of a machine that has not run yet. *vCPUs:* standing still; before [`Self::restored`].
-    pub(crate) fn shut_gate(&self, gate: Gate) {
+    pub(crate) fn shut_gate(&mut self, gate: Gate) {
+        self.gate.links = gate.link;
         for slot in &self.slots {
             slot.device.shut_gate(gate);
         }
@@ -39,7 +44,7 @@ impl VirtioDevices {
 
     /// Opens what is to be opened, as far as no vCPU is in it: one that leaves has the event loop called, which calls this again.
     pub(super) fn go_on_opening(&mut self) {
-        if self.gate == GateWork::default() {
+        if self.gate.networks | self.gate.host == 0 {
             return;
         }
         for (number, slot) in self.slots.iter().enumerate() {
@@ -50,6 +55,9 @@ impl VirtioDevices {
             ] {
                 if *work & bit != 0 && slot.device.try_open_gate(side) {
                     *work &= !bit;
+                    if side == Side::Networks && self.gate.links {
+                        self.announcing.begin(number, Instant::now());
+                    }
                     // What waits for it is looked at.
                     self.events.kick(number);
                 }

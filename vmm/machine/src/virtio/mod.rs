@@ -3,6 +3,7 @@
 //! All work on queues and backends is done in the event loop's thread, while the vCPUs run. What happens while they stand still is
 //! remembered and done when they run again, so that a machine that stands still stays as it is.
 
+mod announce;
 mod copies;
 mod device;
 pub mod drive_files;
@@ -31,6 +32,7 @@ use super::layout::VIRTIO_GSIS;
 use super::memory::GuestMemory;
 use crate::config::MacAddress;
 
+use announce::Announcing;
 pub use copies::{CopyDrivesError, DriveCopies};
 pub use device::DeviceBusy;
 pub use drives::UpdateDriveError;
@@ -115,6 +117,7 @@ pub(super) struct VirtioDevices {
     events: Arc<VirtioEvents>,
     complaints: Throttle,
     gate: GateWork,
+    announcing: Announcing,
 }
 
 impl VirtioDevices {
@@ -135,6 +138,7 @@ impl VirtioDevices {
             events: Arc::clone(events),
             complaints: Throttle::default(),
             gate: GateWork::default(),
+            announcing: Announcing::default(),
         })
     }
 
@@ -161,6 +165,7 @@ impl VirtioDevices {
             events: Arc::clone(events),
             complaints: Throttle::default(),
             gate: GateWork::default(),
+            announcing: Announcing::default(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! The cables of a machine's network interfaces.
 
+use std::time::Instant;
+
 use thiserror::Error;
 
 use super::VirtioDevices;
@@ -37,6 +39,9 @@ impl VirtioDevices {
             device
                 .with_device_within(PATIENCE, |net, active| net.set_link(up, active))
                 .ok_or_else(|| DeviceBusy(id.clone()))?;
+            if up {
+                self.announcing.begin(slot, Instant::now());
+            }
             // What waits for the link is looked at when the vCPUs run.
             self.events.kick(slot);
         }
