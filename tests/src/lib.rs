@@ -20,6 +20,7 @@ pub mod guest;
 pub mod http;
 pub mod image;
 pub mod net;
+pub mod packets;
 pub mod process;
 pub mod pty;
 pub mod qemu;

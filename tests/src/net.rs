@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use vm_agent::patience::{Patience, stretched};
 
 use crate::booted::Booted;
 use crate::http;
+use crate::packets::{Packets, check, named, packet_socket};
 use crate::{Guest, Vm};
 
 /// The host's address on each tap.
@@ -175,6 +176,11 @@ impl Namespace {
         self.run(|| Arp::new(interface).expect("a packet socket"))
     }
 
+    /// Hears all that comes out of an interface's guest from now on.
+    pub fn hear(&self, interface: &str) -> Packets {
+        self.run(|| Packets::of(interface).expect("a packet socket"))
+    }
+
     /// Packets and bytes that the host has got from an interface, and that it has sent to it.
     pub fn traffic(&self, interface: &str) -> [u64; 4] {
         let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
@@ -276,16 +282,6 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {errors}");
 }
 
-/// An `ifreq` with a name.
-fn named(name: &str) -> libc::ifreq {
-    // SAFETY: integers and a union of integers and pointers: all zeros is a value of it.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request
-}
-
 /// Makes a tap that stays in the network namespace of this thread.
 pub fn make_tap(name: &str) -> io::Result<()> {
     let file = OpenOptions::new()
@@ -300,13 +296,6 @@ pub fn make_tap(name: &str) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    match result {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// A socket that hears the ARP packets of one interface.
 #[derive(Debug)]
 pub struct Arp {
@@ -315,43 +304,7 @@ pub struct Arp {
 
 impl Arp {
     fn new(interface: &str) -> io::Result<Self> {
-        let protocol = (libc::ETH_P_ARP as u16).to_be();
-        // SAFETY: takes numbers.
-        let socket = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                protocol.into(),
-            )
-        };
-        check(socket)?;
-        // SAFETY: the descriptor is ours, and new.
-        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        let mut request = named(interface);
-        // SAFETY: SIOCGIFINDEX reads and writes one `ifreq`, which lives through the call; it sets the index.
-        let index = unsafe {
-            check(libc::ioctl(
-                socket.as_raw_fd(),
-                libc::SIOCGIFINDEX as _,
-                &raw mut request,
-            ))?;
-            request.ifr_ifru.ifru_ifindex
-        };
-        // SAFETY: integers: all zeros is a value of it.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = protocol;
-        address.sll_ifindex = index;
-        // SAFETY: the address is a `sockaddr_ll` of that length, which lives through the call.
-        let bound = unsafe {
-            libc::bind(
-                socket.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_ll>() as u32,
-            )
-        };
-        check(bound)?;
-        let socket = File::from(socket);
+        let socket = packet_socket(interface, libc::ETH_P_ARP)?;
         let timeout = libc::timeval {
             tv_sec: 1,
             tv_usec: 0,

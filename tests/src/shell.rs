@@ -58,6 +58,18 @@ pub fn load_modules(guest: &mut impl Shell, parameters: &str) {
     guest.shell("insmod /modules/sysgenid_vmgenid.ko");
 }
 
+/// Starts an agent whose hook for the identity of a clone does not end before there is `/tmp/go`; the guest has both modules.
+pub fn start_hanging_agent(guest: &mut impl Shell) {
+    let hook = "#!/bin/sh\\nwhile [ ! -e /tmp/go ]; do sleep 0.1; done\\n";
+    let dir = "/hooks/adapt.d/identity";
+    guest.shell(&format!(
+        "mkdir -p {dir} && printf '{hook}' > {dir}/10-hangs && chmod 755 {dir}/10-hangs"
+    ));
+    guest.shell(
+        "sysgenctl agent --require-success --retry 500ms --directory /hooks --state /tmp/state > /tmp/agent 2>&1 &",
+    );
+}
+
 /// The counter as the driver has it.
 pub fn generation(guest: &mut impl Shell) -> u32 {
     let text = guest.shell("cat /sys/kernel/debug/sysgenid/generation");

@@ -10,9 +10,9 @@ use vmgenie_tests::vm::{BOOT_LIMIT, Boot};
 use vmgenie_tests::{Guest, Vm, http, vsock};
 
 /// The page of the first virtio device's registers.
-const DEVICE: u64 = 0xd000_0000;
+pub(super) const DEVICE: u64 = 0xd000_0000;
 /// Memory that the guest's kernel does not use, behind the pages that the VMM does: for rings.
-const SPARE: u64 = 0x8000;
+pub(super) const SPARE: u64 = 0x8000;
 
 #[test]
 fn a_guest_whose_tap_is_deleted_goes_on_without_a_network() {
@@ -93,7 +93,7 @@ fn a_guest_that_boots_again_has_its_network_and_its_sockets_anew() {
 }
 
 /// Writes 32 bits each; busybox's `devmem` goes past the kernel.
-fn poke(vm: &mut Vm, writes: &[(u64, u64)]) {
+pub(super) fn poke(vm: &mut Vm, writes: &[(u64, u64)]) {
     for writes in writes.chunks(8) {
         let commands: Vec<_> = writes
             .iter()
@@ -103,20 +103,20 @@ fn poke(vm: &mut Vm, writes: &[(u64, u64)]) {
     }
 }
 
-fn peek(vm: &mut Vm, address: u64) -> u64 {
+pub(super) fn peek(vm: &mut Vm, address: u64) -> u64 {
     let text = vm.shell(&format!("devmem {address:#x} 32"));
     u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap()
 }
 
 /// Where a queue's parts are.
-struct Rings {
-    descriptors: u64,
-    available: u64,
-    used: u64,
+pub(super) struct Rings {
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
 }
 
 /// Negotiates, and sets up queue 1, which is the one from the guest, with 8 entries.
-fn activate(vm: &mut Vm, rings: &Rings) {
+pub(super) fn activate(vm: &mut Vm, rings: &Rings) {
     let (select, features, status) = (DEVICE + 0x24, DEVICE + 0x20, DEVICE + 0x70);
     let queue = DEVICE + 0x30;
     let halves = |at: u64, value: u64| [(at, value & 0xffff_ffff), (at + 4, value >> 32)];

@@ -8,6 +8,7 @@
 )]
 
 mod clones;
+mod gate;
 mod links;
 mod metrics;
 mod settings;

@@ -8,4 +8,5 @@
 )]
 
 mod clones;
+mod gate;
 mod traffic;
