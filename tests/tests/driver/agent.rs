@@ -41,7 +41,8 @@ fn hooks_run_once_in_each_generation_and_one_that_hangs_is_cut_off() {
     let snapshot = vm.snapshot();
     for _ in 0..2 {
         let mut clone = Vm::restore(&snapshot);
-        // While the hook hangs the guest has not adapted, and the host is told why.
+        // While the hook hangs the guest has not adapted, and the host is told why. Hooks of one directory are
+        // of the second stage; the first had none, and is over.
         clone.wait_missing(&[Missing::Watchers, Missing::Ready]);
         // Its programs need not wait any longer when it has been cut off; the host knows better.
         assert_eq!(

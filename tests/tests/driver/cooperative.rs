@@ -1,13 +1,18 @@
 //! Snapshots that the host asks for, with `sysgenctl agent` in the guest: hooks of each stage, and what goes amiss.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use vm_agent::patience::{Patience, stretched};
-use vmgenie_api::wire::{CooperativeCreate, CooperativeCreated, SnapshotFallback, SnapshotHow};
+use vmgenie_api::wire::{
+    CooperativeCreate, CooperativeCreated, MAX_QUIESCE_MS, Missing, SnapshotFallback, SnapshotHow,
+};
 use vmgenie_tests::snapshot::Snapshot;
+use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
-use crate::{LIMIT, boot, generation, no_complaints};
+use crate::examples::secrets;
+use crate::{LIMIT, boot, boot_with, generation, no_complaints};
 
 const ETC: &str = "/etc/sysgenid";
 const AGENT: &str = "sysgenctl agent --require-success --retry 500ms --state /tmp/state";
@@ -19,6 +24,9 @@ const STAGES: [&str; 4] = [
     "adapt.d/service",
     "resume.d",
 ];
+
+/// They are waited for.
+const PARTICIPANTS: [&str; 2] = ["c/participant", "rust/participant"];
 
 /// Writes a hook that notes its stage and its name, and then does `command`.
 fn hook(vm: &mut Vm, stage: &str, name: &str, command: &str) {
@@ -77,7 +85,7 @@ fn ask(
     let snapshot = Snapshot::new();
     let mut request = snapshot.request();
     request.cooperative = Some(CooperativeCreate {
-        quiesce_ms: quiesce.as_millis() as u64,
+        quiesce_ms: (quiesce.as_millis() as u64).min(MAX_QUIESCE_MS),
         fallback,
     });
     let made = vm.client.create_snapshot(&request);
@@ -231,6 +239,49 @@ fn an_agent_that_is_killed_while_it_quiesces_is_a_refusal_and_the_next_one_resum
     no_complaints(&mut vm);
 }
 
+#[test]
+fn participants_are_parked_at_the_fork_point_and_clones_renew_before_the_next_piece() {
+    let mut vm = boot_with(Boot::new(Guest::Small).extras(), "");
+    for program in PARTICIPANTS {
+        vm.shell(&format!("/examples/{program} > {} 2>&1 &", output(program)));
+        until_in(&mut vm, &output(program), "secret: ");
+    }
+    start_agent(&mut vm, "");
+    let (snapshot, made) = taken(&mut vm);
+    assert!(made.waited_for.parked, "{made:?}");
+    let mut known = HashSet::new();
+    for program in PARTICIPANTS {
+        until_in(&mut vm, &output(program), "parked: goes on");
+        known.extend(secrets(&vm.shell(&format!("cat {}", output(program)))));
+    }
+    assert_eq!(known.len(), 2, "the original keeps its secrets");
+    for _ in 0..2 {
+        let mut clone = Vm::restore(&snapshot);
+        assert!(clone.wait_adapted_of(Some(1)).adapted);
+        for program in PARTICIPANTS {
+            let file = output(program);
+            until_in(&mut clone, &file, "generation 2: renewed\nsecret: ");
+            let text = clone.shell(&format!("cat {file}"));
+            assert!(text.contains("\nparked: a clone\ngeneration 2"), "{text}");
+            let last = secrets(&text).pop().expect("a secret");
+            assert!(known.insert(last), "{program}: drawn before: {text}");
+        }
+        no_complaints(&mut clone);
+    }
+    // One that does not park is waited for, and nothing comes of the request.
+    vm.shell("killall -STOP participant");
+    let error = refused(&mut vm, Duration::from_secs(8));
+    assert!(error.contains("have not parked in time"), "{error}");
+    vm.shell("killall -CONT participant");
+    taken(&mut vm);
+    no_complaints(&mut vm);
+}
+
+/// The file with what the example has said.
+fn output(program: &str) -> String {
+    format!("/tmp/{}", program.replace('/', "-"))
+}
+
 /// Puts all processes of a guest without a service manager where systemd has them: process 1 and the shell
 /// into a group that is kept, a program that counts into one that is frozen.
 fn with_groups(vm: &mut Vm) {
@@ -300,4 +351,39 @@ fn beats(vm: &mut Vm) {
         assert!(!patience.is_over(), "it stands still");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[test]
+fn a_clone_whose_agent_is_killed_frozen_stays_so_until_it_is_thawed_and_the_next_agent_adapts() {
+    let mut vm = boot(Guest::Debian);
+    with_groups(&mut vm);
+    hook(&mut vm, "quiesce.d", "10-hook", "");
+    hook(&mut vm, "resume.d", "10-hook", "");
+    let once = "[ -e /tmp/killed ] || { touch /tmp/killed; kill -9 $PPID; exec sleep 1000; }";
+    hook(&mut vm, "adapt.d/identity", "10-hook", once);
+    agent_in_slice(&mut vm, "--freeze required");
+    let (snapshot, _) = taken(&mut vm);
+    drop(vm);
+    let mut clone = Vm::restore(&snapshot);
+    let gone = "while [ -e /proc/$(cat /tmp/pid)/exe ]; do sleep 0.1; done";
+    clone.shell(gone);
+    // Nobody else thaws.
+    clone.shell(FROZEN);
+    let said = clone.shell("sysgenctl thaw --json");
+    assert_eq!(said, "{\"groups\":1}\n");
+    assert_eq!(clone.run(FROZEN).0, 1);
+    beats(&mut clone);
+    let waited = clone.client.wait_for_generation(Duration::ZERO).unwrap();
+    assert!(waited.missing.contains(&Missing::Agent), "{waited:?}");
+    agent_in_slice(&mut clone, "--freeze required");
+    let waited = clone.wait_adapted_of(Some(1));
+    assert!(waited.adapted, "{:?}", waited.missing);
+    let expected = [
+        "quiesce 10-hook",
+        "identity 10-hook",
+        "identity 10-hook",
+        "resume 10-hook clone",
+    ];
+    assert_eq!(ran(&mut clone, "resume 10-hook clone"), expected);
+    no_complaints(&mut clone);
 }

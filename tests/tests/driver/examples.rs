@@ -1,4 +1,4 @@
-//! The four workflows as programs in C and in Rust, in guests that are cloned.
+//! Four of the five workflows as programs in C and in Rust, in guests that are cloned.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn wait_for(vm: &mut Vm, program: &str, lines: &[&str]) -> String {
 }
 
 /// The secrets that a program has shown, in order.
-fn secrets(text: &str) -> Vec<String> {
+pub(crate) fn secrets(text: &str) -> Vec<String> {
     let shown = text
         .lines()
         .filter_map(|line| line.strip_prefix("secret: "));

@@ -1,5 +1,12 @@
 //! The Debian image: boots from its disk, serves over a tap, and its clones become machines of their own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -9,6 +16,7 @@ use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
 use vmgenie_tests::shell::no_complaints;
 
+mod cooperative;
 mod watchdog;
 
 /// How long the machine stands still: longer than the service with a watchdog may be silent.
