@@ -40,6 +40,7 @@ fn conforms(guest: Guest, abi: &str) {
         "user-namespace",
         "capabilities",
         "ready",
+        "roles",
         "stopped",
         "descriptors",
         "file-info",

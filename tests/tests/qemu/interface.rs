@@ -28,7 +28,7 @@ fn conforms(guest: Guest, abi: &str) {
     assert_eq!(status, 0, "{lines}");
     assert!(!lines.contains("FAIL"), "{lines}");
     let passed = lines.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(passed, 22, "{lines}");
+    assert_eq!(passed, 23, "{lines}");
     qemu.shell("rmmod sysgenid_vmgenid && rmmod sysgenid");
     no_complaints(&mut qemu);
 }
