@@ -2,13 +2,14 @@
 
 //! The fork point, with restores, aborts and other programs wherever they can come in between.
 
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::vec::Vec;
 
 use shuttle::{sync::Arc, thread};
 
 use crate::{
     sysgenid_settle::{Answer, Machine, Settled, Still, Stood},
-    test_device::{Device, check},
+    test_device::{Device, Shared, check},
     test_fork::{Cpus, Outcome, Stand, Standing},
     test_hypervisor::Hypervisor,
 };
@@ -166,7 +167,7 @@ fn whoever_trusts_the_answer_alone_goes_on_as_the_original_in_a_clone() {
 }
 
 /// Programs run on other CPUs, and call; the hypervisor takes its snapshot while all stand.
-fn nobody_runs_in_between(stand: Stand) {
+fn runs_among_programs(stand: Stand, instruction: fn(&Device)) -> (Arc<Device>, Shared) {
     let device = Device::started(Hypervisor::with_counter(0));
     let cpus = Arc::new(Cpus::new(()));
     let watcher = device.open(true);
@@ -174,16 +175,19 @@ fn nobody_runs_in_between(stand: Stand) {
         let (device, cpus) = (device.clone(), cpus.clone());
         thread::spawn(move || what(&device, &cpus))
     };
-    let spinner = |device: &Device, cpus: &Cpus| {
-        for _ in 0..4 {
-            let instruction = cpus.read().unwrap();
-            device.check_instruction();
-            drop(instruction);
-        }
+    let spinner = || {
+        let (device, cpus) = (device.clone(), cpus.clone());
+        thread::spawn(move || {
+            for _ in 0..4 {
+                let running = cpus.read().unwrap();
+                instruction(&device);
+                drop(running);
+            }
+        })
     };
     let threads = [
-        run(spinner),
-        run(spinner),
+        spinner(),
+        spinner(),
         run(|device, cpus| device.preempted_with_the_state(cpus)),
         run(|device, _| {
             device.settle();
@@ -199,22 +203,26 @@ fn nobody_runs_in_between(stand: Stand) {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(device.look(&watcher).0, "not told");
-    // The notification comes as well, and moves nothing.
-    assert!(!device.settle());
-    device.check_settled();
-    assert_eq!((device.told(), device.began()), (2, 1), "once, not thrice");
+    (device, watcher)
 }
 
 #[test]
 fn no_instruction_runs_between_the_restore_and_the_reseeding() {
-    check(|| nobody_runs_in_between(stands));
+    check(|| {
+        let (device, watcher) = runs_among_programs(stands, Device::check_instruction);
+        assert!(device.look(&watcher).0, "not told");
+        // The notification comes as well, and moves nothing.
+        assert!(!device.settle());
+        device.check_settled();
+        assert_eq!((device.told(), device.began()), (2, 1), "once, not thrice");
+    });
 }
 
-/// What would be wrong: to do the rest when the others run again.
+/// What would be wrong: to do the rest when the others run again. How many instructions see it
+/// depends on the order, so they are counted over all orders.
 #[test]
-#[should_panic(expected = "reseeded in")]
-fn one_does_where_the_rest_is_done_after_the_stop() {
+fn some_do_where_the_rest_is_done_after_the_stop() {
+    static STALE: AtomicU32 = AtomicU32::new(0);
     fn goes_on(_: &mut Settled, machine: &Standing<'_>) -> Stood {
         machine.stand();
         while machine.answer() == Answer::Pending {
@@ -222,7 +230,13 @@ fn one_does_where_the_rest_is_done_after_the_stop() {
         }
         Stood::Clone
     }
-    check(|| nobody_runs_in_between(goes_on));
+    check(|| {
+        runs_among_programs(goes_on, |device| {
+            let stale = device.rng_restores() != device.hypervisor.restores();
+            STALE.fetch_add(stale.into(), Relaxed);
+        });
+    });
+    assert_ne!(STALE.load(Relaxed), 0);
 }
 
 #[test]
