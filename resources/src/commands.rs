@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use vm_agent::{GUEST_DIR, QEMU_DIR, Report, WORK_DIR, Work};
+use vm_agent::{GUEST_DIR, QEMU_DIR, WORK_DIR, Work};
 
 use crate::build::{self, Profile, Wanted};
 use crate::detect::{self, Kvm};
 use crate::driver_patch;
 use crate::fuzz;
-use crate::host::{self, HostDied, Request, SharedFile};
+use crate::host::{self, Request, SharedFile};
 use crate::man;
 use crate::package;
+use crate::programs::{self, BENCH_HELP, DEMO_HELP, Passed};
 use crate::progress::Progress;
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
@@ -57,37 +58,6 @@ enum Subcommands {
     /// requests. Needs a nightly toolchain.
     Fuzz(Fuzz),
 }
-
-/// The program runs on the KVM, where it takes a while to be asked.
-const DEMO_HELP: &str = "\
-What the program takes:
-  --guest debian|small   what boots [default: debian]
-  --full                 a whole Debian from a disk instead: it serves over a tap, is snapshotted at
-                         work, and its clones become machines of their own
-  --json                 the result as JSON
-  --verbose              if something fails, also what the guest's console said
-
-Examples:
-  cargo xtask demo
-  cargo xtask demo --guest small --json
-  cargo xtask demo --full";
-
-const BENCH_HELP: &str = "\
-What the program takes:
-  restore|create|boot|net|vsock|block|image|notify|fork
-                         what is measured; first
-  --json                 the result as JSON
-  --runs N               how often [default: 100 restores, 20 creates, 5 boots and images,
-                         10 of all else]
-  --tiny                 with fork: the tiny guest alone, on any KVM
-  --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
-                         which measures a QEMU of its own, nor with fork
-
-Examples:
-  cargo xtask bench restore
-  cargo xtask bench create --runs 50 --json
-  cargo xtask bench notify
-  cargo xtask bench fork --runs 20";
 
 const DRIVER_PATCH_HELP: &str = "\
 Examples:
@@ -151,13 +121,6 @@ struct Fuzz {
     seconds: u64,
 }
 
-#[derive(Debug, Args)]
-struct Passed {
-    /// Arguments for the program.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<String>,
-}
-
 /// Runs the command and returns the exit status.
 pub(crate) fn run(arguments: Arguments) -> Result<i32> {
     match arguments.command {
@@ -171,17 +134,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<i32> {
         }
         Subcommands::KvmHost(options) => kvm_host(options),
         Subcommands::Test(options) => test(options),
-        Subcommands::Demo(passed) => {
-            let guests = demo_guests(&passed.arguments);
-            let full = passed.arguments.iter().any(|argument| argument == "--full");
-            program("demo", passed.arguments, detect::detect()?, guests, full)
-        }
-        Subcommands::Bench(passed) => {
-            let kvm = bench_kvm(&passed.arguments)?;
-            let guests = Guests::All(Flavor::Plain);
-            let image = passed.arguments.first().is_some_and(|name| name == "image");
-            program("bench", passed.arguments, kvm, guests, image)
-        }
+        Subcommands::Demo(passed) => programs::demo(passed),
+        Subcommands::Bench(passed) => programs::bench(passed),
         Subcommands::DriverPatch(options) => driver_patch::run(&options),
         Subcommands::Man(options) => man::run(&options),
         Subcommands::Package(options) => package::run(&options),
@@ -284,105 +238,6 @@ fn check_visible(files: &[SharedFile], image: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a restore or a snapshot costs on the host side can be measured on any KVM; a boot cannot.
-fn bench_kvm(arguments: &[String]) -> Result<Kvm> {
-    let tiny = arguments.iter().any(|argument| argument == "--tiny");
-    let host_side = arguments
-        .first()
-        .is_some_and(|name| name == "restore" || name == "create" || name == "fork" && tiny);
-    if host_side && std::env::var_os("VMGENIE_KVM").is_none() && detect::kvm_opens() {
-        return Ok(Kvm::Native);
-    }
-    detect::detect()
-}
-
-/// The demo shows the stock kernel unless it is told otherwise; then nobody waits for a kernel build.
-fn demo_guests(arguments: &[String]) -> Guests {
-    let small = arguments
-        .iter()
-        .any(|argument| argument == "small" || argument == "--guest=small");
-    match small {
-        true => Guests::All(Flavor::Plain),
-        false => Guests::Stock,
-    }
-}
-
-/// Runs a program of the tests package, as it would be shipped.
-fn program(
-    name: &str,
-    arguments: Vec<String>,
-    kvm: Kvm,
-    guests: Guests,
-    image: bool,
-) -> Result<i32> {
-    let resources = setup::setup(guests, image, &Progress::default())?;
-    let built = build::build(Profile::Release, Wanted::Program(name))?;
-    let program = built.program.context("cargo built no program")?;
-    let mut argv = vec![program.to_string_lossy().into_owned()];
-    let (arguments, files) = moved(kvm, arguments)?;
-    argv.extend(arguments);
-    let request = Request {
-        work: Work::Command { argv },
-        files,
-        agent: built.agent,
-        vmgenie: built.vmgenie,
-        timeout_secs: None,
-    };
-    let report = patiently(name, || host::run(kvm, &resources, &request))?;
-    Ok(report.status)
-}
-
-/// How often a program is begun whose emulated host crashes.
-const HOST_ATTEMPTS: u32 = 3;
-
-/// Begins anew when the emulated host has crashed: that is nothing of the program's doing.
-fn patiently(name: &str, mut run: impl FnMut() -> Result<Report>) -> Result<Report> {
-    for _ in 1..HOST_ATTEMPTS {
-        match run() {
-            Err(error) if error.is::<HostDied>() => {
-                eprintln!(
-                    "NOTE: the emulated host has crashed, as it does now and then; the {name} begins anew"
-                );
-            }
-            result => return result,
-        }
-    }
-    run()
-}
-
-/// Where the peer of a benchmark is in the emulated host.
-const PEER: &str = "/peer/firecracker";
-
-/// The arguments as they are right on the KVM's side, and the files that must be there: of all paths, that of `bench --firecracker PATH`.
-fn moved(kvm: Kvm, arguments: Vec<String>) -> Result<(Vec<String>, Vec<SharedFile>)> {
-    if kvm == Kvm::Native {
-        return Ok((arguments, Vec::new()));
-    }
-    let mut moved = Vec::new();
-    let mut files = Vec::new();
-    let mut arguments = arguments.into_iter();
-    while let Some(argument) = arguments.next() {
-        let path = match argument.strip_prefix("--firecracker=") {
-            Some(path) => Some(path.to_owned()),
-            None if argument == "--firecracker" => arguments.next(),
-            None => None,
-        };
-        let Some(path) = path else {
-            moved.push(argument);
-            continue;
-        };
-        let from = PathBuf::from(&path);
-        let from = from.canonicalize();
-        let from = from.with_context(|| format!("could not find {path}"))?;
-        files.push(SharedFile {
-            from,
-            to: PEER.to_owned(),
-        });
-        moved.extend(["--firecracker".to_owned(), PEER.to_owned()]);
-    }
-    Ok((moved, files))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,22 +263,6 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_waits_for_the_small_kernel_only_where_it_is_asked_for() {
-        let guests = |words: &[&str]| {
-            demo_guests(
-                &words
-                    .iter()
-                    .map(|word| word.to_string())
-                    .collect::<Vec<_>>(),
-            )
-        };
-        assert_eq!(guests(&["--json"]), Guests::Stock);
-        assert_eq!(guests(&["--guest", "debian"]), Guests::Stock);
-        assert_eq!(guests(&["--guest", "small"]), Guests::All(Flavor::Plain));
-        assert_eq!(guests(&["--guest=small"]), Guests::All(Flavor::Plain));
-    }
-
-    #[test]
     fn a_shared_file_may_have_another_place_in_the_host() {
         let file = shared_file("/proc/self/exe:/bin/x").unwrap();
         assert_eq!(file.to, "/bin/x");
@@ -435,49 +274,5 @@ mod tests {
         let hidden = visible("/tmp/x").unwrap_err();
         assert!(hidden.to_string().contains("at /tmp"), "{hidden}");
         visible("/tmpx").unwrap();
-    }
-
-    #[test]
-    fn a_program_begins_anew_when_its_host_has_crashed_and_not_for_ever() {
-        let mut runs = 0;
-        let report = patiently("demo", || {
-            runs += 1;
-            match runs {
-                1 => Err(HostDied::after(Vec::new()).into()),
-                _ => Ok(Report::of_status(7)),
-            }
-        });
-        assert_eq!((report.unwrap().status, runs), (7, 2));
-        let mut runs = 0;
-        let report = patiently("demo", || {
-            runs += 1;
-            Err(HostDied::after(Vec::new()).into())
-        });
-        assert!(report.unwrap_err().is::<HostDied>());
-        assert_eq!(runs, HOST_ATTEMPTS);
-        let other = patiently("demo", || bail!("another reason"));
-        assert!(!other.unwrap_err().is::<HostDied>());
-    }
-
-    #[test]
-    fn the_peer_of_a_benchmark_moves_into_the_emulated_host() {
-        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        for form in [
-            "--firecracker /proc/self/exe",
-            "--firecracker=/proc/self/exe",
-        ] {
-            let given = words(&format!("net {form} --runs 3"));
-            let (there, files) = moved(Kvm::Emulated, given.clone()).unwrap();
-            assert_eq!(there, words(&format!("net --firecracker {PEER} --runs 3")));
-            assert_eq!(files.len(), 1);
-            assert_eq!(files[0].to, PEER);
-            assert!(files[0].from.is_absolute());
-            assert_eq!(
-                moved(Kvm::Native, given.clone()).unwrap(),
-                (given, Vec::new())
-            );
-        }
-        let missing = moved(Kvm::Emulated, words("net --firecracker /nowhere"));
-        assert!(missing.unwrap_err().to_string().contains("/nowhere"));
     }
 }

@@ -29,6 +29,7 @@ mod package;
 mod patches;
 mod peer;
 mod prepared;
+mod programs;
 mod progress;
 mod setup;
 mod small;

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::setup::{self, Guests};
 use crate::small::Flavor;
 
-pub(crate) use check::check;
+pub(crate) use check::{Installed, check};
 
 /// What the command takes.
 #[derive(Debug, Clone, Args)]
