@@ -162,6 +162,10 @@ echo:
     cmp     al, '!'
     jne     echo
 
+crash:
+    lidt    [rip + no_table]
+    ud2
+
 fork:
     mov     ebx, COUNTER
 asked:
@@ -233,10 +237,6 @@ report:
     mov     edx, DOORBELL           # REACHED
     out     dx, eax
     ret
-
-crash:
-    lidt    [rip + no_table]
-    ud2
 
 ring:
     movzx   ecx, al
