@@ -11,8 +11,8 @@ use crate::clock_source;
 
 /// How long a snapshot lies there.
 const NIGHT: Duration = Duration::from_secs(90);
-/// By how many seconds the clock of a guest that has booted may be wrong.
-const BOOTED: f64 = 3.0;
+/// By how many seconds a clock that nobody has set is late after it, at least.
+const LATE: f64 = 60.0;
 /// How long a guest may take to set its clock.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -30,8 +30,8 @@ fn woken(clone: &mut Vm) -> f64 {
         .unwrap_or_else(|| panic!("{text}"))
 }
 
-/// By how many seconds the guest's time of day differs from the host's, and how long the question took.
-fn difference(vm: &mut Vm) -> (f64, f64) {
+/// By how many seconds the guest's time of day is behind the host's, and how long the question took.
+fn behind(vm: &mut Vm) -> (f64, f64) {
     let before = host_time();
     // `adjtimex` of busybox tells microseconds, which its `date` does not.
     let text = vm.shell("adjtimex | grep time.tv");
@@ -43,13 +43,13 @@ fn difference(vm: &mut Vm) -> (f64, f64) {
             .unwrap_or_else(|| panic!("no {name} in {text:?}"))
     };
     let guest = number("time.tv_sec") + number("time.tv_usec") / 1e6;
-    ((guest - f64::midpoint(before, after)).abs(), after - before)
+    (f64::midpoint(before, after) - guest, after - before)
 }
 
 fn is_right(vm: &mut Vm) -> bool {
-    let (seconds, took) = difference(vm);
-    eprintln!("off by {seconds:.3} s, asked for {took:.3} s");
-    seconds < 0.05 + took / 2.0
+    let (seconds, took) = behind(vm);
+    eprintln!("behind by {seconds:.3} s, asked for {took:.3} s");
+    seconds.abs() < 0.05 + took / 2.0
 }
 
 fn becomes_right(vm: &mut Vm) {
@@ -72,27 +72,25 @@ fn restore(snapshot: &Snapshot, clock: ClockChoice) -> Vm {
     vm
 }
 
-/// A guest with the clock source `source`, in a snapshot.
-fn goes_to_sleep(guest: Guest, source: &str) -> Snapshot {
+/// A guest with the clock source `source`, in a snapshot; and by how many seconds its time was behind.
+fn goes_to_sleep(guest: Guest, source: &str) -> (Snapshot, f64) {
     let cmdline = format!("clocksource={source} tsc=reliable");
     let mut vm = Boot::new(guest).cmdline(&cmdline).ready();
     load_modules(&mut vm, "");
     assert_eq!(clock_source(&mut vm), source);
-    // A guest that boots has the time to the second, and here less exactly than that.
-    let (seconds, _) = difference(&mut vm);
-    assert!(seconds < BOOTED, "before the snapshot: {seconds}");
+    // A guest that boots reads the time to the second, and on a busy machine that takes seconds.
+    let (seconds, _) = behind(&mut vm);
     start(&mut vm, "sysgenid-test notice");
-    vm.snapshot()
+    (vm.snapshot(), seconds)
 }
 
 /// The snapshot is restored after the night: late if nobody sets the clock, else right.
-fn wakes_up(snapshot: &Snapshot, source: &str) {
+fn wakes_up(snapshot: &Snapshot, before: f64, source: &str) {
     let mut late = restore(snapshot, ClockChoice::Keep);
-    let behind = host_time() - woken(&mut late);
-    let least = NIGHT.as_secs_f64() - BOOTED;
-    assert!(behind > least, "kept: {behind}");
-    let (seconds, _) = difference(&mut late);
-    assert!(seconds > least, "kept: {seconds}");
+    let at = host_time() - woken(&mut late);
+    assert!(at > before + LATE, "kept: {at}, before: {before}");
+    let (seconds, _) = behind(&mut late);
+    assert!(seconds > before + LATE, "kept: {seconds}, before: {before}");
     drop(late);
 
     let before = host_time();
@@ -101,7 +99,7 @@ fn wakes_up(snapshot: &Snapshot, source: &str) {
     let at = woken(&mut clone);
     let after = host_time();
     eprintln!(
-        "{source}: kept {behind:.3} s late; woken {:.3} s after the request",
+        "{source}: kept {seconds:.3} s late; woken {:.3} s after the request",
         at - before
     );
     assert!(
@@ -121,8 +119,8 @@ fn both_kernels_have_the_right_time_by_either_clock_source_after_a_night() {
         .map(|(guest, source)| (goes_to_sleep(guest, source), source))
         .collect();
     std::thread::sleep(NIGHT);
-    for (snapshot, source) in &machines {
-        wakes_up(snapshot, source);
+    for ((snapshot, before), source) in &machines {
+        wakes_up(snapshot, *before, source);
     }
 }
 
