@@ -33,14 +33,14 @@ Examples:
 
 pub(crate) const BENCH_HELP: &str = "\
 What the program takes:
-  restore|create|boot|net|vsock|block|image|notify|fork
+  restore|create|boot|net|vsock|block|image|notify|fork|unaware
                          what is measured; first
   --json                 the result as JSON
   --runs N               how often [default: 100 restores, 20 creates, 5 boots and images,
                          10 of all else]
   --tiny                 with fork: the tiny guest alone, on any KVM
-  --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify,
-                         which measures a QEMU of its own, nor with fork
+  --firecracker PATH     measure this Firecracker too, in turn, and print ratios; not with notify
+                         and unaware, which measure a QEMU of their own, nor with fork
 
 Examples:
   cargo xtask bench restore

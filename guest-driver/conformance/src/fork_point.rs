@@ -69,7 +69,7 @@ fn draws(cpu: usize, number: usize, page: &Mapping, before_each: impl Fn() -> Ou
         if after == old {
             continue;
         }
-        let hex: String = drawn.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&drawn);
         let how = if direct { "call" } else { "library" };
         tell(&format!("drawn {how} {cpu} {before} {after} {hex}"))?;
         shown += usize::from(before == after);
@@ -109,7 +109,12 @@ fn on_each_cpu(
     })
 }
 
-fn drawn(direct: bool) -> Outcome<[u8; LENGTH]> {
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A draw, by the system call or as the C library does it.
+pub(crate) fn drawn(direct: bool) -> Outcome<[u8; LENGTH]> {
     let mut bytes = [0; LENGTH];
     // SAFETY: the buffer is writable for its whole length.
     let length = unsafe {

@@ -22,6 +22,7 @@ mod raw;
 mod reseed;
 mod restores;
 mod taking_part;
+mod unaware;
 mod waiting;
 
 use std::path::PathBuf;
@@ -187,6 +188,9 @@ enum Test {
     /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
     /// a mapping and a blocked read show the new generation. Does not end.
     Latency,
+    /// For a machine that is restored meanwhile: prints how often the counter was loaded before the kernel's
+    /// generator was reseeded, and what was drawn first.
+    Unaware,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -302,6 +306,7 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         )],
         Test::Hold => one("hold", restores::hold),
         Test::Latency => one("latency", latency::latency),
+        Test::Unaware => one("unaware", unaware::unaware),
         Test::LateReseed { agent: false } => one("late-reseed", reseed::late_reseed),
         Test::LateReseed { agent: true } => one("late-reseed", reseed::late_reseed_of_an_agent),
         Test::FirstLoad => one("first-load", restores::first_load),

@@ -1,4 +1,4 @@
-//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|image|notify|fork`. What each measures is told in `docs/benchmarks.md`.
+//! The benchmarks: `cargo xtask bench restore|create|boot|net|vsock|block|image|notify|fork|unaware`. What each measures is told in `docs/benchmarks.md`.
 
 mod block;
 mod boot;
@@ -18,6 +18,7 @@ mod resident;
 mod restore;
 mod stats;
 mod streams;
+mod unaware;
 mod vsock;
 
 use std::path::PathBuf;
@@ -57,6 +58,8 @@ enum Benchmark {
     Notify(GuestOptions),
     /// A guest with the driver: its standstill, and when its clones are reseeded, adapted and ready; beside a plain snapshot.
     Fork(ForkOptions),
+    /// What programs of a clone do before its kernel has reseeded: after a fork, a plain snapshot, and on QEMU.
+    Unaware(GuestOptions),
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +153,7 @@ fn run(benchmark: Benchmark) -> Result<()> {
             (options.json, report)
         }
         Benchmark::Notify(options) => (options.json, notify::run(options.runs as usize)?),
+        Benchmark::Unaware(options) => (options.json, unaware::run(options.runs as usize)?),
         Benchmark::Fork(ForkOptions { guests, tiny }) => {
             (guests.json, fork::run(guests.runs as usize, tiny)?)
         }
