@@ -10,9 +10,9 @@ use vmgenie_tests::{Guest, Snapshot, Vm};
 use crate::clock_source;
 
 /// How long a snapshot lies there.
-const NIGHT: Duration = Duration::from_secs(90);
+const NIGHT: Duration = Duration::from_secs(30);
 /// By how many seconds a clock that nobody has set is late after it, at least.
-const LATE: f64 = 60.0;
+const LATE: f64 = 25.0;
 /// How long a guest may take to set its clock.
 const SOON: Duration = Duration::from_secs(20);
 
