@@ -13,7 +13,8 @@
 # With "fork=N" it plays the driver's part of the fork point, for good: it announces itself, waits for a request, says that it has
 # heard and that it stands still, and asks who it is. After a number of questions that it takes from the ticket, below N (a power of
 # two; 0: after none), it gives up. It says what it was told: "o" original, "c" clone, "a" called off. A clone reports all that a
-# driver reports. With "deaf" besides it never hears, with "slow" it hears and never stands still, with "no" it refuses.
+# driver reports. With "deaf" besides it never answers, with "slow" it does and never stands still; it says "d" or "s" then. With "no" it
+# refuses.
 # With "timer" it tells the boot timer that it has booted, right before it says "ready".
 # Everything in it is simple enough for a software KVM.
 
@@ -173,10 +174,10 @@ asked:
     in      eax, dx
     test    eax, eax
     jz      asked
-    cmp     r15d, 'd'
-    je      asked
     mov     esi, eax                # the ticket
     mov     r9d, eax
+    cmp     r15d, 'd'
+    je      idle
     movzx   eax, si
     or      eax, 1 << 24            # heard
     cmp     r15d, 'n'
@@ -185,7 +186,7 @@ asked:
     or      eax, 2 << 24 | 1 << 16  # refused: a hook failed
 1:  out     dx, eax
     cmp     r15d, 's'
-    je      over
+    je      idle
     cmp     r15d, 'n'
     je      over
     mov     eax, esi
@@ -226,6 +227,11 @@ over:                               # until the request is; there may be another
     cmp     eax, r9d
     je      over
     jmp     asked
+idle:
+    mov     eax, r15d
+    mov     edx, COM1
+    out     dx, al
+    jmp     over
 
 report:
     lock inc dword ptr [rbx]

@@ -18,6 +18,7 @@ mod fork;
 mod gate;
 mod help;
 mod jail;
+mod killed;
 mod last_words;
 mod machines;
 mod names;
