@@ -1,5 +1,6 @@
 //! What may be said on the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,14 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
+    /// What every command takes.
+    #[command(flatten)]
+    pub all: AllArgs,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub struct AllArgs {
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub json: bool,
@@ -39,6 +48,40 @@ pub struct Cli {
         default_value = "warn"
     )]
     pub log_level: LogLevel,
+}
+
+impl Cli {
+    /// Reads a command line; ends the process if there is nothing to do.
+    pub fn read(words: Vec<OsString>) -> Self {
+        Self::read_api(&words).unwrap_or_else(|| Self::parse_from(words))
+    }
+
+    /// Reads the command line of an `api` without a fault. The process of each clone has one, and
+    /// would keep the memory that all commands' options have taken.
+    pub(super) fn read_api(words: &[OsString]) -> Option<Self> {
+        if words.get(1)? != "api" {
+            return None;
+        }
+        let OnlyApi { command, all } = OnlyApi::try_parse_from(words).ok()?;
+        let OnlyApiCommand::Api(args) = command;
+        let command = Command::Api(args);
+        Some(Self { command, all })
+    }
+}
+
+/// A command line of `api`. What it has to say of a fault nobody sees.
+#[derive(Debug, Parser)]
+#[command(name = "vmgenie")]
+struct OnlyApi {
+    #[command(subcommand)]
+    command: OnlyApiCommand,
+    #[command(flatten)]
+    all: AllArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum OnlyApiCommand {
+    Api(ApiArgs),
 }
 
 /// The commands.

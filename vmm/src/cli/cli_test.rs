@@ -1,6 +1,8 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Parser;
 use clap::error::ErrorKind;
 
 use super::args::{Generation, LogLevel, OnReboot};
@@ -294,10 +296,38 @@ fn fork_takes_what_clone_takes_and_waits_within_bounds() {
 
 #[test]
 fn json_and_the_log_level_may_stand_anywhere() {
-    assert!(parse("vmgenie --json info s").unwrap().json);
+    assert!(parse("vmgenie --json info s").unwrap().all.json);
     let cli = parse("vmgenie info s --json --log-level debug").unwrap();
-    assert!(cli.json);
-    assert_eq!(cli.log_level, LogLevel::Debug);
+    assert!(cli.all.json);
+    assert_eq!(cli.all.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn a_line_of_api_is_read_as_by_the_whole_command_line() {
+    for line in [
+        "vmgenie api --api-sock s",
+        "vmgenie api --json --api-sock=s --id web-1 --on-reboot restart --log-level debug",
+        "vmgenie api --api-sock s --lifeline --rotate r --doomed a --doomed b --shared-dir d",
+    ] {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let only = Cli::read_api(&words).unwrap();
+        assert_eq!(format!("{only:?}"), format!("{:?}", parse(line).unwrap()));
+    }
+    // What is at fault, and what is asked for, the whole command line tells.
+    for line in [
+        "vmgenie",
+        "vmgenie --json api --api-sock s",
+        "vmgenie run --kernel k",
+        "vmgenie api",
+        "vmgenie api --api-sock s --id a_b",
+        "vmgenie api --api-sock s --on-reboot dance",
+        "vmgenie api --api-sock s --rotate r",
+        "vmgenie api --help",
+        "vmgenie api --api-sock s info",
+    ] {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        assert!(Cli::read_api(&words).is_none(), "{line}");
+    }
 }
 
 #[test]

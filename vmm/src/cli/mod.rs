@@ -30,7 +30,7 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use args::{Cli, Command};
 use output::report;
@@ -69,8 +69,8 @@ pub fn main() -> ExitCode {
     let done = if firecracker::is_meant(std::env::args_os().nth(1).as_deref()) {
         firecracker::main(std::env::args_os())
     } else {
-        let cli = Cli::parse();
-        crate::logging::start(cli.log_level.into());
+        let cli = Cli::read(std::env::args_os().collect());
+        crate::logging::start(cli.all.log_level.into());
         dispatch(cli)
     };
     match done {
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    let json = cli.json;
+    let json = cli.all.json;
     match cli.command {
         Command::Run(args) => vmm::run(args),
         Command::Api(args) => vmm::api(args),
