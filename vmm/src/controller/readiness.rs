@@ -77,7 +77,7 @@ impl Controller {
 fn missing(told: &Told, report: &DriverReport) -> String {
     let lacks = report.lacks(told.agents(report), report.required);
     let lacks: Vec<_> = lacks
-        .map(|lack| format!("{lack:?}").to_lowercase())
+        .map(|lack| format!("{lack:?}").to_ascii_lowercase())
         .collect();
     lacks.join(", ")
 }
