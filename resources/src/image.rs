@@ -18,8 +18,9 @@ use crate::lifetime;
 use crate::modules;
 use crate::stock::Stock;
 
-/// What the host loads. QEMU emulates the virtualization of AMD and not that of Intel. The device mapper is for tests whose disk fails.
-const MODULES: &[&str] = &["dm-mod", "kvm-amd", "tun", "virtio_blk"];
+/// What the host loads. QEMU emulates the virtualization of AMD and not that of Intel. The device mapper is for tests whose disk fails, the
+/// bridge for the demo of a fork.
+const MODULES: &[&str] = &["bridge", "dm-mod", "kvm-amd", "tun", "virtio_blk"];
 
 /// What the disk's file system is larger than the files on it, in bytes, for its own structures.
 const DISK_SPARE: u64 = 16 << 20;

@@ -16,6 +16,7 @@ const SERIES: &str = "7";
 
 /// What the emulated host and the guests load of its modules.
 const MODULES: &[&str] = &[
+    "bridge",
     "button",
     "dm-mod",
     "evdev",
