@@ -328,13 +328,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_image_has_its_page_and_the_units_that_are_wanted() {
+    fn the_image_has_its_pages_and_the_units_that_are_wanted() {
         let files = Files::of_workspace(FILES).unwrap();
         let mode = |path: &str| {
             let found = files.iter().find(|(place, ..)| *place == Path::new(path));
             found.map(|(_, _, mode)| mode)
         };
-        assert_eq!(mode("srv/www/cgi-bin/index.cgi"), Some(0o755));
+        for page in ["index.cgi", "nonce.cgi"] {
+            assert_eq!(mode(&format!("srv/www/cgi-bin/{page}")), Some(0o755));
+        }
         for (unit, _) in WANTED {
             assert!(
                 mode(&format!("etc/systemd/system/{unit}")).is_some(),
