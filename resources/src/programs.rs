@@ -20,6 +20,7 @@ What the program takes:
   --guest debian|small   what boots [default: debian]
   --full                 a whole Debian from a disk instead: it serves over a tap, is snapshotted at
                          work, and its clones become machines of their own
+  --fork                 `vmgenie fork` of such a Debian under load, on a bridge
   --packaged             vmgenie is the one that its Debian package installs in a fresh Debian; that
                          of --full has the driver from its package anyway
   --json                 the result as JSON
@@ -29,7 +30,8 @@ Examples:
   cargo xtask demo
   cargo xtask demo --guest small --json
   cargo xtask demo --full
-  cargo xtask demo --full --packaged";
+  cargo xtask demo --full --packaged
+  cargo xtask demo --fork";
 
 pub(crate) const BENCH_HELP: &str = "\
 What the program takes:
@@ -78,7 +80,7 @@ pub(crate) fn demo(passed: Passed) -> Result<i32> {
         name: "demo",
         kvm: detect::detect()?,
         guests: demo_guests(&arguments),
-        image: arguments.iter().any(|argument| argument == "--full"),
+        image: demo_image(&arguments),
         packaged: !packaged.is_empty(),
         arguments,
     }
@@ -120,6 +122,13 @@ fn demo_guests(arguments: &[String]) -> Guests {
         true => Guests::All(Flavor::Plain),
         false => Guests::Stock,
     }
+}
+
+/// Whether the demo boots the Debian image.
+fn demo_image(arguments: &[String]) -> bool {
+    arguments
+        .iter()
+        .any(|argument| argument == "--full" || argument == "--fork")
 }
 
 impl Run<'_> {

@@ -78,6 +78,20 @@ impl Namespace {
         });
     }
 
+    /// Makes a bridge on which the host has [`HOST`], and taps that stay, which are its ports.
+    pub fn add_bridge(&self, taps: &[&str]) {
+        self.run(|| {
+            ip("link add bridge0 type bridge");
+            for tap in taps {
+                make_tap(tap).unwrap_or_else(|error| panic!("the tap {tap}: {error}"));
+                ip(&format!("link set {tap} master bridge0"));
+                ip(&format!("link set {tap} up"));
+            }
+            ip(&format!("addr add {HOST}/24 dev bridge0"));
+            ip("link set bridge0 up");
+        });
+    }
+
     /// Tells the host's side of `tap0` a guest's hardware address, so that it need not ask.
     pub fn know(&self, address: Ipv4Addr, mac: &str) {
         let arguments = ["-i", "tap0", "-s", &address.to_string(), mac].map(str::to_owned);
@@ -151,8 +165,19 @@ impl Namespace {
 
     /// Gets a page from some address, or tells why there is none. An answer that is cut short is none.
     pub fn try_get(&self, address: Ipv4Addr, port: u16, path: &str) -> io::Result<Vec<u8>> {
+        self.try_get_within(address, port, path, ATTEMPT)
+    }
+
+    /// The same where connecting may take as long as is said.
+    pub fn try_get_within(
+        &self,
+        address: Ipv4Addr,
+        port: u16,
+        path: &str,
+        connecting: Duration,
+    ) -> io::Result<Vec<u8>> {
         let to = SocketAddr::new(address.into(), port);
-        let mut stream = self.run(|| TcpStream::connect_timeout(&to, ATTEMPT))?;
+        let mut stream = self.run(|| TcpStream::connect_timeout(&to, connecting))?;
         stream.set_read_timeout(Some(stretched(LIMIT)))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
         let mut answer = Vec::new();

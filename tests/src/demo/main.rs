@@ -4,6 +4,7 @@
 //! into one line for people and ends whatever was started.
 
 mod ending;
+mod fork;
 mod full;
 mod report;
 mod show;
@@ -29,6 +30,10 @@ struct Arguments {
     /// Show a whole Debian instead: it boots from a disk, serves, and its clones become machines of their own.
     #[arg(long, conflicts_with = "guest")]
     full: bool,
+
+    /// Show `vmgenie fork`: a Debian under load becomes four machines on one bridge.
+    #[arg(long, conflicts_with_all = ["guest", "full"])]
+    fork: bool,
 
     /// What boots.
     #[arg(long, value_enum, default_value_t = Kernel::Debian)]
@@ -76,6 +81,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool> {
     ending::begin(arguments.verbose)?;
     let steps = Steps::new(arguments.json);
+    if arguments.fork {
+        return fork::run(&steps, arguments.json);
+    }
     if arguments.full {
         return full::run(&steps, arguments.json);
     }
