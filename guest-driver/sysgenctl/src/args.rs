@@ -65,7 +65,9 @@ park, freezes all others (--freeze) and has the CPUs stand still. The original i
 resume.d. A clone runs adapt.d/identity FROZEN: these hooks must not wait for another program, systemd
 and journald excepted. Then it is thawed, runs adapt.d/service and, when all watchers have adapted,
 resume.d. A hook of quiesce.d that fails or hangs is a refusal: resume.d is run, nothing was taken.
-An agent that ends before resume.d leaves a mark in --run; the next one runs resume.d.
+If a hook of resume.d fails, all of them are run again every --retry. Until they succeed, a clone is not
+ready and snapshots are refused. An agent that ends before that leaves a mark in --run; the next one
+runs resume.d.
 
 Hooks of the directory given with --hooks, and of hooks.d below --directory, are run in the stage of
 adapt.d/service: that was the only stage once. With --hooks, adapt.d is not looked at.
@@ -211,7 +213,7 @@ pub(crate) struct AgentArgs {
     /// Do not acknowledge a generation while a hook fails; run them again every --retry.
     #[arg(long)]
     pub(crate) require_success: bool,
-    /// The pause between two attempts with --require-success.
+    /// The pause between two attempts: at resume.d, and at the other hooks with --require-success.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(crate) retry: Duration,
     /// Keep in this file the counter of the last generation whose hooks have succeeded: one that begins

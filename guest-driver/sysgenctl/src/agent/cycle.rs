@@ -3,7 +3,7 @@
 //!
 //! Whatever the answers are, two things hold. Programs that may be frozen are thawed before the end. Where
 //! hooks of `quiesce.d` may have run, those of `resume.d` run before the end, unless this is a clone
-//! that has not adapted: it stays quiesced until it has.
+//! that has not adapted: it stays quiesced until it has. If they do not succeed, the end says so.
 
 use sysgenid::{Prepared, Reason};
 
@@ -69,6 +69,8 @@ pub(super) enum Next {
     Over,
     /// The generation is not acknowledged: its hooks are run again, after a pause.
     Retry,
+    /// Services may still be quiesced: `resume.d` is run again, after a pause.
+    Quiesced,
 }
 
 /// A cycle that is under way.
@@ -107,11 +109,13 @@ impl Cycle {
         }
     }
 
-    /// No generation has begun, but a former agent was ended between `quiesce.d` and `resume.d`.
-    pub(super) fn left_quiesced() -> Self {
+    /// No generation has begun, but `resume.d` has not succeeded, or a former agent was ended before it;
+    /// `failed`: some other hook of this generation has failed.
+    pub(super) fn left_quiesced(resumed: Resumed, failed: bool) -> Self {
         Self {
             quiesced: true,
-            ..Self::begin(Step::Resume(Resumed::CalledOff), Freeze::Off, false)
+            failed,
+            ..Self::begin(Step::Resume(resumed), Freeze::Off, false)
         }
     }
 
@@ -161,6 +165,7 @@ impl Cycle {
                 self.frozen = false;
                 self.unless_overtaken(answer, self.after_thaw)
             }
+            Step::Resume(_) if answer != Answer::Done => Next::Quiesced,
             Step::Resume(resumed) => {
                 self.quiesced = false;
                 match resumed {

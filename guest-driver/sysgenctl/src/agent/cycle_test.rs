@@ -51,9 +51,12 @@ impl World {
             Step::Resume(_) => {
                 assert!(self.quiesced && !self.frozen);
                 assert!(!self.clone || self.acknowledged, "{self:?}");
-                self.quiesced = false;
+                self.quiesced = !done;
             }
-            Step::Ready => self.ready = true,
+            Step::Ready => {
+                assert!(!self.quiesced, "the host was told too early: {self:?}");
+                self.ready = true;
+            }
             Step::Park | Step::Fork | Step::Watchers => {}
         }
         if answer == Answer::Overtaken {
@@ -65,11 +68,14 @@ impl World {
     /// What has to hold when a cycle has ended in whatever way.
     fn check_end(&self, next: Next) {
         assert!(!self.frozen, "{self:?}");
+        let unadapted = self.clone && !self.acknowledged;
         if self.quiesced {
-            assert!(self.clone && !self.acknowledged, "{self:?}");
+            assert!(unadapted || next == Next::Quiesced, "{self:?}");
         }
-        if next == Next::Retry {
-            assert!(self.clone && !self.acknowledged, "{self:?}");
+        match next {
+            Next::Retry => assert!(unadapted, "{self:?}"),
+            Next::Quiesced => assert!(self.quiesced && !self.ready, "{self:?}"),
+            Next::Over | Next::Step(_) => {}
         }
     }
 }
@@ -139,7 +145,7 @@ fn resurrect(steps: &[(Step, Answer)]) {
     let due = world.clone && !world.acknowledged;
     let mut cycle = match (due, world.quiesced) {
         (true, quiesced) => Cycle::generation(true, quiesced),
-        (false, true) => Cycle::left_quiesced(),
+        (false, true) => Cycle::left_quiesced(Resumed::CalledOff, false),
         (false, false) => return,
     };
     // The mark of the former agent says no more than that hooks have run.
@@ -269,6 +275,20 @@ fn a_request_that_is_withdrawn_is_not_refused_as_well() {
     let withdrawn = [(Step::Fork, Answer::Withdrawn)];
     let steps = steps(Cycle::asked(Freeze::BestEffort, true), &withdrawn);
     assert_eq!(steps[4..], [Step::Thaw, Step::Resume(Resumed::CalledOff)]);
+}
+
+#[test]
+fn what_does_not_resume_is_not_ready_and_is_resumed_once_more() {
+    let failed = Answer::Failed(Reason::HookFailed);
+    for resumed in [Resumed::Original, Resumed::Clone, Resumed::CalledOff] {
+        let mut cycle = Cycle::left_quiesced(resumed, false);
+        assert_eq!(cycle.next(failed), Next::Quiesced);
+        // If another hook has failed, the host is not told, either.
+        let again = steps(Cycle::left_quiesced(resumed, true), &[]);
+        assert_eq!(again, [Step::Resume(resumed)]);
+    }
+    let again = steps(Cycle::left_quiesced(Resumed::Clone, false), &[]);
+    assert_eq!(again, [Step::Resume(Resumed::Clone), Step::Ready]);
 }
 
 #[test]

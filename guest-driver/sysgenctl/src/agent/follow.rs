@@ -54,30 +54,38 @@ impl<S: Source> Agent<'_, S> {
         }
         let success = self.args.require_success;
         if let Some(new) = self.due()? {
-            let next = self.cycle(Cycle::generation(success, self.mark.is_set()), None)?;
-            if next != Next::Retry {
-                return Ok(Turn::Worked);
-            }
-            if let Some(asked) = self.asked()? {
-                self.refuse(&asked, Reason::Busy);
-            }
-            return Ok(Turn::Failed(new));
+            let quiesced = self.left_quiesced().is_some();
+            let next = self.cycle(Cycle::generation(success, quiesced), None)?;
+            return self.worked(next, new);
         }
-        // A former agent was ended before it could.
-        if !self.caught_up && self.mark.is_set() {
-            self.cycle(Cycle::left_quiesced(), None)?;
+        // Or a former agent was ended before it could.
+        if let Some(resumed) = self.left_quiesced() {
+            let new = self.watcher.current()?;
+            let next = self.cycle(Cycle::left_quiesced(resumed, !self.nothing_missed), None)?;
+            if next != Next::Over {
+                return self.worked(next, new);
+            }
         }
         self.catch_up()?;
         match self.asked()? {
             Some(asked) => {
                 let cycle = Cycle::asked(self.args.freeze, success);
-                match self.cycle(cycle, Some(asked))? {
-                    Next::Retry => Ok(Turn::Failed(self.watcher.current()?)),
-                    _ => Ok(Turn::Worked),
-                }
+                let next = self.cycle(cycle, Some(asked))?;
+                self.worked(next, self.watcher.current()?)
             }
             None => Ok(Turn::Idle),
         }
+    }
+
+    /// What a cycle came to that ended in the generation `new`. A machine that is not whole is not cloned.
+    fn worked(&mut self, next: Next, new: u32) -> Result<Turn, AgentError> {
+        if !matches!(next, Next::Retry | Next::Quiesced) {
+            return Ok(Turn::Worked);
+        }
+        if let Some(asked) = self.asked()? {
+            self.refuse(&asked, Reason::Busy);
+        }
+        Ok(Turn::Failed(new))
     }
 
     /// The generation that hooks have to be run for, if there is one.

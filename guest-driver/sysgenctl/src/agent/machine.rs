@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sysgenid::{ForkRequest, ReadyError, RoleError};
 
+use super::cycle::Resumed;
 use super::error::AgentError;
 use super::freezer::{FreezeError, Freezer};
 use super::group::Groups;
@@ -24,6 +25,8 @@ pub(super) struct Agent<'a, S> {
     pub(super) watcher: S,
     /// Set while services are quiesced.
     pub(super) mark: Mark,
+    /// Whom `resume.d` was run for last, if it has not succeeded.
+    pub(super) unresumed: Option<Resumed>,
     /// The counter that was acknowledged last.
     pub(super) old: u32,
     /// The hooks of that generation have succeeded, or it is the one of the boot.
@@ -108,6 +111,7 @@ impl<'a, S: Source> Agent<'a, S> {
             freezer: Err(FreezeError::NoHierarchy),
             watcher,
             mark: Mark::below(&args.run),
+            unresumed: None,
             old,
             nothing_missed,
             caught_up: false,
@@ -166,6 +170,12 @@ impl<'a, S: Source> Agent<'a, S> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whom `resume.d` has to be run for, if services may still be quiesced. A mark alone is a former agent's.
+    pub(super) fn left_quiesced(&self) -> Option<Resumed> {
+        let marked = || self.mark.is_set().then_some(Resumed::CalledOff);
+        self.unresumed.or_else(marked)
     }
 
     pub(super) fn save(&self, generation: u32) -> Result<(), AgentError> {

@@ -336,6 +336,45 @@ fn what_an_agent_that_was_killed_has_quiesced_the_next_one_resumes() {
 }
 
 #[test]
+fn services_that_do_not_go_on_are_tried_again_and_a_clone_is_not_ready_before() {
+    for (host, outcome, told) in [
+        (Host::Original, "original", vec![3]),
+        (Host::Clone(5), "clone", vec![3, 5]),
+    ] {
+        let scene = Rc::new(Scene::new());
+        let once = scene.path("once");
+        let script = format!("[ -e {0} ] || {{ touch {0}; exit 1; }}", once.display());
+        scene.hook("resume.d", "10-a", &script);
+        let watcher = scene.follow("", asked(host));
+        let ran = scene.ran();
+        let resumed: Vec<_> = ran.iter().filter(|ran| ran.starts_with("resume")).collect();
+        let expected = ["10-a", "20-b", "10-a", "20-b"];
+        let expected = expected.map(|name| format!("resume {name} 0 {outcome}"));
+        assert_eq!(resumed, expected.iter().collect::<Vec<_>>());
+        assert_eq!(watcher.told.take(), told);
+        assert!(!scene.mark().is_set());
+    }
+}
+
+#[test]
+fn while_services_do_not_go_on_the_host_is_not_told_and_no_snapshot_is_taken() {
+    let scene = Scene::new();
+    scene.hook("resume.d", "10-a", "exit 1");
+    let watcher = scene.follow("", asked(Host::Clone(5)));
+    assert_eq!(watcher.told.take(), [3]);
+    assert!(scene.mark().is_set());
+    // As the next agent, in the generation that has been acknowledged.
+    let watcher = scene.follow("", Fake::new(5, u32::MAX).asked(LIMIT, Host::Original));
+    assert_eq!(watcher.told.take(), Vec::<u32>::new());
+    assert_eq!(watcher.refused.take(), [Reason::Busy]);
+    assert!(scene.mark().is_set());
+    scene.hook("resume.d", "10-a", "");
+    let watcher = scene.follow("", Fake::new(5, u32::MAX));
+    assert_eq!(watcher.told.take(), [5]);
+    assert!(!scene.mark().is_set());
+}
+
+#[test]
 fn an_agent_that_is_to_end_refuses_and_lets_services_go_on_first() {
     let scene = Scene::new();
     scene.hook("quiesce.d", "20-b", "exec sleep 1000");

@@ -28,7 +28,7 @@ pub(super) fn save(path: &Path, generation: u32) -> Result<(), AgentError> {
         .map_err(|error| AgentError::WriteState(path.into(), error))
 }
 
-/// A file that is there from before the first hook of `quiesce.d` until those of `resume.d` have run.
+/// A file that is there from before the first hook of `quiesce.d` until those of `resume.d` have succeeded.
 #[derive(Debug)]
 pub(super) struct Mark(PathBuf);
 

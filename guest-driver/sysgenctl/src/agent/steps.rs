@@ -93,10 +93,7 @@ impl<S: Source> Agent<'_, S> {
             (Step::Service, _) => Ok(self.adapt(Stage::Service, course)),
             (Step::Acknowledge, _) => self.acknowledge(course, cycle.has_failed()),
             (Step::Watchers, _) => Ok(self.wait_for_watchers()),
-            (Step::Resume(resumed), _) => {
-                self.resume(resumed, course.new);
-                Ok(Answer::Done)
-            }
+            (Step::Resume(resumed), _) => Ok(self.resume(resumed, course.new)),
             (Step::Ready, _) => {
                 self.tell_host(course.new)?;
                 Ok(Answer::Done)
@@ -393,14 +390,14 @@ impl<S: Source> Agent<'_, S> {
         }
     }
 
-    /// To its end, whatever comes: services are to go on.
-    fn resume(&self, resumed: Resumed, new: u32) {
+    /// To its end, whatever comes: services are to go on. If a hook fails they may not, and it is tried again.
+    fn resume(&mut self, resumed: Resumed, new: u32) -> Answer {
         let outcome = match resumed {
             Resumed::Original => "original",
             Resumed::Clone => "clone",
             Resumed::CalledOff => "called-off",
         };
-        self.round(&Runner {
+        let answer = self.round(&Runner {
             stage: Stage::Resume,
             outcome: Some(outcome),
             old: self.old,
@@ -412,9 +409,15 @@ impl<S: Source> Agent<'_, S> {
             groups: self.groups.as_ref(),
             cut: &|| None,
         });
-        self.mark.clear();
-        let text = format!("services go on: {outcome}");
-        self.log
-            .say("resumed", [("outcome", outcome.into())], &text);
+        let (event, text) = match answer {
+            Answer::Done => {
+                self.mark.clear();
+                ("resumed", format!("services go on: {outcome}"))
+            }
+            _ => ("not-resumed", format!("services may not go on: {outcome}")),
+        };
+        self.unresumed = (answer != Answer::Done).then_some(resumed);
+        self.log.say(event, [("outcome", outcome.into())], &text);
+        answer
     }
 }
