@@ -77,7 +77,8 @@ all hooks have ended, whether they failed or not, unless --require-success is gi
 says that it is ready, and only when all hooks have succeeded: a host that expects an agent waits for
 that. When a generation begins while hooks run, the one that runs is ended, and another round comes
 before it acknowledges. A hook may leave a daemon behind, but one that reaches the limit is ended with
-its whole process group.
+its whole process group. One for which no time is left is not started, and has failed. One that cannot
+be killed is left behind.
 
 To the driver a watcher is up to date from open on. So a generation that began while no agent ran is
 found with --state only, and `sysgenctl wait` does not wait for the hooks that are then run at start.
@@ -226,7 +227,8 @@ pub(crate) struct AgentArgs {
     /// How long the freezing may take.
     #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
     pub(crate) freeze_limit: Duration,
-    /// How long programs of a clone stay frozen for adapt.d/identity. A hook that takes longer is ended.
+    /// How long programs of a clone stay frozen for adapt.d/identity, from its beginning on. A hook that
+    /// takes longer is ended.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) frozen_limit: Duration,
     /// How long the CPUs may stand still for the host: 10s at most.

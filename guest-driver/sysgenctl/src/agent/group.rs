@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::cgroup::{Place, has_line};
 
 /// How long killed processes may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The groups below the agent's own.
 #[derive(Debug)]

@@ -54,7 +54,9 @@ impl<S: Source> Agent<'_, S> {
                 Ok(()) => (path, "hook-done", Answer::Done, None),
                 Err(error) => {
                     let answer = match &error {
-                        HookError::TimedOut(_) => Answer::Failed(Reason::HookHung),
+                        HookError::TimedOut(_) | HookError::Stuck(_) | HookError::NoTime => {
+                            Answer::Failed(Reason::HookHung)
+                        }
                         HookError::Stopped => Answer::Stopped,
                         HookError::Overtaken => Answer::Overtaken,
                         HookError::Withdrawn => Answer::Withdrawn,

@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::group::Groups;
+use super::group::{Groups, PATIENCE};
 use super::signals::{self, Signals};
 use super::stages::Stage;
 
@@ -30,6 +31,10 @@ pub(super) enum HookError {
     Status(ExitStatus),
     #[error("killed with its process group: took longer than {0:?}")]
     TimedOut(Duration),
+    #[error("cannot be killed and is left behind: took longer than {0:?}")]
+    Stuck(Duration),
+    #[error("not started, as no time was left")]
+    NoTime,
     #[error("ended, as the agent is to end")]
     Stopped,
     #[error("ended, as another generation has begun")]
@@ -86,11 +91,13 @@ enum Event {
 impl Runner<'_> {
     /// Runs the hook and waits for it; for what it leaves running only if it has to be killed.
     pub(super) fn run(&self, hook: &Path) -> Result<(), HookError> {
-        let mut child = self.start(hook).map_err(HookError::Start)?;
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let limit = self
-            .deadline
-            .map_or(self.limit, |deadline| self.limit.min(left(deadline)));
+        let left = self.deadline.map(left);
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(HookError::NoTime);
+        }
+        let limit = left.map_or(self.limit, |left| left.min(self.limit));
+        let mut child = self.start(hook).map_err(HookError::Start)?;
         match self.wait(&child, limit, true) {
             Ok(Event::Exited) => {
                 let status = child.wait().map_err(HookError::Wait)?;
@@ -100,23 +107,23 @@ impl Runner<'_> {
                     false => Err(HookError::Status(status)),
                 }
             }
-            Ok(Event::TimeOver) => {
-                self.end(&mut child);
-                Err(HookError::TimedOut(limit))
-            }
+            Ok(Event::TimeOver) => Err(match self.end(child) {
+                true => HookError::TimedOut(limit),
+                false => HookError::Stuck(limit),
+            }),
             Ok(Event::Cut(cut)) => {
-                self.end(&mut child);
+                self.end(child);
                 Err(match cut {
                     Cut::Overtaken => HookError::Overtaken,
                     Cut::Withdrawn => HookError::Withdrawn,
                 })
             }
             Ok(Event::Signal) => {
-                self.end(&mut child);
+                self.end(child);
                 Err(HookError::Stopped)
             }
             Err(error) => {
-                self.end(&mut child);
+                self.end(child);
                 Err(HookError::Wait(error))
             }
         }
@@ -185,14 +192,23 @@ impl Runner<'_> {
     /// Ends the whole process group: SIGTERM, then SIGKILL; and all of the control group, if there is one.
     ///
     /// The child is reaped last: until then its ID, which is the group's too, belongs to nobody else.
-    fn end(&self, child: &mut Child) {
-        let group = Pid::from_child(child);
+    /// Returns whether it was. One that sleeps in the kernel where no signal wakes it (state D) is left
+    /// behind: programs may be frozen until this returns.
+    fn end(&self, mut child: Child) -> bool {
+        let group = Pid::from_child(&child);
         // No error is left to handle: a group without processes is what is wanted.
         let _ = kill_process_group(group, Signal::TERM);
-        let _ = self.wait(child, self.grace, false);
+        let _ = self.wait(&child, self.grace, false);
         let _ = kill_process_group(group, Signal::KILL);
         self.groups.inspect(|groups| groups.kill());
-        let _ = child.wait();
+        let ended = matches!(self.wait(&child, PATIENCE, false), Ok(Event::Exited));
+        let mut reap = move || drop(child.wait());
+        match ended {
+            true => reap(),
+            // It ends with the agent, at the latest.
+            false => drop(thread::Builder::new().spawn(reap)),
+        }
+        ended
     }
 }
 
@@ -200,7 +216,6 @@ impl Runner<'_> {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
-    use std::thread;
 
     use super::*;
 
@@ -332,6 +347,56 @@ mod tests {
         let pids = fs::read_to_string(pids).unwrap();
         assert_eq!(pids.lines().count(), 2);
         assert!(pids.lines().all(await_death));
+    }
+
+    #[test]
+    fn a_hook_that_does_not_die_is_left_behind() {
+        let scene = Scene::new();
+        let pid = scene.path("pid");
+        // It leaves its process group for ours, and so no signal reaches it: as one that sleeps in a
+        // broken device's driver.
+        let script = format!(
+            "exec perl -e 'setpgrp(0, getpgrp(getppid())); open(my $f, \">\", $ARGV[0]); \
+             print $f $$; close($f); sleep 1000' {}",
+            pid.display()
+        );
+        let hook = scene.hook(&script);
+        let (done, wait) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            let scene = &scene;
+            scope.spawn(move || {
+                let limit = Duration::from_secs(3);
+                done.send(scene.runner(limit).run(&hook)).unwrap();
+            });
+            let ended = wait.recv_timeout(LIMIT);
+            let pid = fs::read_to_string(&pid).unwrap();
+            let was_alive = alive(&pid);
+            let stuck = Pid::from_raw(pid.parse().unwrap()).unwrap();
+            rustix::process::kill_process(stuck, Signal::KILL).unwrap();
+            assert!(was_alive);
+            let error = ended.expect("the runner waits for it").unwrap_err();
+            assert!(matches!(error, HookError::Stuck(_)), "{error}");
+            // Nor does it stay a zombie once it can die.
+            let end = Instant::now() + LIMIT;
+            let entry = PathBuf::from(format!("/proc/{pid}"));
+            while entry.exists() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert!(!entry.exists());
+        });
+    }
+
+    #[test]
+    fn a_hook_for_which_no_time_is_left_is_not_started() {
+        let scene = Scene::new();
+        let out = scene.path("out");
+        let hook = scene.hook(&format!("touch {}; sleep 1000", out.display()));
+        let runner = Runner {
+            deadline: Some(Instant::now()),
+            ..scene.runner(LIMIT)
+        };
+        assert!(matches!(runner.run(&hook), Err(HookError::NoTime)));
+        assert!(!out.exists());
     }
 
     #[test]

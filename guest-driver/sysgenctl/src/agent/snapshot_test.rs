@@ -375,6 +375,33 @@ fn while_services_do_not_go_on_the_host_is_not_told_and_no_snapshot_is_taken() {
 }
 
 #[test]
+fn the_time_of_a_frozen_clone_begins_with_the_clone() {
+    let scene = Scene::new();
+    let watcher = asked(Host::Clone(5));
+    // The host takes as long for the snapshot as the clone may stay frozen.
+    *watcher.at_fork.borrow_mut() = Some(Box::new(|| thread::sleep(Duration::from_secs(5))));
+    let watcher = scene.follow("--frozen-limit 5s", watcher);
+    assert_eq!(watcher.identities.take(), [5]);
+    assert_eq!(scene.ran()[2..4], ["identity 10-a 1", "identity 20-b 1"]);
+}
+
+#[test]
+fn no_hook_is_begun_when_the_time_of_a_frozen_clone_is_over() {
+    let scene = Scene::new();
+    scene.hook("adapt.d/identity", "10-a", "exec sleep 1000");
+    let watcher = scene.follow("--frozen-limit 500ms", asked(Host::Clone(5)));
+    assert!(
+        !scene
+            .ran()
+            .iter()
+            .any(|ran| ran.starts_with("identity 20-b"))
+    );
+    assert_eq!(watcher.identities.take(), Vec::<u32>::new());
+    assert_eq!(watcher.told.take(), [3]);
+    assert!(!scene.is_frozen());
+}
+
+#[test]
 fn an_agent_that_is_to_end_refuses_and_lets_services_go_on_first() {
     let scene = Scene::new();
     scene.hook("quiesce.d", "20-b", "exec sleep 1000");

@@ -24,7 +24,7 @@ struct Course {
     new: u32,
     /// When the hooks of this generation began.
     began: Instant,
-    /// When programs were frozen.
+    /// When this clone began, if its programs were frozen then.
     froze: Option<Instant>,
 }
 
@@ -73,7 +73,7 @@ impl<S: Source> Agent<'_, S> {
         match (cycle.step(), asked) {
             (Step::Quiesce, Some(asked)) => Ok(self.quiesce(&asked, course.new)),
             (Step::Park, Some(asked)) => Ok(self.park(&asked, course.new)),
-            (Step::Freeze, Some(asked)) => Ok(self.freeze(&asked, course)),
+            (Step::Freeze, Some(asked)) => Ok(self.freeze(&asked, course.new)),
             (Step::Fork, Some(asked)) => Ok(self.fork(&asked, course, cycle.prepared())),
             (Step::Refuse(reason), Some(asked)) => {
                 self.refuse(&asked, reason);
@@ -83,7 +83,10 @@ impl<S: Source> Agent<'_, S> {
             (Step::Quiesce | Step::Park | Step::Freeze | Step::Fork | Step::Refuse(_), None) => {
                 Ok(Answer::Withdrawn)
             }
-            (Step::Identity, _) => self.identity(course),
+            (Step::Identity, _) => {
+                course.froze = cycle.is_frozen().then(Instant::now);
+                self.identity(course)
+            }
             (Step::TellIdentity, _) => self.tell_identity(course.new),
             (Step::Thaw, _) => {
                 self.thaw();
@@ -177,11 +180,10 @@ impl<S: Source> Agent<'_, S> {
         }
     }
 
-    fn freeze(&self, asked: &Asked, course: &mut Course) -> Answer {
+    fn freeze(&self, asked: &Asked, new: u32) -> Answer {
         let start = Instant::now();
-        course.froze = Some(start);
         let limit = self.args.freeze_limit.min(asked.left_to_freeze());
-        let called_off = || self.called_off(asked, course.new).is_some();
+        let called_off = || self.called_off(asked, new).is_some();
         let frozen = match &self.freezer {
             Ok(freezer) => freezer.freeze(limit, &called_off).map_err(|error| {
                 let called_off = matches!(error, FreezeError::CalledOff);
@@ -203,7 +205,7 @@ impl<S: Source> Agent<'_, S> {
             Err((error, called_off)) => {
                 let text = format!("programs are not frozen: {error}");
                 self.log.say("not-frozen", [("error", error.into())], &text);
-                let answer = self.called_off(asked, course.new).filter(|_| called_off);
+                let answer = self.called_off(asked, new).filter(|_| called_off);
                 answer.unwrap_or(Answer::Failed(Reason::NotFrozen))
             }
         }
