@@ -74,6 +74,8 @@ pub enum ForkRefusal {
     NotParked,
     /// The kernel's random number generator refuses to be reseeded.
     ReseedRefused,
+    /// The driver has gone: the guest reboots or powers off, or unloads it. Seen, not answered.
+    DriverGone,
     /// Something else; the guest's log says what.
     Other,
 }
@@ -364,6 +366,7 @@ impl SysGen {
     /// The driver has gone, and with it who could answer.
     pub(super) fn driver_went(&mut self) {
         if self.fork.settle(ForkStage::Aborted) {
+            self.fork.progress.refused = Some(ForkRefusal::DriverGone);
             self.tell_of_fork();
         }
     }

@@ -132,7 +132,9 @@ fn a_refusal_says_why_and_a_driver_that_goes_answers_nobody() {
     device.ask_for_fork(TICKET + 1, LIMIT_OF_HOST).unwrap();
     assert_eq!(device.fork_progress().refused, None);
     write(&mut device, VERSION, 0);
-    assert_eq!(device.fork_progress().stage, ForkStage::Aborted);
+    let progress = device.fork_progress();
+    assert_eq!(progress.stage, ForkStage::Aborted);
+    assert_eq!(progress.refused, Some(ForkRefusal::DriverGone));
     assert_eq!(read(&mut device, REQUEST), 0);
 }
 

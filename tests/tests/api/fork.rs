@@ -1,10 +1,13 @@
 //! Snapshots in which the guest takes part: the tiny guest plays its driver, so that each step can be had, and had a thousand times.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
+use vm_agent::patience::Patience;
 use vmgenie_api::wire::{CooperativeCreate, GenerationChoice, SnapshotCreate, SnapshotHow};
-use vmgenie_tests::http::{ok, refused_with};
+use vmgenie_tests::http::{ok, refused, refused_with};
 use vmgenie_tests::tiny::{self, LIMIT, generation};
 use vmgenie_tests::{Snapshot, Vm};
 
@@ -94,6 +97,7 @@ fn a_guest_that_cannot_take_part_is_refused_with_the_reason_or_snapshotted_witho
         ("fork=0 no", "hooks failed", 10_000),
         ("fork=0 slow", "did not come to stand still in time", 300),
         ("fork=0 deaf", "did not answer", 10_000),
+        ("fork=0 deaf", "did not answer", 300),
     ];
     for (words, reason, quiesce_ms) in cases {
         let mut vm = tiny::boot(words);
@@ -114,4 +118,57 @@ fn a_guest_that_cannot_take_part_is_refused_with_the_reason_or_snapshotted_witho
         assert!(why.contains(reason), "{words}: {why}");
         drop(Vm::restore(&snapshot));
     }
+}
+
+/// A request that waits for the guest, and the connection that it came over.
+fn asked(vm: &mut Vm, snapshot: &Snapshot, quiesce_ms: u32) -> UnixStream {
+    let long = body(snapshot, &json!({ "quiesce_ms": quiesce_ms }));
+    let length = long.len();
+    let head =
+        format!("PUT /snapshot/create HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let mut patience = Patience::new(LIMIT);
+    loop {
+        let mut connection = UnixStream::connect(vm.socket()).unwrap();
+        connection
+            .write_all((head.clone() + &long).as_bytes())
+            .unwrap();
+        // Of two that come at once either may be the first.
+        if ask(vm).contains("waits for the guest already") {
+            return connection;
+        }
+        assert!(!patience.is_over(), "it is never asked");
+    }
+}
+
+/// Asks for a short time, and is refused: why.
+fn ask(vm: &mut Vm) -> String {
+    let short = body(&Snapshot::new(), &json!({ "quiesce_ms": 200 }));
+    refused(&mut vm.client, "PUT /snapshot/create", short)
+}
+
+#[test]
+fn a_request_whose_client_has_gone_is_called_off() {
+    let mut vm = tiny::boot("fork=0 slow");
+    let snapshot = Snapshot::new();
+    let connection = asked(&mut vm, &snapshot, 600_000);
+    drop(connection);
+    let mut patience = Patience::new(LIMIT);
+    while !ask(&mut vm).contains("did not come to stand still in time") {
+        assert!(!patience.is_over(), "it is never called off");
+    }
+    assert_eq!(files(&snapshot), 0);
+}
+
+#[test]
+fn that_it_was_paused_meanwhile_is_told_as_the_reason() {
+    let mut vm = tiny::boot("fork=0 slow");
+    let snapshot = Snapshot::new();
+    let mut connection = asked(&mut vm, &snapshot, 3000);
+    vm.client.pause().unwrap();
+    let mut answer = [0; 1024];
+    let length = connection.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.contains("was paused meanwhile"), "{answer}");
+    assert_eq!(files(&snapshot), 0);
+    vm.client.resume().unwrap();
 }

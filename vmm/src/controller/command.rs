@@ -261,4 +261,20 @@ impl ControllerHandle {
         self.wake.write(1).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
+
+    /// The same for a client that may go meanwhile: the controller then sees that nobody waits for the answer.
+    pub async fn call_for(
+        &self,
+        command: Command,
+        client_goes: impl Future<Output = ()>,
+    ) -> CommandResult {
+        tokio::select! {
+            result = self.call(command) => result,
+            () = client_goes => {
+                // The loop is woken, to look. Where that fails it has ended.
+                let _ = self.wake.write(1);
+                Err(CommandError("the client has gone".to_owned()))
+            }
+        }
+    }
 }

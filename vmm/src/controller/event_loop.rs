@@ -87,7 +87,10 @@ impl EventLoop {
 
     /// After each turn: what no event tells of.
     pub(crate) fn after_turn(&mut self) {
-        self.controller.step_fork();
+        // What has just ended is not snapshotted.
+        if self.ended.is_none() && self.check_alive().is_ok() {
+            self.controller.step_fork();
+        }
         if self.console_behind {
             let machine = self.controller.machine();
             let output_waits = machine.is_some_and(Machine::flush_console);

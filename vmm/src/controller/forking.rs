@@ -8,9 +8,11 @@ use vmgenie_machine::ForkError;
 use vmgenie_machine::metrics::MACHINE;
 use vmgenie_machine::request::{Cooperative, CreateSnapshot, Fallback};
 
-use super::command::{CommandError, CommandResult, Cooperation, How, Reply, WaitedFor};
+use super::command::{
+    CommandError, CommandResult, Cooperation, How, Reply, SnapshotCreated, WaitedFor,
+};
 use super::monitoring::Measured;
-use super::snapshots::{AtForkPoint, create_snapshot};
+use super::snapshots::{AtForkPoint, NotCreated, create_snapshot};
 use super::{Controller, refused};
 
 /// How long the guest's driver may take to say that it has heard. A guest that is there answers within milliseconds.
@@ -35,9 +37,11 @@ enum Without {
     Silent,
     Late { agent: bool },
     Refused(ForkRefusal),
+    Paused,
     GaveUp,
     OtherGeneration,
     Gone,
+    ClientGone,
 }
 
 impl Without {
@@ -71,12 +75,25 @@ impl Without {
                 ForkRefusal::ReseedRefused => {
                     "its kernel does not let its random number generator be reseeded"
                 }
+                ForkRefusal::DriverGone => {
+                    "its driver has gone meanwhile: it reboots or powers off, or has unloaded the module"
+                }
                 ForkRefusal::Other => "its log says why",
             },
+            Self::Paused => "the microVM was paused meanwhile",
             Self::GaveUp => "it stood still, but was not snapshotted in time",
             Self::OtherGeneration => "another generation of it began meanwhile",
             Self::Gone => "it has ended or rebooted meanwhile",
+            Self::ClientGone => "whoever asked for it has gone meanwhile",
         }
+    }
+
+    /// Whether there is a machine that can be snapshotted without its part, and somebody who wants it.
+    fn leaves_a_machine(&self) -> bool {
+        !matches!(
+            self,
+            Self::Gone | Self::ClientGone | Self::Refused(ForkRefusal::DriverGone)
+        )
     }
 }
 
@@ -122,9 +139,11 @@ impl Controller {
         };
         match machine.ask_for_fork(cooperative.quiesce) {
             Ok(()) => self.forking = Some(forking),
-            Err(ForkError::Ask(AskError::NoDriver)) => self.go_without(forking, &Without::NoDriver),
+            Err(ForkError::Ask(AskError::NoDriver)) => {
+                self.go_without(forking, &Without::NoDriver, ForkProgress::default());
+            }
             Err(ForkError::Ask(AskError::NoForkPoint)) => {
-                self.go_without(forking, &Without::NoForkPoint);
+                self.go_without(forking, &Without::NoForkPoint, ForkProgress::default());
             }
             Err(error) => forking.end(Err(refused(error))),
         }
@@ -149,6 +168,9 @@ impl Controller {
         let Some(forking) = &self.forking else {
             return;
         };
+        if forking.answer.is_closed() {
+            return self.end_fork(&Without::ClientGone);
+        }
         let Some(machine) = &self.machine else {
             return self.end_fork(&Without::Gone);
         };
@@ -162,12 +184,15 @@ impl Controller {
             }
             ForkStage::Clone => self.end_fork(&Without::OtherGeneration),
             ForkStage::Idle | ForkStage::Original => self.end_fork(&Without::Gone),
-            ForkStage::Asked if now >= forking.begun + ACK_LIMIT => self.end_fork(&Without::Silent),
-            ForkStage::Asked | ForkStage::Acked if now >= forking.deadline => {
-                let agent = progress.agent;
-                self.end_fork(&Without::Late { agent });
+            ForkStage::Asked if now < forking.deadline.min(forking.begun + ACK_LIMIT) => {}
+            ForkStage::Acked if now < forking.deadline => {}
+            ForkStage::Asked | ForkStage::Acked if !machine.is_running() => {
+                self.end_fork(&Without::Paused);
             }
-            ForkStage::Asked | ForkStage::Acked => {}
+            ForkStage::Asked => self.end_fork(&Without::Silent),
+            ForkStage::Acked => self.end_fork(&Without::Late {
+                agent: progress.agent,
+            }),
         }
     }
 
@@ -177,11 +202,24 @@ impl Controller {
         };
         let waited = forking.begun.elapsed();
         let made = create_snapshot(&self.host, machine, &forking.request, AtForkPoint::Yes);
+        let made = match made {
+            // It had all the time until the standstill to give up.
+            Err(NotCreated::GaveUp) => {
+                return self.go_without(forking, &Without::GaveUp, progress);
+            }
+            Err(NotCreated::Failed(error)) => Err(error),
+            Ok(made) => Ok(made),
+        };
         let how = match progress.agent {
             true => How::ForkPoint,
             false => How::KernelOnly,
         };
-        let made = made.map(|made| with_cooperation(made, how, None, waited, progress));
+        // It stands since its word, and nobody may have been there to hear it.
+        let stood = waited.saturating_sub(progress.stopped_after.unwrap_or(waited));
+        let made = made.map(|mut made| {
+            made.standstill += stood;
+            with_cooperation(made, how, None, waited, progress)
+        });
         if let Ok(Reply::SnapshotCreated(made)) = &made {
             let quiesce = progress.stopped_after.unwrap_or(waited);
             MACHINE.fork.quiesce_us.record(quiesce);
@@ -194,27 +232,35 @@ impl Controller {
 
     /// The guest does not take part in the snapshot that waits for it.
     fn end_fork(&mut self, without: &Without) {
+        let mut progress = ForkProgress::default();
         if let Some(machine) = &mut self.machine {
+            progress = machine.fork_progress();
             machine.call_fork_off();
         }
         if let Some(forking) = self.forking.take() {
-            self.go_without(forking, without);
+            self.go_without(forking, without, progress);
         }
     }
 
-    fn go_without(&mut self, mut forking: Forking, without: &Without) {
+    /// `progress` is how far this request has come.
+    fn go_without(&mut self, mut forking: Forking, without: &Without, progress: ForkProgress) {
         let why = without.why();
         MACHINE.fork.refused_count.inc();
         tracing::warn!(why, "the guest does not take part in its snapshot");
+        let told =
+            format!("the guest does not take part in its snapshot: {why}. Nothing was taken");
+        if !without.leaves_a_machine() {
+            return forking.end(Err(CommandError(told)));
+        }
         let (Fallback::Plain, Some(machine)) = (forking.fallback, &mut self.machine) else {
             return forking.end(Err(CommandError(format!(
-                "the guest does not take part in its snapshot: {why}. Nothing was taken; \"fallback\": \"plain\" takes it nevertheless"
+                "{told}; \"fallback\": \"plain\" takes it nevertheless"
             ))));
         };
         let waited = forking.begun.elapsed();
-        let progress = machine.fork_progress();
         forking.request.pause = true;
         let made = create_snapshot(&self.host, machine, &forking.request, AtForkPoint::No);
+        let made = made.map_err(CommandError::from);
         let plain = |made| with_cooperation(made, How::Plain, Some(why), waited, progress);
         forking.end(made.map(plain));
         self.tidy_up();
@@ -230,15 +276,12 @@ impl Forking {
 }
 
 fn with_cooperation(
-    reply: Reply,
+    mut made: SnapshotCreated,
     how: How,
     why_plain: Option<&'static str>,
     waited: Duration,
     progress: ForkProgress,
 ) -> Reply {
-    let Reply::SnapshotCreated(mut made) = reply else {
-        return reply;
-    };
     made.total += waited;
     made.cooperation = Some(Cooperation {
         how,

@@ -238,10 +238,12 @@ impl Controller {
                 machine.resume(host).map_err(refused)?;
                 Ok(Reply::Done)
             }),
-            Command::CreateSnapshot(request) => self
-                .with_machine("take a snapshot of", |host, machine| {
-                    create_snapshot(host, machine, &request, AtForkPoint::No)
-                }),
+            Command::CreateSnapshot(request) => {
+                self.with_machine("take a snapshot of", |host, machine| {
+                    let made = create_snapshot(host, machine, &request, AtForkPoint::No)?;
+                    Ok(Reply::SnapshotCreated(made))
+                })
+            }
             Command::LoadSnapshot(request) => self.load_snapshot(&request),
             Command::Generation => self.with_machine("show the generation of", |_, machine| {
                 machine.generation().map(Reply::Generation).map_err(refused)

@@ -62,29 +62,53 @@ pub(super) enum AtForkPoint {
     No,
 }
 
+/// Why there is no snapshot. A guest that stood at its fork point goes on.
+#[derive(Debug)]
+pub(super) enum NotCreated {
+    /// Between the guest's word and the standstill it has given up.
+    GaveUp,
+    Failed(CommandError),
+}
+
+impl From<CommandError> for NotCreated {
+    fn from(error: CommandError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<NotCreated> for CommandError {
+    fn from(why: NotCreated) -> Self {
+        match why {
+            NotCreated::Failed(error) => error,
+            NotCreated::GaveUp => {
+                Self("the guest stood still, but was not snapshotted in time: try again".to_owned())
+            }
+        }
+    }
+}
+
 pub(super) fn create_snapshot(
     host: &Host,
     machine: &mut Machine,
     request: &CreateSnapshot,
     at: AtForkPoint,
-) -> CommandResult {
+) -> Result<SnapshotCreated, NotCreated> {
     let begun = Instant::now();
     let runs = machine.is_running();
     if runs && !request.pause && at == AtForkPoint::No {
-        return Err(CommandError(
+        return Err(NotCreated::Failed(CommandError(
             "the microVM runs: pause it before a snapshot (PATCH /vm {\"state\": \"Paused\"}), or have it paused (\"pause_vm\": true)"
                 .to_owned(),
-        ));
+        )));
     }
-    if runs {
-        machine.pause().map_err(refused)?;
-    }
-    let copied = match at {
-        // Between the guest's word and the standstill it may have given up.
-        AtForkPoint::Yes if !machine.is_at_fork_point() => Err(CommandError(
-            "the guest stood still, but was not snapshotted in time: try again".to_owned(),
-        )),
-        _ => copy_machine(host, machine, request),
+    let paused = match runs {
+        true => machine.pause().map_err(refused),
+        false => Ok(()),
+    };
+    let copied = match (paused, at) {
+        (Err(error), _) => Err(NotCreated::Failed(error)),
+        (Ok(()), AtForkPoint::Yes) if !machine.is_at_fork_point() => Err(NotCreated::GaveUp),
+        (Ok(()), _) => copy_machine(host, machine, request).map_err(NotCreated::Failed),
     };
     if at == AtForkPoint::Yes {
         match &copied {
@@ -94,7 +118,7 @@ pub(super) fn create_snapshot(
     }
     let standstill = begun.elapsed();
     // Also when the copy failed: the guest shall not pay for a full disk.
-    if request.resume || runs {
+    if (request.resume || runs) && !machine.is_running() {
         machine.resume(host).map_err(refused)?;
     }
     let (staging, state, copies, memory_bytes) = copied?;
@@ -107,7 +131,7 @@ pub(super) fn create_snapshot(
     publish(staging, &state, copies, request).map_err(refused)?;
     let created = created(begun, standstill, memory_bytes);
     tracing::info!(?created, "snapshot written");
-    Ok(Reply::SnapshotCreated(created))
+    Ok(created)
 }
 
 /// What the machine stands still for: its state, copies of its drives, and its memory in a file that nobody sees yet; how many bytes that were.

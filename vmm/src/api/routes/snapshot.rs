@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use hyper::header::HeaderValue;
@@ -12,6 +13,7 @@ use vmgenie_api::wire;
 use super::{Answer, Api, Json, deprecated, ok};
 use crate::api::convert::{Checked, created, microseconds};
 use crate::api::fault::ApiFault;
+use crate::api::wait::{Peer, gone};
 use crate::controller::command::{Command, Reply};
 use crate::metrics::METRICS;
 
@@ -27,11 +29,20 @@ use crate::metrics::METRICS;
 ))]
 pub(super) async fn create_snapshot(
     State(api): Api,
+    peer: Option<Extension<Peer>>,
     Json(body): Json<wire::SnapshotCreate>,
 ) -> Answer {
+    let waits = body.cooperative.is_some();
     let command = Command::CreateSnapshot(body.checked()?);
     let begun = Instant::now();
-    match api.handle.call(command).await? {
+    let reply = match waits {
+        true => {
+            let peer = peer.as_ref().map(|Extension(peer)| peer);
+            api.handle.call_for(command, gone(peer)).await?
+        }
+        false => api.handle.call(command).await?,
+    };
+    match reply {
         Reply::SnapshotCreated(made) => {
             METRICS.latencies_us.full_create_snapshot.set_since(begun);
             let mut headers = HeaderMap::new();
