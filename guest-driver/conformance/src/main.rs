@@ -184,6 +184,9 @@ enum Test {
         /// Draws only when the driver has taken its word that it has finished.
         #[arg(long)]
         agent: bool,
+        /// The machine is forked, and the driver alone tells of it: draws before its word as well.
+        #[arg(long, conflicts_with = "agent")]
+        fork: bool,
     },
     /// For a machine that is restored meanwhile: prints how long after the first load that shows the resume
     /// a mapping and a blocked read show the new generation. Does not end.
@@ -307,8 +310,14 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         Test::Hold => one("hold", restores::hold),
         Test::Latency => one("latency", latency::latency),
         Test::Unaware => one("unaware", unaware::unaware),
-        Test::LateReseed { agent: false } => one("late-reseed", reseed::late_reseed),
-        Test::LateReseed { agent: true } => one("late-reseed", reseed::late_reseed_of_an_agent),
+        Test::LateReseed { agent, fork } => one(
+            "late-reseed",
+            match (agent, fork) {
+                (_, true) => reseed::late_reseed_of_a_fork,
+                (true, false) => reseed::late_reseed_of_an_agent,
+                (false, false) => reseed::late_reseed,
+            },
+        ),
         Test::FirstLoad => one("first-load", restores::first_load),
         Test::Spin => one("spin", fork_point::spin),
         Test::Draw { park: false } => one("draw", fork_point::draw),

@@ -41,28 +41,58 @@ pub(crate) fn late_reseed_of_an_agent(subject: Subject<'_>) -> Outcome {
     })
 }
 
+/// The same of a machine that is forked: the driver tells of it, and not the kernel. What is drawn before
+/// the agent's word is printed as `early`.
+pub(crate) fn late_reseed_of_a_fork(subject: Subject<'_>) -> Outcome {
+    let agent = subject.open()?;
+    let reseeded = reseed()?;
+    while success("poll", agent.poll(-1))? & libc::POLLIN == 0 {}
+    let early = draws()?;
+    let new = success("read", agent.generation())?;
+    wanted("ready", agent.ready(new.into()), Ok(0))?;
+    let drawn = draws()?;
+    reseeded?;
+    print("early", &early);
+    print("drawn", &drawn);
+    Ok(())
+}
+
 fn reseed_and_draw(before_the_draws: impl FnOnce() -> Outcome) -> Outcome {
+    let reseeded = reseed()?;
+    wait_for_fork()?;
+    before_the_draws()?;
+    let drawn = draws()?;
+    reseeded?;
+    print("drawn", &drawn);
+    Ok(())
+}
+
+/// Reseeds on the second CPU; the answer to that.
+fn reseed() -> Outcome<Outcome> {
     pin_to(1)?;
     let urandom = File::open("/dev/urandom");
     let urandom = urandom.map_err(|error| Failure::new(format!("/dev/urandom: {error}")))?;
     println!("ready late-reseed");
     // SAFETY: the request takes no argument.
     let result = unsafe { libc::ioctl(urandom.as_raw_fd(), RNDRESEEDCRNG as _, 0) };
-    let reseeded = succeeded("RNDRESEEDCRNG", result.into());
-    wait_for_fork()?;
-    before_the_draws()?;
+    Ok(succeeded("RNDRESEEDCRNG", result.into()))
+}
+
+fn draws() -> Outcome<[[u8; LENGTH]; DRAWS]> {
     let mut draws = [[0_u8; LENGTH]; DRAWS];
     for draw in &mut draws {
         // SAFETY: the buffer is writable for its whole length.
         let drawn = unsafe { libc::getrandom(draw.as_mut_ptr().cast(), LENGTH, 0) };
         succeeded("getrandom", drawn as i64)?;
     }
-    reseeded?;
+    Ok(draws)
+}
+
+fn print(what: &str, draws: &[[u8; LENGTH]]) {
     for draw in draws {
         let hex: String = draw.iter().map(|byte| format!("{byte:02x}")).collect();
-        println!("drawn {hex}");
+        println!("{what} {hex}");
     }
-    Ok(())
 }
 
 /// Waits until the kernel's log says it, which is at once where it has said it.

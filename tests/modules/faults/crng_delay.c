@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * For tests: holds one task, once, at the place where it has extracted a key
- * from the input pool and not gone on yet, as a preemption there would. Its
- * CPU does nothing else meanwhile, so that interrupts have to go elsewhere.
+ * from the input pool and not gone on yet, as a preemption there would. It
+ * sleeps nowhere meanwhile, so that it counts as one that was preempted. With
+ * interrupts off its CPU does nothing else, so that they have to go elsewhere.
  *
  * insmod crng_delay.ko symbol=extract_entropy.constprop.0 task=NAME
  */
@@ -27,14 +28,16 @@ MODULE_PARM_DESC(milliseconds, "For how long, less than the lockup watchdogs tak
 
 static bool armed = true;
 
-/* Not 0: the return is of no interest. */
-static int entered(struct kretprobe_instance *instance, struct pt_regs *regs)
-{
-	return !task || strcmp(current->comm, task) || !xchg(&armed, false);
-}
+static struct kprobe probe;
 
-static int returned(struct kretprobe_instance *instance, struct pt_regs *regs)
+/* What is called instead. The probe lets the second call pass. */
+static noinline unsigned long held(unsigned long a, unsigned long b,
+				   unsigned long c, unsigned long d)
 {
+	unsigned long (*extract)(unsigned long a, unsigned long b,
+				 unsigned long c, unsigned long d) =
+		(void *)probe.addr;
+	unsigned long value = extract(a, b, c, d);
 	u64 end = ktime_get_mono_fast_ns() + milliseconds * NSEC_PER_MSEC;
 
 	/* On the console, however quiet: programs may have to wait as well. */
@@ -42,24 +45,36 @@ static int returned(struct kretprobe_instance *instance, struct pt_regs *regs)
 	while (ktime_get_mono_fast_ns() < end)
 		cpu_relax();
 	pr_emerg("crng_delay: gone on\n");
-	return 0;
+	return value;
 }
 
-static struct kretprobe probe = {
-	.entry_handler = entered,
-	.handler = returned,
-	.maxactive = 8,
+static int entered(struct kprobe *unused, struct pt_regs *regs)
+{
+	if (!task || strcmp(current->comm, task) || !xchg(&armed, false))
+		return 0;
+	instruction_pointer_set(regs, (unsigned long)held);
+	return 1;
+}
+
+/* With one, the probe is never a jump, which could not go elsewhere. */
+static void after(struct kprobe *unused, struct pt_regs *regs, unsigned long flags)
+{
+}
+
+static struct kprobe probe = {
+	.pre_handler = entered,
+	.post_handler = after,
 };
 
 static int __init crng_delay_init(void)
 {
-	probe.kp.symbol_name = symbol;
-	return register_kretprobe(&probe);
+	probe.symbol_name = symbol;
+	return register_kprobe(&probe);
 }
 
 static void __exit crng_delay_exit(void)
 {
-	unregister_kretprobe(&probe);
+	unregister_kprobe(&probe);
 }
 
 module_init(crng_delay_init);

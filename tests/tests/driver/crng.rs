@@ -10,6 +10,7 @@ use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Vm};
 
+use crate::fork_point::{boot, fork, nobody_told, restore};
 use crate::{LIMIT, load_modules, no_complaints, told};
 
 /// What the kernel's log says of the matter.
@@ -43,30 +44,19 @@ fn clones(guest: Guest, kernel: &str, driver: bool) -> Clones {
     let mut vm = boot.extras().ready();
     // Only a generator that has been seeded can be reseeded.
     vm.shell("dd if=/dev/random of=/dev/null bs=1 count=1 2> /dev/null");
-    let symbol = vm.shell("grep -o 'extract_entropy[^ ]*$' /proc/kallsyms | head -n 1");
-    vm.shell(&format!(
-        "insmod /tests/{kernel}/crng_delay.ko task=sysgenid-test symbol={}",
-        symbol.trim()
-    ));
-    // The shell may have to wait for it, so it is the kernel that says so.
     let agent = if driver {
         load_modules(&mut vm, "");
         "--agent"
     } else {
         ""
     };
-    vm.shell(&format!(
-        "(sleep 1; sysgenid-test late-reseed {agent} > /tmp/told 2>&1) &"
-    ));
-    vm.console.wait_for(HELD, LIMIT);
+    hold_a_reseeding(&mut vm, kernel, 10_000, agent);
     let snapshot = vm.snapshot();
     drop(vm);
     let clones = [(); 2].map(|()| {
         let mut clone = Vm::restore_in(&[], &snapshot, GenerationChoice::New);
         let text = told(&mut clone, "ok late-reseed");
-        let drawn = text.lines().filter_map(|line| line.strip_prefix("drawn "));
-        let drawn: BTreeSet<String> = drawn.map(str::to_owned).collect();
-        assert_eq!(drawn.len(), 8, "{text}");
+        let drawn = draws(&text, "drawn");
         let log = clone.shell(&format!("dmesg | grep -oE '{HELD}|{GONE_ON}|{FORKED}'"));
         no_complaints(&mut clone);
         (drawn, log.lines().map(str::to_owned).collect())
@@ -76,6 +66,27 @@ fn clones(guest: Guest, kernel: &str, driver: bool) -> Clones {
         draws: [one.0, other.0],
         order: [one.1, other.1],
     }
+}
+
+/// Has a task reseed, and waits until it is held in that; the kernel says so, as the shell may have to wait.
+fn hold_a_reseeding(vm: &mut Vm, kernel: &str, milliseconds: u32, options: &str) {
+    let symbol = vm.shell("grep -o 'extract_entropy[^ ]*$' /proc/kallsyms | head -n 1");
+    vm.shell(&format!(
+        "insmod /tests/{kernel}/crng_delay.ko task=sysgenid-test milliseconds={milliseconds} symbol={}",
+        symbol.trim()
+    ));
+    vm.shell(&format!(
+        "(sleep 1; sysgenid-test late-reseed {options} > /tmp/told 2>&1) &"
+    ));
+    vm.console.wait_for(HELD, LIMIT);
+}
+
+/// The draws that the program has told of with that word.
+fn draws(told: &str, word: &str) -> BTreeSet<String> {
+    let drawn = told.lines().filter_map(|line| line.strip_prefix(word));
+    let drawn: BTreeSet<String> = drawn.map(str::to_owned).collect();
+    assert_eq!(drawn.len(), 8, "{told}");
+    drawn
 }
 
 /// The stock kernel has the fault: what shows that the next test would find it. It need not show each time: on a slow host the task may go on too
@@ -125,4 +136,80 @@ fn on_the_small_kernel_the_reseeding_of_the_fork_is_the_last() {
     let [one, other] = &clones.draws;
     let equal: Vec<&String> = one.intersection(other).collect();
     assert!(equal.is_empty(), "drawn in both clones: {equal:?}");
+}
+
+/// How many of eight draws two clones have in common that were made at the fork point while a task was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Equal {
+    /// Of those that came at once when the task had gone on.
+    early: usize,
+    /// Of those that came when the driver had taken an agent's word.
+    after: usize,
+}
+
+/// Forks a machine in which a reseeding is held in the middle; the driver alone tells the clones of it. None where the task has gone on
+/// before the snapshot was taken.
+fn fork_in_a_reseeding(guest: Guest, kernel: &str, held_ms: u32, faults: &str) -> Option<Equal> {
+    let mut vm = boot(guest, "", faults);
+    hold_a_reseeding(&mut vm, kernel, held_ms, "--fork");
+    let (snapshot, _) = fork(&mut vm);
+    let too_late = vm.console.text().contains(GONE_ON);
+    drop(vm);
+    let [one, other] = [(); 2].map(|()| {
+        let mut clone = restore(&snapshot);
+        if !too_late {
+            // Who asks has programs run, which draw as well: not before the task does.
+            clone.console.wait_for(GONE_ON, LIMIT);
+        }
+        let text = told(&mut clone, "ok late-reseed");
+        nobody_told(&mut clone);
+        no_complaints(&mut clone);
+        [draws(&text, "early"), draws(&text, "drawn")]
+    });
+    let equal = |which: usize| one[which].intersection(&other[which]).count();
+    let equal = Equal {
+        early: equal(0),
+        after: equal(1),
+    };
+    println!("{kernel}: {equal:?}, gone on before the snapshot: {too_late}");
+    match (guest, too_late) {
+        (Guest::Debian, true) => None,
+        _ => Some(equal),
+    }
+}
+
+/// The fork point does not wait for a task that was preempted. The second reseeding does, and comes before an agent's word is taken.
+#[test]
+fn at_the_fork_point_of_the_stock_kernel_the_second_reseeding_undoes_a_key_from_before() {
+    for _ in 0..TRIES {
+        let equal = fork_in_a_reseeding(Guest::Debian, "debian", 6000, "");
+        if let Some(equal) = equal {
+            assert_eq!(equal.after, 0, "{equal:?}");
+            return;
+        }
+    }
+    panic!("the task was never held for long enough");
+}
+
+/// What shows that the test above would see it.
+#[test]
+fn at_the_fork_point_of_the_stock_kernel_draws_are_equal_where_the_second_reseeding_does_not_wait()
+{
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        let equal = fork_in_a_reseeding(Guest::Debian, "debian", 6000, "wait=0");
+        // The other processor may have taken the first of what the key gives in one of the two.
+        if equal.is_some_and(|equal| equal.after >= 4) {
+            return;
+        }
+        seen.push(equal);
+    }
+    panic!("the clones drew too few equal of 8 in {seen:?}");
+}
+
+/// The task has a lock there with interrupts off, for which the fork point waits.
+#[test]
+fn at_the_fork_point_of_the_small_kernel_no_key_from_before_is_left() {
+    let equal = fork_in_a_reseeding(Guest::Small, "small", 3000, "");
+    assert_eq!(equal, Some(Equal { early: 0, after: 0 }));
 }

@@ -19,9 +19,11 @@ use crate::{LIMIT, boot_with, generation, no_complaints, start, told};
 /// Longer than any test.
 pub(crate) const HOLD: (&str, &str) = ("VMGENIE_HOLD_EVENTS", "6000000");
 const CPUS: u8 = 2;
+/// A guest without random numbers of its CPU's; those of the host are for others to show.
+pub(crate) const STARVED: &str = "clearcpuid=rdrand,rdseed";
 
 /// The kernel's name where its modules for tests are.
-fn kernel(guest: Guest) -> &'static str {
+pub(crate) fn kernel(guest: Guest) -> &'static str {
     match guest {
         Guest::Small => "small",
         Guest::Debian => "debian",
@@ -48,7 +50,7 @@ pub(crate) fn fork(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     (snapshot, cooperation)
 }
 
-fn fork_any(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
+pub(crate) fn fork_any(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     let snapshot = Snapshot::new();
     let created = vm.client.create_snapshot(&SnapshotCreate {
         cooperative: Some(CooperativeCreate {
@@ -64,12 +66,12 @@ fn fork_any(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     (snapshot, cooperation)
 }
 
-fn restore(snapshot: &Snapshot) -> Vm {
+pub(crate) fn restore(snapshot: &Snapshot) -> Vm {
     Vm::restore_in(&[HOLD], snapshot, GenerationChoice::New)
 }
 
 /// No interrupt has told of the generation.
-fn nobody_told(clone: &mut Vm) {
+pub(crate) fn nobody_told(clone: &mut Vm) {
     let events = clone.shell("cat /sys/firmware/acpi/interrupts/gpe05");
     assert_eq!(events.split_whitespace().next(), Some("0"), "{events}");
 }
@@ -167,9 +169,7 @@ struct Draw {
 
 /// What three clones draw that have nothing but the ID and what the driver does with it.
 fn draws_of_clones(guest: Guest, program: &str, faults: &str) -> Vec<Vec<Draw>> {
-    // No random numbers of the CPU's; those of the host are for others to show.
-    let faults = format!("seed=0 {faults}");
-    let mut vm = boot(guest, "clearcpuid=rdrand,rdseed", &faults);
+    let mut vm = boot(guest, STARVED, &format!("seed=0 {faults}"));
     start(&mut vm, program);
     let (snapshot, _) = fork_any(&mut vm);
     drop(vm);
