@@ -225,8 +225,8 @@ impl Vm {
         self.console.wait_for("@@ready\n", BOOT_LIMIT);
     }
 
-    /// Waits until the guest has adapted to its generation; what the VMM says when it has, or when patience with
-    /// it is over and it has not.
+    /// Waits until the guest has adapted to its generation, and returns what the VMM says then. A guest that
+    /// never will is waited for by [`Self::wait_missing`].
     pub fn wait_adapted(&mut self) -> GenerationWaited {
         self.wait_adapted_of(None)
     }
@@ -242,9 +242,11 @@ impl Vm {
         loop {
             let waited = self.client.wait_for(&wait);
             let waited = waited.expect("the VMM answers");
-            if waited.adapted || patience.is_over_at(|| self.console.progress()) {
+            if waited.adapted {
                 return waited;
             }
+            let over = patience.is_over_at(|| self.console.progress());
+            assert!(!over, "it has not adapted: it lacks {:?}", waited.missing);
         }
     }
 
