@@ -21,6 +21,7 @@
 //! | 0x2c | - | high half |
 //! | 0x30 READY | counter value for which one more agent has finished | last value written |
 //! | 0x34 CHAIN | counter value for which the kernel's vmfork chain has run | last value written |
+//! | 0x38 ASK | not 0: the guest wants a snapshot of itself, by this tag; 0: no more | 0 no, 1 asked, 2 refused |
 //! | 0x3c REQUIRED | number of privileged watchers that have not adapted | last value written |
 //!
 //! An answer is `state << 24 | detail << 16 | low half of the ticket`:
@@ -56,6 +57,7 @@ use vmgenie_acpi::GpeNotify;
 use crate::Persist;
 
 mod fork;
+mod own;
 mod report;
 mod state;
 
@@ -64,6 +66,7 @@ pub use report::{DriverReport, Lack};
 pub use state::{LaterRegisters, SysGenState, SysGenStateV1, SysGenStateV2};
 
 use fork::{ForkPoint, seed};
+use own::OwnSnapshot;
 
 /// Name of the device in the ACPI namespace.
 pub const ACPI_PATH: &str = "\\_SB_.SGEN";
@@ -104,6 +107,7 @@ const REALTIME_LOW: u16 = 0x28;
 const REALTIME_HIGH: u16 = 0x2c;
 const READY: u16 = 0x30;
 const CHAIN: u16 = 0x34;
+const ASK: u16 = 0x38;
 const REQUIRED: u16 = 0x3c;
 
 /// FEATURES: REQUEST, LIMIT, FORK and ABORT. A driver that uses them can have its guest forked.
@@ -114,6 +118,8 @@ pub const FEATURE_SEED: u32 = 1 << 1;
 pub const FEATURE_REALTIME: u32 = 1 << 2;
 /// FEATURES: READY, CHAIN and REQUIRED.
 pub const FEATURE_READY: u32 = 1 << 3;
+/// FEATURES: the guest may ask for snapshots of itself, by ASK.
+pub const FEATURE_SELF: u32 = 1 << 4;
 
 /// Why the counter could not be placed, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +160,7 @@ pub struct SysGen {
     realtime: Option<RealtimeClock>,
     fork: ForkPoint,
     on_fork: Option<OnFork>,
+    own: OwnSnapshot,
 }
 
 impl std::fmt::Debug for SysGen {
@@ -215,6 +222,7 @@ impl SysGen {
             realtime: None,
             fork: ForkPoint::from_state(state.fork),
             on_fork: None,
+            own: OwnSnapshot::default(),
         };
         device.report = device.look();
         Ok(device)
@@ -385,6 +393,7 @@ impl SysGen {
         match offset {
             FEATURES => later.features = value & (FEATURE_FORK | FEATURE_READY),
             REQUEST | FORK | ABORT => self.write_fork(offset, value),
+            ASK => self.write_ask(value),
             CHAIN => {
                 later.chain_counter = value;
                 later.chain |= current;
@@ -411,8 +420,10 @@ impl SysGen {
         match (offset, self.realtime) {
             (REACHED | RESEEDED | OUTDATED, _) => self.state.registers[usize::from(offset / 4)],
             (VERSION, _) => INTERFACE_VERSION,
-            (FEATURES, None) => FEATURES_ALWAYS,
-            (FEATURES, Some(_)) => FEATURES_ALWAYS | FEATURE_REALTIME,
+            (FEATURES, clock) => {
+                let realtime = clock.map_or(0, |_| FEATURE_REALTIME);
+                FEATURES_ALWAYS | realtime | self.own.features()
+            }
             (REQUEST, _) => self.fork.request(),
             (LIMIT, _) => self.fork.limit(),
             (FORK, _) => self.fork.who(),
@@ -425,6 +436,7 @@ impl SysGen {
             (REALTIME_HIGH, Some(_)) => later.realtime_high,
             (READY, _) => later.ready_counter,
             (CHAIN, _) => later.chain_counter,
+            (ASK, _) => self.own.read(self.fork.is_open()).unwrap_or(UNKNOWN),
             (REQUIRED, _) => later.required,
             _ => UNKNOWN,
         }

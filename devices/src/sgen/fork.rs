@@ -131,6 +131,9 @@ pub enum AskError {
     /// A request is under way.
     #[error("a fork point is under way already")]
     Busy,
+    /// It had asked by itself.
+    #[error("the guest does not ask for a snapshot of itself any more")]
+    NotWanted,
 }
 
 /// What the host sees of a request.
@@ -194,6 +197,11 @@ impl ForkPoint {
 
     pub(super) fn progress(&self) -> ForkProgress {
         self.progress
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.stage.is_open()
     }
 
     /// Asks for a fork point within `limit`.
@@ -334,7 +342,9 @@ impl SysGen {
         if self.state.later.features & FEATURE_FORK == 0 {
             return Err(AskError::NoForkPoint);
         }
-        self.fork.ask(ticket, limit)
+        self.fork.ask(ticket, limit)?;
+        self.own.other_asked();
+        Ok(())
     }
 
     /// The ticket of the last request; 0 before the first.
@@ -365,6 +375,7 @@ impl SysGen {
 
     /// The driver has gone, and with it who could answer.
     pub(super) fn driver_went(&mut self) {
+        self.own.forget();
         if self.fork.settle(ForkStage::Aborted) {
             self.fork.progress.refused = Some(ForkRefusal::DriverGone);
             self.tell_of_fork();
