@@ -14,7 +14,8 @@
 # heard and that it stands still, and asks who it is. After a number of questions that it takes from the ticket, below N (a power of
 # two; 0: after none), it gives up. It says what it was told: "o" original, "c" clone, "a" called off. A clone reports all that a
 # driver reports. With "deaf" besides it never answers, with "slow" it does and never stands still; it says "d" or "s" then. With "no" it
-# refuses.
+# refuses. With "ask" besides it asks for a snapshot of itself whenever it receives a byte, which is the tag, and says "r" when it is
+# refused.
 # With "timer" it tells the boot timer that it has booted, right before it says "ready".
 # Everything in it is simple enough for a software KVM.
 
@@ -38,6 +39,7 @@
 .equ FORK, DOORBELL + 0x1c
 .equ ABORT, DOORBELL + 0x20
 .equ CHAIN, DOORBELL + 0x34
+.equ ASK, DOORBELL + 0x38
 .equ BOOT_TIMER, 0xc0000000
 .equ BOOTED, 123
 
@@ -50,6 +52,7 @@ _start:
     xor     r13d, r13d              # timer?
     xor     r14d, r14d              # fork? then one more than N
     xor     r15d, r15d              # how it plays that: a letter
+    xor     ebp, ebp                # ask?
 parse:
     mov     al, byte ptr [r8]
     test    al, al
@@ -73,6 +76,11 @@ parse:
     cmp     word ptr [r8], 0x6f6e           # "no"
     jne     1f
 8:  movzx   r15d, byte ptr [r8]
+1:  cmp     word ptr [r8], 0x7361           # "as"
+    jne     1f
+    cmp     byte ptr [r8 + 2], 'k'
+    jne     1f
+    mov     ebp, 1
 1:  cmp     dword ptr [r8], 0x6b726f66      # "fork"
     jne     1f
     add     r8, 5
@@ -170,6 +178,9 @@ crash:
 fork:
     mov     ebx, COUNTER
 asked:
+    test    ebp, ebp
+    jnz     ask
+heard:
     mov     edx, REQUEST
     in      eax, dx
     test    eax, eax
@@ -232,6 +243,32 @@ idle:
     mov     edx, COM1
     out     dx, al
     jmp     over
+
+ask:
+    mov     edx, LINE_STATUS
+    in      al, dx
+    test    al, 1                   # data ready
+    jz      heard
+    mov     edx, COM1
+    xor     eax, eax
+    in      al, dx
+    mov     edx, ASK
+    out     dx, eax
+1:  in      eax, dx
+    cmp     eax, 1
+    jne     2f
+    mov     edx, REQUEST
+    in      eax, dx
+    mov     edx, ASK
+    test    eax, eax
+    jz      1b
+    jmp     heard
+2:  test    eax, eax                # it is over already
+    jz      heard
+    mov     al, 'r'
+    mov     edx, COM1
+    out     dx, al
+    jmp     asked
 
 report:
     lock inc dword ptr [rbx]

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmgenie_api::wire::{MAX_QUIESCE_MS, MAX_WAIT_MS, RateLimiter, TokenBucket};
+use vmgenie_api::wire::{
+    MAX_QUIESCE_MS, MAX_SELF_SNAPSHOTS, MAX_WAIT_MS, RateLimiter, TokenBucket,
+};
 use vmgenie_machine::config::ConfigError;
 
 /// What a client has sent, checked and made what is used inside.
@@ -64,6 +66,9 @@ pub enum WireError {
     /// `quiesce_ms` is out of range.
     #[error("a quiesce_ms of {0} was asked for: it may be 1 to {MAX_QUIESCE_MS}")]
     Quiesce(u64),
+    /// `count` is out of range.
+    #[error("a count of {0} was asked for: it may be 1 to {MAX_SELF_SNAPSHOTS}")]
+    SelfSnapshots(u32),
     /// `timeout_ms` of a gate is out of range.
     #[error("a gate with a time-out of {0} ms was asked for: timeout_ms may be 1 to {MAX_WAIT_MS}")]
     GateTimeout(u64),

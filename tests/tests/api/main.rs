@@ -16,3 +16,4 @@ mod load;
 mod machine;
 mod order;
 mod ready;
+mod self_snapshot;

@@ -343,6 +343,16 @@ impl Client {
         self.send(Method::PUT, "/instance-data", &body).map(drop)
     }
 
+    /// PUT `/self-snapshot`: lets the guest ask for snapshots of itself.
+    pub fn set_self_snapshot(&mut self, body: &wire::SelfSnapshot) -> Result<(), ClientError> {
+        self.send(Method::PUT, "/self-snapshot", body).map(drop)
+    }
+
+    /// GET `/self-snapshot`: what the guest may have of them, and has had.
+    pub fn self_snapshots(&mut self) -> Result<wire::SelfSnapshots, ClientError> {
+        self.get("/self-snapshot")
+    }
+
     /// GET `/generation`.
     pub fn generation(&mut self) -> Result<wire::GenerationInfo, ClientError> {
         self.get("/generation")

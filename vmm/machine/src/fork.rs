@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vmgenie_devices::pm::PmError;
 use vmgenie_devices::random::{self, RandomError};
-use vmgenie_devices::sgen::{AskError, ForkProgress, ForkStage};
+use vmgenie_devices::sgen::{AskError, ForkProgress, ForkStage, SysGen};
 
 use super::Machine;
 use crate::generation::tell_driver;
@@ -32,10 +32,45 @@ impl Machine {
     /// # Errors
     /// [`ForkError`].
     pub fn ask_for_fork(&mut self, limit: Duration) -> Result<(), ForkError> {
+        self.begin_fork(limit, SysGen::ask_for_fork)
+    }
+
+    /// Lets the guest ask for snapshots of itself, or not; a machine that was built or restored does not.
+    pub fn allow_self_fork(&mut self, allowed: bool) {
+        self.devices.generation.sysgen().allow_self_fork(allowed);
+    }
+
+    /// The tag under which the guest asks for a snapshot of itself, if it waits for an answer. It is the guest's word, for people to read.
+    pub fn self_asked(&self) -> Option<u32> {
+        self.devices.generation.sysgen().self_asked()
+    }
+
+    /// Agrees to that: as [`Self::ask_for_fork`], where the program that has asked takes part for all.
+    ///
+    /// # Errors
+    /// [`ForkError`]. The guest waits still.
+    pub fn grant_self_fork(&mut self, limit: Duration) -> Result<(), ForkError> {
+        self.begin_fork(limit, SysGen::grant_self_fork)
+    }
+
+    /// Refuses it; the guest is told. False if it does not ask.
+    pub fn refuse_self_fork(&mut self) -> bool {
+        let asked = self.devices.generation.sysgen().refuse_self_fork();
+        if asked && let Err(error) = tell_driver(self.devices.shared_pm()) {
+            tracing::warn!(%error, "could not tell the guest that there will be no snapshot of it");
+        }
+        asked
+    }
+
+    fn begin_fork(
+        &mut self,
+        limit: Duration,
+        begin: fn(&mut SysGen, u32, Duration) -> Result<(), AskError>,
+    ) -> Result<(), ForkError> {
         let ticket = {
             let mut sysgen = self.devices.generation.sysgen();
             let ticket = another_ticket(sysgen.fork_ticket())?;
-            sysgen.ask_for_fork(ticket, limit)?;
+            begin(&mut sysgen, ticket, limit)?;
             ticket
         };
         if let Err(error) = tell_driver(self.devices.shared_pm()) {

@@ -9,6 +9,11 @@ use vmgenie_snapshot::SnapshotId;
 
 use crate::config::DeviceOverrides;
 
+/// The state file in a snapshot's directory, where nobody says otherwise.
+pub const STATE_FILE: &str = "state";
+/// The memory file there.
+pub const MEMORY_FILE: &str = "memory";
+
 /// A snapshot to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateSnapshot {

@@ -16,6 +16,7 @@ use crate::controller::command::{
     Command, CommandError, CommandResult, ControllerHandle, Cooperation, Envelope, How, Reply,
     SnapshotCreated, VmConfig, VmState, WaitedFor,
 };
+use crate::controller::command::{SelfSnapshot, SelfSnapshotConfig};
 
 /// The commands that a scripted controller was sent.
 pub(crate) type Seen = Arc<Mutex<Vec<Command>>>;
@@ -74,6 +75,15 @@ pub(crate) fn agreeable(command: &Command) -> CommandResult {
         Command::Generation => Reply::Generation(generation(0)),
         Command::InstanceData => Reply::InstanceData(InstanceData::new("web-1").unwrap()),
         Command::NewGeneration => Reply::Generation(generation(1)),
+        Command::SelfSnapshots => Reply::SelfSnapshots(
+            Some(SelfSnapshotConfig {
+                directory: "/s".into(),
+                count: 2,
+                interval: Duration::from_secs(3),
+                quiesce: Duration::from_millis(4),
+            }),
+            vec![SelfSnapshot { number: 1, tag: 7 }],
+        ),
         Command::CreateSnapshot(request) => Reply::SnapshotCreated(SnapshotCreated {
             standstill: Duration::from_micros(1234),
             total: Duration::from_millis(56),

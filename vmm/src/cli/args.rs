@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
+use vmgenie_api::wire::SelfSnapshot;
 use vmgenie_machine::config;
 
 pub use super::clones_args::{CloneArgs, ClonesArgs, ForkArgs};
@@ -16,6 +17,7 @@ use super::help::{
 };
 pub use super::reboot::OnReboot;
 pub use super::restored_args::{ChangedDrives, Clock, Generation, OverrideArgs};
+use super::self_snapshot::parse_self_snapshot;
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
 use crate::kinds::DeviceFlags;
 
@@ -149,6 +151,11 @@ pub struct RunArgs {
     /// @FILE is a file's content; 4096 bytes at most.
     #[arg(long, value_name = "TEXT")]
     pub data: Option<String>,
+    /// Let the guest's kernel ask for snapshots of the machine, which go into DIR, each into a directory named by its number:
+    /// DIR[,count=N][,interval=TIME][,quiesce=TIME]. N is how many there may be (1), TIME how long it takes at least from one to the next (10s),
+    /// and how long the guest may take to stand still (10s). A comma of DIR is written twice.
+    #[arg(long, value_name = "DIR", value_parser = parse_self_snapshot)]
+    pub self_snapshot: Option<SelfSnapshot>,
     /// Serve the API on this Unix socket, too.
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
@@ -263,8 +270,13 @@ pub struct RestoreArgs {
     pub dir: PathBuf,
     /// An empty VMM that becomes the machine, started with `vmgenie api`: its name, its process, or its socket. Without it this process becomes the
     /// machine, with this terminal as its console.
-    #[arg(long, value_name = "MACHINE", alias = "api-sock", conflicts_with_all = ["serve", "id", "on_reboot"])]
+    #[arg(long, value_name = "MACHINE", alias = "api-sock", conflicts_with_all = ["serve", "id", "on_reboot", "self_snapshot"])]
     pub into: Option<String>,
+    /// Let the guest's kernel ask for snapshots of the machine, which go into DIR, each into a directory named by its number:
+    /// DIR[,count=N][,interval=TIME][,quiesce=TIME]. N is how many there may be (1), TIME how long it takes at least from one to the next (10s),
+    /// and how long the guest may take to stand still (10s). A comma of DIR is written twice.
+    #[arg(long, value_name = "DIR", value_parser = parse_self_snapshot)]
+    pub self_snapshot: Option<SelfSnapshot>,
     /// Serve the API of the machine on this Unix socket.
     #[arg(long, value_name = "PATH")]
     pub serve: Option<PathBuf>,

@@ -11,6 +11,7 @@ use vmgenie_api::wire::{
     CooperativeCreated, DriverInfo, FullConfig, GenerationChoice, GenerationInfo, GenerationWait,
     GenerationWaited, Missing, Ready, SnapshotCreate, SnapshotLoad, SnapshotType, State, Watchers,
 };
+use vmgenie_machine::request::{MEMORY_FILE, STATE_FILE};
 use vmgenie_snapshot::Header;
 use vmgenie_snapshot::own_files::{OwnDir, TrustError};
 
@@ -21,11 +22,6 @@ use super::requests::override_devices;
 use super::units::{bytes, milliseconds};
 use super::{Failure, NOT_ADAPTED};
 use super::{host_things, machines};
-
-/// The state file in a snapshot's directory.
-pub(super) const STATE_FILE: &str = "state";
-/// The memory file in a snapshot's directory.
-pub(super) const MEMORY_FILE: &str = "memory";
 
 /// What goes wrong with files on the client's side.
 #[derive(Debug, Error)]

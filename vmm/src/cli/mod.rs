@@ -22,6 +22,7 @@ mod output;
 mod reboot;
 mod requests;
 mod restored_args;
+mod self_snapshot;
 mod templates;
 mod units;
 mod vmm;

@@ -4,6 +4,7 @@ use std::io::stdin;
 use std::os::fd::AsFd;
 
 use vmgenie_api::limits::BODY_LIMIT;
+use vmgenie_api::wire::SelfSnapshot;
 use vmgenie_machine::config::{BootSource, Cmdline, MachineConfig};
 use vmgenie_snapshot::own_files;
 
@@ -11,7 +12,7 @@ use super::args::{ApiArgs, LifelineArgs, RestoreArgs, RunArgs};
 use super::client_commands::load_request;
 use super::data::instance_data;
 use super::{Failure, host_things, requests};
-use crate::api::convert::Checked;
+use crate::api::convert::{Checked, WireError};
 use crate::controller::Outcome;
 use crate::controller::command::Command;
 use crate::process::{self, ProcessError, RunOptions};
@@ -26,6 +27,7 @@ const IMAGE_MEMORY_MIB: u64 = 512;
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let devices = args.devices.devices()?;
     let data = args.data.as_deref().map(instance_data).transpose()?;
+    let own = args.self_snapshot.map(self_snapshots).transpose()?;
     let image = args
         .devices
         .drives
@@ -46,7 +48,11 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     become_vmm(RunOptions {
         api_socket: args.api_sock,
         body_limit: BODY_LIMIT,
-        first: data.into_iter().map(Command::SetInstanceData).collect(),
+        first: data
+            .into_iter()
+            .map(Command::SetInstanceData)
+            .chain(own)
+            .collect(),
         on_reboot: args.on_reboot.into(),
         machine: Some((machine, source, devices)),
         restore: None,
@@ -95,10 +101,11 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let mut request = load_request(&args.dir, args.generation.into(), !args.no_resume)?;
     requests::override_devices(&mut request, &args.overrides, None)?;
     host_things::tell_if_allowed(&request);
+    let own = args.self_snapshot.map(self_snapshots).transpose()?;
     become_vmm(RunOptions {
         api_socket: args.serve,
         body_limit: BODY_LIMIT,
-        first: Vec::new(),
+        first: own.into_iter().collect(),
         on_reboot: args.overrides.on_reboot.into(),
         machine: None,
         restore: Some(request.checked()?),
@@ -108,6 +115,11 @@ pub(super) fn restore(args: RestoreArgs) -> Result<(), Failure> {
         lifeline: None,
     })
     .map_err(ended_badly)
+}
+
+/// Lets the guest ask for snapshots of itself.
+fn self_snapshots(own: SelfSnapshot) -> Result<Command, WireError> {
+    own.checked().map(Command::SetSelfSnapshot)
 }
 
 /// Is the VMM until its end.

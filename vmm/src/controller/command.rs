@@ -46,6 +46,10 @@ pub enum Command {
     SetLog(LogConfig),
     /// Opens the file for metrics, once; before the start only.
     SetMetrics(MetricsConfig),
+    /// Lets the guest ask for snapshots of itself; before the start or a restore only.
+    SetSelfSnapshot(SelfSnapshotConfig),
+    /// What it may have and has had. Always answered, with [`Reply::SelfSnapshots`].
+    SelfSnapshots,
     /// Writes a line of metrics; once there is a machine.
     FlushMetrics,
     /// Types on the machine's console. Answered when the guest has taken it all, however long that takes.
@@ -83,6 +87,8 @@ pub enum Reply {
     InstanceData(InstanceData),
     /// A snapshot was written.
     SnapshotCreated(SnapshotCreated),
+    /// What the guest may have of snapshots of itself, if it may, and those that were taken.
+    SelfSnapshots(Option<SelfSnapshotConfig>, Vec<SelfSnapshot>),
 }
 
 /// The states of a microVM.
@@ -105,6 +111,28 @@ pub struct VmConfig {
     pub boot_source: Option<BootSource>,
     /// The virtio devices.
     pub devices: DevicesConfig,
+}
+
+/// What the host lets its guest have of snapshots of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelfSnapshotConfig {
+    /// Where the snapshots go, each into a directory of its own that is named by its number, from 1 on.
+    pub directory: PathBuf,
+    /// How many there may be, in all lives of this process's machine.
+    pub count: u32,
+    /// How long it takes at least from one request that was granted to the next.
+    pub interval: Duration,
+    /// How long the guest may take to stand still.
+    pub quiesce: Duration,
+}
+
+/// One that was taken at the guest's wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelfSnapshot {
+    /// The name of its directory.
+    pub number: u32,
+    /// What the guest called it.
+    pub tag: u32,
 }
 
 /// What writing a snapshot took.

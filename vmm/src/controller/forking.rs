@@ -9,7 +9,7 @@ use vmgenie_machine::metrics::MACHINE;
 use vmgenie_machine::request::{Cooperative, CreateSnapshot, Fallback};
 
 use super::command::{
-    CommandError, CommandResult, Cooperation, How, Reply, SnapshotCreated, WaitedFor,
+    CommandError, CommandResult, Cooperation, How, Reply, SelfSnapshot, SnapshotCreated, WaitedFor,
 };
 use super::monitoring::Measured;
 use super::snapshots::{AtForkPoint, NotCreated, create_snapshot};
@@ -26,7 +26,24 @@ pub(crate) struct Forking {
     begun: Instant,
     deadline: Instant,
     measured: Measured,
-    answer: oneshot::Sender<CommandResult>,
+    asker: Asker,
+}
+
+/// Who wants a snapshot.
+#[derive(Debug)]
+enum Asker {
+    Client(oneshot::Sender<CommandResult>),
+    /// The guest itself.
+    Guest(SelfSnapshot),
+}
+
+impl Asker {
+    fn has_gone(&self) -> bool {
+        match self {
+            Self::Client(answer) => answer.is_closed(),
+            Self::Guest(_) => false,
+        }
+    }
 }
 
 /// Why the guest does not take part.
@@ -114,7 +131,7 @@ impl Controller {
             begun: now,
             deadline: now + cooperative.quiesce,
             measured,
-            answer,
+            asker: Asker::Client(answer),
         };
         if self.forking.is_some() {
             let busy = "a snapshot waits for the guest already: try again when it is done";
@@ -163,12 +180,12 @@ impl Controller {
         Some(until.saturating_duration_since(Instant::now()))
     }
 
-    /// Looks how far the guest has come, and goes on with the snapshot that waits for it.
+    /// Looks how far the guest has come, and goes on with the snapshot that waits for it; or begins one that it asks for.
     pub(crate) fn step_fork(&mut self) {
         let Some(forking) = &self.forking else {
-            return;
+            return self.look_at_guests_ask();
         };
-        if forking.answer.is_closed() {
+        if forking.asker.has_gone() {
             return self.end_fork(&Without::ClientGone);
         }
         let Some(machine) = &self.machine else {
@@ -196,12 +213,59 @@ impl Controller {
         }
     }
 
+    /// The guest asks for a snapshot of itself: it gets one as a client does, if the host's rules say so.
+    fn look_at_guests_ask(&mut self) {
+        let (Some(machine), Some(rules)) = (&mut self.machine, &mut self.self_snapshots) else {
+            return;
+        };
+        // One that is paused could not answer.
+        let Some(tag) = machine.self_asked().filter(|_| machine.is_running()) else {
+            return;
+        };
+        let now = Instant::now();
+        let number = match rules.grant(now) {
+            Ok(number) => number,
+            Err(why) => {
+                rules.complain(tag, &why);
+                machine.refuse_self_fork();
+                return;
+            }
+        };
+        if let Err(why) = machine.grant_self_fork(rules.quiesce()) {
+            rules.complain(tag, &why);
+            machine.refuse_self_fork();
+            return;
+        }
+        tracing::info!(tag, number, "the guest asks for a snapshot of itself");
+        self.forking = Some(Forking {
+            request: rules.request(number),
+            fallback: Fallback::Refuse,
+            begun: now,
+            deadline: now + rules.quiesce(),
+            measured: Measured::of_snapshot(),
+            asker: Asker::Guest(SelfSnapshot { number, tag }),
+        });
+    }
+
     fn snapshot_at_fork_point(&mut self, progress: ForkProgress) {
         let (Some(forking), Some(machine)) = (self.forking.take(), &mut self.machine) else {
             return;
         };
         let waited = forking.begun.elapsed();
-        let made = create_snapshot(&self.host, machine, &forking.request, AtForkPoint::Yes);
+        let place = match (&forking.asker, &mut self.self_snapshots) {
+            (Asker::Guest(own), Some(rules)) => rules.make_place(own.number).map_err(refused),
+            _ => Ok(()),
+        };
+        let made = match place {
+            Ok(()) => create_snapshot(&self.host, machine, &forking.request, AtForkPoint::Yes),
+            Err(error) => {
+                machine.call_fork_off();
+                Err(NotCreated::Failed(error))
+            }
+        };
+        if let (Asker::Guest(own), Some(rules)) = (&forking.asker, &mut self.self_snapshots) {
+            rules.end(*own, made.is_ok());
+        }
         let made = match made {
             // It had all the time until the standstill to give up.
             Err(NotCreated::GaveUp) => {
@@ -270,8 +334,16 @@ impl Controller {
 impl Forking {
     fn end(self, result: CommandResult) {
         self.measured.end(&result);
-        // A client that has gone needs no answer.
-        let _ = self.answer.send(result);
+        match (self.asker, result) {
+            // A client that has gone needs no answer.
+            (Asker::Client(answer), result) => drop(answer.send(result)),
+            (Asker::Guest(SelfSnapshot { number, tag }), Ok(_)) => {
+                tracing::info!(tag, number, "the guest has a snapshot of itself");
+            }
+            (Asker::Guest(SelfSnapshot { number, tag }), Err(why)) => {
+                tracing::warn!(tag, number, %why, "nothing came of a snapshot that the guest asked for");
+            }
+        }
     }
 }
 

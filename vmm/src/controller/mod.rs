@@ -9,6 +9,7 @@ pub(crate) mod event_loop;
 mod forking;
 mod monitoring;
 mod readiness;
+mod self_snapshots;
 pub(crate) mod signals;
 mod snapshots;
 
@@ -39,6 +40,7 @@ use command::{Command, CommandError, CommandResult, Reply, VmState};
 pub use ending::{Outcome, RunError};
 use forking::Forking;
 use monitoring::Measured;
+use self_snapshots::SelfSnapshots;
 use snapshots::{AtForkPoint, create_snapshot};
 
 /// Why a machine could not be started.
@@ -112,6 +114,8 @@ pub(crate) struct Controller {
     metrics: Option<MetricsFile>,
     /// A snapshot that waits for the guest.
     forking: Option<Forking>,
+    /// The guest may ask for snapshots of itself.
+    self_snapshots: Option<SelfSnapshots>,
     /// Machines that boot have a boot timer.
     boot_timer: bool,
 }
@@ -144,6 +148,7 @@ impl Controller {
             id,
             metrics: None,
             forking: None,
+            self_snapshots: None,
             boot_timer: false,
         })
     }
@@ -215,6 +220,8 @@ impl Controller {
             Command::SetLog(config) => self.set_log(&config),
             Command::SetMetrics(config) => self.set_metrics(config),
             Command::FlushMetrics => self.flush_metrics(),
+            Command::SetSelfSnapshot(config) => self.set_self_snapshot(config),
+            Command::SelfSnapshots => Ok(self.show_self_snapshots()),
             // The event loop has it wait for the guest.
             Command::ConsoleInput(_) => Ok(Reply::Done),
             Command::PressPowerButton => {
@@ -413,6 +420,7 @@ impl Controller {
             io,
         )?;
         machine.set_instance_data(self.instance_data.clone());
+        machine.allow_self_fork(self.self_snapshots.is_some());
         if last.as_ref().is_none_or(|last| last.ran) {
             machine.resume(&self.host)?;
         }

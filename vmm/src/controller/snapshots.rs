@@ -32,6 +32,7 @@ impl Controller {
         let io = self.io().map_err(refused)?;
         let restored = Machine::restore(&self.host, vm, loaded, request, io).map_err(refused);
         let restored = restored.and_then(|(mut machine, copies)| {
+            machine.allow_self_fork(self.self_snapshots.is_some());
             if request.resume {
                 machine.resume(&self.host).map_err(refused)?;
             }

@@ -9,6 +9,7 @@ mod logging;
 mod machine;
 mod rate_limiter;
 mod ready;
+mod self_snapshot;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ pub use logging::{LineFormat, Logger, Metrics};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use ready::{Gate, GateState, OnTimeout, Ready, Stage};
+pub use self_snapshot::{MAX_SELF_SNAPSHOTS, SelfSnapshot, SelfSnapshotTaken, SelfSnapshots};
 pub use snapshot::{
     ChangedDrives, ClockChoice, CooperativeCreate, CooperativeCreated, DriveOverride,
     GenerationChoice, HostPaths, HugePagesAtLoad, MAX_QUIESCE_MS, MemBackend, MemBackendType,

@@ -40,6 +40,7 @@ fn a_client_understands_a_newer_server_and_a_server_refuses_what_it_does_not_kno
     check::<RateLimiter>("limiter", limiter);
     check::<TokenBucket>("bucket", &limiter["bandwidth"]);
     check::<InstanceData>("data", &json!({ "data": "d", "new": 1 }));
+    check::<SelfSnapshot>("own", &json!({ "directory": "d", "new": 1 }));
 }
 
 /// What is only asked is never read leniently.

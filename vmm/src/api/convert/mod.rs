@@ -5,6 +5,7 @@ mod generation;
 mod logging;
 mod machine;
 mod ready;
+mod self_snapshot;
 mod snapshot;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub use generation::{missing, waited};
 pub use logging::parse_level;
 pub use machine::patched;
 pub use ready::ready;
+pub use self_snapshot::self_snapshots;
 pub use snapshot::created;
 
 use vmgenie_machine::config::ConfigError;

@@ -101,6 +101,7 @@ routes! {
     "/console": get => console::console;
     "/snapshot/create": put => snapshot::create_snapshot;
     "/snapshot/load": put => snapshot::load_snapshot;
+    "/self-snapshot": get => snapshot::self_snapshots, put => snapshot::put_self_snapshot;
     "/generation": get => generation::generation, put => generation::new_generation;
     "/ready": get => generation::ready;
     "/generation/wait": put => generation::wait_for_generation;

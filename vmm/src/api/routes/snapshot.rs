@@ -10,8 +10,8 @@ use hyper::{HeaderMap, StatusCode};
 use vmgenie_api::headers::{MEMORY_HEADER, STANDSTILL_HEADER, TOTAL_HEADER};
 use vmgenie_api::wire;
 
-use super::{Answer, Api, Json, deprecated, ok};
-use crate::api::convert::{Checked, created, microseconds};
+use super::{Answer, Api, Json, NoBody, deprecated, ok};
+use crate::api::convert::{Checked, created, microseconds, self_snapshots as shown};
 use crate::api::fault::ApiFault;
 use crate::api::wait::{Peer, gone};
 use crate::controller::command::{Command, Reply};
@@ -74,4 +74,24 @@ pub(super) async fn load_snapshot(State(api): Api, Json(body): Json<wire::Snapsh
         METRICS.latencies_us.load_snapshot.set_since(begun);
     }
     deprecated(old, answer)
+}
+
+/// Lets the guest ask for snapshots of itself; before the start or a restore only. Ours.
+#[utoipa::path(put, path = "/self-snapshot", request_body = wire::SelfSnapshot, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_self_snapshot(
+    State(api): Api,
+    Json(body): Json<wire::SelfSnapshot>,
+) -> Answer {
+    api.done(Command::SetSelfSnapshot(body.checked()?)).await
+}
+
+/// What the guest may have of snapshots of itself, and those that it has had. Ours.
+#[utoipa::path(get, path = "/self-snapshot", responses((status = 200, body = wire::SelfSnapshots), (status = 400, body = wire::Fault)))]
+pub(super) async fn self_snapshots(State(api): Api, _: NoBody) -> Answer {
+    match api.handle.call(Command::SelfSnapshots).await? {
+        Reply::SelfSnapshots(allowed, taken) => Ok(ok(&shown(allowed, &taken))),
+        _ => Err(ApiFault::UnexpectedReply("GET /self-snapshot")),
+    }
 }

@@ -361,6 +361,8 @@ fn endpoints() -> Vec<(&'static str, &'static str, String)> {
         ("PUT", "/instance-data", json!({ "data": "web-1" })),
         ("PUT", "/logger", json!({ "level": "Off" })),
         ("PUT", "/metrics", json!({ "metrics_path": "/m" })),
+        ("GET", "/self-snapshot", json!(null)),
+        ("PUT", "/self-snapshot", json!({ "directory": "/s" })),
     ];
     let text = |body: Value| {
         if body.is_null() {

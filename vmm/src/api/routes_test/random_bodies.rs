@@ -52,6 +52,10 @@ fn plausible_json() -> impl Strategy<Value = Value> {
         "data",
         "level",
         "metrics_path",
+        "directory",
+        "count",
+        "interval_ms",
+        "quiesce_ms",
         "other",
     ]);
     let texts = prop::sample::select(vec![

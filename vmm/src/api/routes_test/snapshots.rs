@@ -9,6 +9,7 @@ use vmgenie_machine::request::{
 use vmgenie_snapshot::SnapshotId;
 
 use super::*;
+use crate::controller::command::SelfSnapshotConfig;
 
 #[test]
 fn a_snapshot_is_created_and_its_times_are_told() {
@@ -364,4 +365,43 @@ fn a_deprecated_field_is_told_also_when_the_load_is_refused() {
         assert_eq!(status, 400);
         assert_eq!(headers["deprecation"], "true", "{path}");
     }
+}
+
+#[test]
+fn a_guest_is_let_ask_for_snapshots_of_itself_within_bounds() {
+    let api = willing();
+    let shown = json!({
+        "allowed": { "directory": "/s", "count": 2, "interval_ms": 3000, "quiesce_ms": 4 },
+        "taken": [{ "number": 1, "tag": 7 }],
+    });
+    assert_eq!(api.json("GET", "/self-snapshot", ""), shown);
+    api.done("PUT", "/self-snapshot", json!({ "directory": "/s" }));
+    api.done("PUT", "/self-snapshot", shown["allowed"].clone());
+    let set = |count, interval, quiesce| {
+        Command::SetSelfSnapshot(SelfSnapshotConfig {
+            directory: "/s".into(),
+            count,
+            interval: Duration::from_millis(interval),
+            quiesce: Duration::from_millis(quiesce),
+        })
+    };
+    let expected = [
+        Command::SelfSnapshots,
+        set(1, 10_000, 10_000),
+        set(2, 3000, 4),
+    ];
+    assert_eq!(api.commands(), expected);
+    for (body, said) in [
+        (json!({}), "directory"),
+        (json!({ "directory": "" }), "empty path"),
+        (json!({ "directory": "/s", "count": 0 }), "count of 0"),
+        (json!({ "directory": "/s", "count": 10_001 }), "1 to 10000"),
+        (json!({ "directory": "/s", "quiesce_ms": 0 }), "quiesce_ms"),
+        (json!({ "directory": "/s", "interval_ms": -1 }), "u64"),
+        (json!({ "directory": "/s", "tag": 1 }), "unknown field"),
+    ] {
+        let fault = api.fault("PUT", "/self-snapshot", body.to_string());
+        assert!(fault.contains(said), "{body}: {fault}");
+    }
+    assert_eq!(api.commands(), []);
 }

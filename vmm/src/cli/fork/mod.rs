@@ -14,10 +14,10 @@ use std::time::Duration;
 use thiserror::Error;
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::{Gate, GenerationWaited, InstanceInfo, Ready, SnapshotHow, SnapshotLoad};
+use vmgenie_machine::request::STATE_FILE;
 use vmgenie_snapshot::Header;
 
 use super::args::ForkArgs;
-use super::client_commands::STATE_FILE;
 use super::clone::{
     ClonesError, INTERRUPTED, check_interrupted, check_sockets, end_on_signals, in_parallel,
     program,

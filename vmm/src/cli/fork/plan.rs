@@ -8,9 +8,9 @@ use thiserror::Error;
 use vmgenie_api::wire::{
     ChangedDrives, Drive, DriveOverride, FullConfig, GenerationChoice, SnapshotLoad,
 };
+use vmgenie_machine::request::{MEMORY_FILE, STATE_FILE};
 
 use super::super::args::ClonesArgs;
-use super::super::client_commands::{MEMORY_FILE, STATE_FILE};
 use super::super::requests::{OverrideError, override_devices};
 
 /// Why a machine cannot be forked so.

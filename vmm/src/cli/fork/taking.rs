@@ -8,9 +8,9 @@ use std::time::Duration;
 use thiserror::Error;
 use vmgenie_api::client::{Client, ClientError, SnapshotCreated};
 use vmgenie_api::wire::{SnapshotCreate, SnapshotType};
+use vmgenie_machine::request::{MEMORY_FILE, STATE_FILE};
 
 use super::super::args::ForkArgs;
-use super::super::client_commands::{MEMORY_FILE, STATE_FILE};
 use super::super::clone::{ClonesError, check_interrupted};
 use super::super::cooperation::{FallbackArg, asked};
 
