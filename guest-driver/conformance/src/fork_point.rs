@@ -78,7 +78,7 @@ fn draws(cpu: usize, number: usize, page: &Mapping, before_each: impl Fn() -> Ou
 }
 
 /// Runs `threads` of them on each CPU, with a mapping each; they begin together.
-fn on_each_cpu(
+pub(crate) fn on_each_cpu(
     subject: Subject<'_>,
     threads: usize,
     what: impl Fn(usize, usize, &Mapping) -> Outcome + Sync,

@@ -12,6 +12,7 @@ mod descriptors;
 mod files;
 mod fork_point;
 mod latency;
+mod long_draws;
 mod mapping;
 mod memory;
 mod observers;
@@ -177,6 +178,9 @@ enum Test {
         /// The threads take part.
         #[arg(long)]
         park: bool,
+        /// One thread draws a megabyte at a time.
+        #[arg(long)]
+        long: bool,
     },
     /// For a machine that is restored meanwhile: reseeds the kernel's generator on the second CPU and prints what it draws
     /// there once the kernel has reseeded for the restore as well. Needs no device.
@@ -320,8 +324,15 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
         ),
         Test::FirstLoad => one("first-load", restores::first_load),
         Test::Spin => one("spin", fork_point::spin),
-        Test::Draw { park: false } => one("draw", fork_point::draw),
-        Test::Draw { park: true } => one("draw", fork_point::draw_parked),
+        Test::Draw { park, long } => one(
+            "draw",
+            match (park, long) {
+                (false, false) => fork_point::draw,
+                (true, false) => fork_point::draw_parked,
+                (false, true) => long_draws::draw,
+                (true, true) => long_draws::draw_parked,
+            },
+        ),
     }
 }
 

@@ -15,6 +15,7 @@ mod crng;
 mod examples;
 mod fork_point;
 mod hooks;
+mod long_draws;
 mod modules;
 mod notifiers;
 mod readiness;
