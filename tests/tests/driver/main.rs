@@ -19,6 +19,7 @@ mod long_draws;
 mod modules;
 mod notifiers;
 mod readiness;
+mod refusals;
 mod reseeding;
 mod restores;
 mod stepping;
