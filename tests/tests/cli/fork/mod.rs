@@ -1,115 +1,28 @@
 //! `vmgenie fork`.
 
+mod holding;
+mod place;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vmgenie_tests::process::{Stray, is_alive, signal, wait_until, with_argument};
+use vmgenie_tests::process::{is_alive, signal, wait_until, with_argument};
 use vmgenie_tests::pty::OnTerminal;
 use vmgenie_tests::shell::{generation, load_modules};
 use vmgenie_tests::vm::Boot;
-use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
+use vmgenie_tests::{Guest, tiny};
 
 use crate::{run, stderr, stdout, vmgenie};
+use holding::Holding;
+use place::{Forked, Place, end, spawn};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Where a fork puts what it is not told a place for.
-struct Place(Snapshot);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(Snapshot::new());
-        for dir in [place.run_dir(), place.temporary()] {
-            fs::create_dir(dir).unwrap();
-        }
-        place
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.0.dir().join(name)
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.at("run")
-    }
-
-    fn temporary(&self) -> PathBuf {
-        self.at("tmp")
-    }
-
-    fn fork(&self, machine: &Path, more: &str) -> Command {
-        let mut command = vmgenie(["fork".as_ref(), machine.as_os_str()]);
-        command
-            .args(more.split_whitespace())
-            .env("XDG_RUNTIME_DIR", self.run_dir())
-            .env("TMPDIR", self.temporary());
-        command
-    }
-
-    fn forked(&self, machine: &Path, more: &str) -> Forked {
-        let output = self.fork(machine, &format!("{more} --json")).output();
-        Forked::of(&output.unwrap(), 0)
-    }
-
-    /// What is left there, but for the list of machines that run.
-    fn left(&self) -> Vec<PathBuf> {
-        let entries = |dir: PathBuf| {
-            fs::read_dir(dir)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-        };
-        let run = entries(self.run_dir()).filter(|path| !path.ends_with("vmgenie"));
-        run.chain(entries(self.temporary())).collect()
-    }
-
-    fn processes(&self) -> Vec<u32> {
-        with_argument(self.0.dir().to_str().unwrap())
-    }
-}
-
-/// Takes care that nothing that a test has started outlives it.
-impl Drop for Place {
-    fn drop(&mut self) {
-        for pid in self.processes() {
-            drop(Stray(pid));
-        }
-    }
-}
-
-/// What a fork has told.
-struct Forked(Value);
-
-impl Forked {
-    fn of(output: &Output, status: i32) -> Self {
-        assert_eq!(output.status.code(), Some(status), "{output:?}");
-        Self(serde_json::from_slice(&output.stdout).unwrap())
-    }
-
-    fn clones(&self) -> &Vec<Value> {
-        self.0["clones"].as_array().unwrap()
-    }
-
-    fn pids(&self) -> Vec<u32> {
-        let pids = self.clones().iter().map(|clone| clone["pid"].as_u64());
-        pids.map(|pid| u32::try_from(pid.unwrap()).unwrap())
-            .collect()
-    }
-}
-
-fn end(pid: u32, with: libc::c_int) {
-    signal(pid, with);
-    wait_until("a clone ends", LIMIT, || !is_alive(pid));
-}
 
 #[test]
 fn a_guest_without_a_driver_is_refused_with_the_reason() {
@@ -206,71 +119,6 @@ fn a_snapshot_that_is_named_stays_and_can_be_cloned() {
         dir.to_str().unwrap(),
     ]);
     assert_eq!(clone.status.code(), Some(0), "{clone:?}");
-}
-
-/// Stands between a client and a VMM, and keeps the request for a snapshot until it is let go.
-struct Holding {
-    socket: PathBuf,
-    held: Arc<AtomicBool>,
-    go: Arc<AtomicBool>,
-}
-
-impl Holding {
-    fn before(vm: &Vm, socket: PathBuf) -> Self {
-        let listener = UnixListener::bind(&socket).unwrap();
-        let (held, go) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (to, set, wait) = (
-            vm.client.socket().to_owned(),
-            Arc::clone(&held),
-            Arc::clone(&go),
-        );
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let vmm = UnixStream::connect(&to).unwrap();
-                let (set, wait) = (Arc::clone(&set), Arc::clone(&wait));
-                let back = (vmm.try_clone().unwrap(), client.try_clone().unwrap());
-                thread::spawn(move || pass_on(back.0, back.1, |_| ()));
-                thread::spawn(move || {
-                    pass_on(client, vmm, |bytes| {
-                        if bytes.starts_with(b"PUT /snapshot/create") {
-                            set.store(true, Ordering::Relaxed);
-                            while !wait.load(Ordering::Relaxed) {
-                                thread::sleep(Duration::from_millis(5));
-                            }
-                        }
-                    });
-                });
-            }
-        });
-        Self { socket, held, go }
-    }
-
-    /// Waits until the request is there.
-    fn wait(&self) {
-        let held = || self.held.load(Ordering::Relaxed);
-        wait_until("a snapshot is asked for", LIMIT, held);
-    }
-
-    fn let_go(&self) {
-        self.go.store(true, Ordering::Relaxed);
-    }
-}
-
-fn pass_on(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
-    let mut bytes = [0; 65536];
-    while let Ok(len @ 1..) = from.read(&mut bytes) {
-        look(&bytes[..len]);
-        if to.write_all(&bytes[..len]).is_err() {
-            break;
-        }
-    }
-    // So that the other direction ends as well.
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-fn spawn(command: &mut Command) -> Child {
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
 }
 
 #[test]
