@@ -45,6 +45,7 @@ use tokio::sync::watch;
 use vmgenie_devices::BootTimer;
 use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::{DriverReport, SysGenError};
+use vmgenie_snapshot::MadeFile;
 
 use crate::config::{BootSource, DeviceId, MachineConfig};
 use crate::generation::{GenerationDevices, GenerationError, LastGeneration};
@@ -194,6 +195,8 @@ pub struct Machine {
     late: Duration,
     /// How far the guest has come.
     readiness: Arc<Readiness>,
+    /// What was made for it when it was restored.
+    made: Vec<MadeFile>,
 }
 
 impl Machine {
@@ -255,6 +258,7 @@ impl Machine {
             stopped_at: None,
             late: Duration::ZERO,
             readiness: io.readiness,
+            made: Vec::new(),
         })
     }
 

@@ -1,8 +1,7 @@
 //! One clone: a detached `vmgenie api` process and the snapshot that is loaded into it.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,15 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use thiserror::Error;
 use vmgenie_api::client::{Client, ClientError};
 use vmgenie_api::wire::{
     DriveOverride, GenerationWait, GenerationWaited, Ready, SnapshotLoad, Watchers,
 };
+use vmgenie_snapshot::MadeFile;
 use vmgenie_snapshot::own_files::OwnDir;
 
 use vmgenie_machine::unix_socket::{MAX_PATH, is_listened_on};
+
+use super::clone_log::Log;
 
 /// How long a VMM may take to open its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,10 +35,8 @@ const POLL: Duration = Duration::from_micros(200);
 const LOOK: Duration = Duration::from_millis(20);
 /// How often to look for an interruption while a guest adapts.
 const LOOK_AT_WAIT: Duration = Duration::from_millis(200);
-/// How long a VMM that does not answer may take to end.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
-/// How much of the end of a log is shown when a VMM ends by itself, in bytes.
-const LOG_TAIL: u64 = 2048;
+/// How long a VMM that does not answer, or was told to end, may take to end.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// Why a clone is not there.
 #[derive(Debug, Error)]
@@ -109,70 +110,6 @@ fn socket_at(path: &Path) -> Option<(u64, u64)> {
     is_socket.then(|| (metadata.dev(), metadata.ino()))
 }
 
-/// The file of a clone's console and log: a new one, or that of an earlier clone, which is kept.
-#[derive(Debug)]
-struct Log {
-    dir: Arc<OwnDir>,
-    name: OsString,
-    /// Device and inode.
-    identity: (u64, u64),
-    /// It was not there before.
-    made: bool,
-    /// Where this clone's part begins.
-    begin: u64,
-}
-
-impl Log {
-    fn open(dir: Arc<OwnDir>, name: OsString) -> io::Result<(Self, File)> {
-        let (file, made) = dir.append(&name)?;
-        let metadata = file.metadata()?;
-        let log = Self {
-            dir,
-            name,
-            identity: (metadata.dev(), metadata.ino()),
-            made,
-            begin: metadata.len(),
-        };
-        Ok((log, file))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join(&self.name)
-    }
-
-    /// The end of what this clone has said.
-    fn tail(&self) -> String {
-        let read = || -> io::Result<String> {
-            let mut file = File::open(self.path())?;
-            let len = file.metadata()?.len();
-            file.seek(SeekFrom::Start(
-                len.saturating_sub(LOG_TAIL).max(self.begin),
-            ))?;
-            let mut tail = Vec::new();
-            file.take(LOG_TAIL).read_to_end(&mut tail)?;
-            Ok(String::from_utf8_lossy(&tail).trim().to_owned())
-        };
-        read().unwrap_or_default()
-    }
-
-    /// Has it be as it was before this clone.
-    fn undo(&self) {
-        if self.made {
-            return self.dir.remove(&self.name, self.identity);
-        }
-        let undone = self.dir.append(&self.name).and_then(|(file, _)| {
-            let metadata = file.metadata()?;
-            match (metadata.dev(), metadata.ino()) == self.identity {
-                true => file.set_len(self.begin),
-                false => Ok(()),
-            }
-        });
-        if let Err(error) = undone {
-            tracing::debug!(log = %self.path().display(), %error, "a failed clone's words stay");
-        }
-    }
-}
-
 /// What became of one clone.
 #[derive(Debug, Serialize)]
 pub(super) struct CloneReport {
@@ -202,8 +139,8 @@ pub(super) struct Start<'a> {
     pub(super) doomed: Option<&'a Path>,
 }
 
-/// A VMM that was started. Unless [`CloneProcess::release`] is called it is killed and its files
-/// are removed on drop; when this program is killed, the VMM ends itself and removes them.
+/// A VMM that was started. Unless [`CloneProcess::release`] is called it is told to end on drop, and removes what it has made; when this
+/// program is killed, it does so by itself.
 #[derive(Debug)]
 pub(super) struct CloneProcess {
     name: String,
@@ -213,12 +150,14 @@ pub(super) struct CloneProcess {
     /// The socket that was there before, of a VMM that is gone.
     stale_socket: Option<(u64, u64)>,
     log: Log,
-    /// The copies of drives that it makes.
-    copies: Vec<PathBuf>,
-    /// It was asked to.
-    asked: bool,
+    /// The files that it makes for drives.
+    wanted: Vec<PathBuf>,
+    /// Those that it has made, by its own word.
+    made: Vec<MadeFile>,
     /// The process ends when this is closed before a word has come through it: when this program is killed.
     lifeline: Option<ChildStdin>,
+    /// It lives on.
+    released: bool,
 }
 
 impl CloneProcess {
@@ -235,7 +174,6 @@ impl CloneProcess {
         let log_name = format!("clone-{number}.log");
         let log_path = dir.path().join(&log_name);
         let log_failed = |error| CloneError::Log(log_path.clone(), error);
-        let copies = copies(request);
         let (log, out) = Log::open(dir, log_name.into()).map_err(log_failed)?;
         let err = out.try_clone().map_err(log_failed)?;
         let mut command = Command::new(start.program);
@@ -248,9 +186,10 @@ impl CloneProcess {
             .arg("--lifeline")
             .arg("--rotate")
             .arg(&log_path);
-        let files = copies.iter().chain(log.made.then_some(&log_path));
-        for made in files.map(PathBuf::as_path).chain(start.doomed) {
-            command.arg("--doomed").arg(made);
+        // What it makes itself it knows: others may make files of the same names before it does.
+        let own_log = log.made.then_some(log_path.as_path());
+        for doomed in own_log.into_iter().chain(start.doomed) {
+            command.arg("--doomed").arg(doomed);
         }
         if start.dir_goes {
             command.arg("--shared-dir").arg(start.dir.path());
@@ -277,9 +216,10 @@ impl CloneProcess {
             socket,
             stale_socket,
             log,
-            copies,
-            asked: false,
+            wanted: wanted(request),
+            made: Vec::new(),
             lifeline,
+            released: false,
         })
     }
 
@@ -313,13 +253,14 @@ impl CloneProcess {
         client.set_timeout((!copies).then_some(ANSWER_TIMEOUT));
         self.connect(&mut client, interrupted)?;
         let asked = Instant::now();
-        self.asked = true;
         if copies {
             self.load_copying(&mut client, request, interrupted)?;
         } else {
             let failed = |error| CloneError::Load(self.socket.clone(), error);
             client.load_snapshot(request).map_err(failed)?;
         }
+        let made = self.wanted.iter().map(|path| MadeFile::at(path));
+        self.made = made.filter_map(Result::ok).collect();
         let failed = |error| CloneError::Load(self.socket.clone(), error);
         let (load, running) = (asked.elapsed(), self.started.elapsed());
         Ok(CloneReport {
@@ -405,7 +346,7 @@ impl CloneProcess {
             while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 if interrupted.load(Ordering::Relaxed) {
                     // Its request ends with it.
-                    let _ = self.child.kill();
+                    self.end();
                 }
             }
             loading
@@ -414,14 +355,32 @@ impl CloneProcess {
         });
         match interrupted.load(Ordering::Relaxed) {
             true => Err(CloneError::Interrupted),
-            false => loaded.map_err(|error| {
-                // A VMM that refuses takes away what it has made; what is left there is somebody else's, who was faster.
-                if matches!(error, ClientError::Fault { .. }) {
-                    self.copies.clear();
-                }
-                CloneError::Load(self.socket.clone(), error)
-            }),
+            // A VMM that refuses takes away what it has made; what is left there is somebody else's, who was faster.
+            false => loaded.map_err(|error| CloneError::Load(self.socket.clone(), error)),
         }
+    }
+
+    /// Has it end, and take along what it has made.
+    fn end(&mut self) {
+        let mut told = false;
+        let until = Instant::now() + LAST_MOMENT;
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            // Not before it is known that the number is still its.
+            if !std::mem::replace(&mut told, true) {
+                let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+            }
+            std::thread::sleep(POLL);
+        }
+        tracing::warn!(
+            pid = self.child.id(),
+            "the VMM of a clone does not end: it is killed"
+        );
+        self.made.extend(opened(self.child.id(), &self.wanted));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     fn connect(&mut self, client: &mut Client, interrupted: &AtomicBool) -> Result<(), CloneError> {
@@ -452,6 +411,7 @@ impl CloneProcess {
             // One that has ended meanwhile needs no word.
             let _ = lifeline.write_all(b"\n");
         }
+        self.released = true;
     }
 }
 
@@ -460,26 +420,34 @@ fn makes_a_file(drive: &DriveOverride) -> bool {
     drive.copy || drive.overlay
 }
 
-/// The copies of drives that `request` will have made: what is there already is somebody else's, and the request will fail.
-fn copies(request: &SnapshotLoad) -> Vec<PathBuf> {
+/// The files that `request` has made for drives.
+fn wanted(request: &SnapshotLoad) -> Vec<PathBuf> {
     let drives = request.drive_overrides.iter();
-    drives
-        .filter(|drive| makes_a_file(drive) && fs::symlink_metadata(&drive.path_on_host).is_err())
-        .map(|drive| drive.path_on_host.clone())
+    let wanted = drives.filter(|drive| makes_a_file(drive));
+    wanted.map(|drive| drive.path_on_host.clone()).collect()
+}
+
+/// What of `wanted` the process has open, and so has made: it opens nothing else of that name.
+fn opened(pid: u32, wanted: &[PathBuf]) -> Vec<MadeFile> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    let files = files.into_iter().flatten().flatten();
+    let open: Vec<_> = files
+        .filter_map(|file| fs::metadata(file.path()).ok())
+        .collect();
+    let found = wanted.iter().filter_map(|path| MadeFile::at(path).ok());
+    found
+        .filter(|found| open.iter().any(|open| found.is(open)))
         .collect()
 }
 
 impl Drop for CloneProcess {
     fn drop(&mut self) {
-        if self.lifeline.is_none() {
-            return; // released
+        if self.released {
+            return;
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // Before it was asked they would be somebody else's.
-        for made in self.copies.iter().filter(|_| self.asked) {
-            let _ = fs::remove_file(made);
-        }
+        self.end();
+        // Of one that has ended by itself they are still there.
+        self.made.iter().for_each(MadeFile::remove);
         self.log.undo();
         // Another VMM may have taken the path, and what was there before is not ours to remove; any other socket that nobody
         // listens on is ours.
@@ -489,5 +457,20 @@ impl Drop for CloneProcess {
         {
             self.log.dir.remove(name, ours);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_has_open_it_has_made_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = ["open", "closed", "missing"].map(|name| dir.path().join(name));
+        let file = fs::File::create(&wanted[0]).unwrap();
+        fs::write(&wanted[1], "").unwrap();
+        let own = MadeFile::of(&wanted[0], &file).unwrap();
+        assert_eq!(opened(std::process::id(), &wanted), [own]);
     }
 }

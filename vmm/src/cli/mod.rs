@@ -7,6 +7,7 @@ pub mod args;
 mod client_commands;
 mod clone;
 mod clone_dir;
+mod clone_log;
 mod clone_process;
 mod clones_args;
 mod console;

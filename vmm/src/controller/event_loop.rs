@@ -1,12 +1,13 @@
 //! The event loop: API commands, the machine's events, console input, signals.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vmgenie_devices::throttle::Throttle;
@@ -295,7 +296,28 @@ impl EventLoop {
             for doomed in doomed.into_iter().flatten() {
                 temporary::remove(&doomed);
             }
-            self.end(Ok(Outcome::Quit));
+            self.quit();
+        }
+    }
+
+    /// Ends, and takes along what was made for a machine that was not released. That is known by what it is and not by its name: somebody else
+    /// may have been faster to make a file of that name.
+    fn quit(&mut self) {
+        if let Some(machine) = self.controller.machine() {
+            machine.remove_made_files();
+        }
+        self.end(Ok(Outcome::Quit));
+    }
+
+    /// A signal has come that ends the process.
+    fn told_to_end(&mut self, ops: &mut EventOps) {
+        if self.lifeline.is_some() && is_readable(&io::stdin()) {
+            // The word came before the signal.
+            self.look_at_lifeline(ops);
+        }
+        match self.lifeline {
+            Some(_) => self.quit(),
+            None => self.end(Ok(Outcome::Quit)),
         }
     }
 
@@ -319,6 +341,11 @@ impl EventLoop {
         let next = self.controller.machine().and_then(Machine::pm_timer_tick);
         self.arm_pm_timer(next);
     }
+}
+
+fn is_readable(file: &impl AsFd) -> bool {
+    let mut polled = [PollFd::new(file, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 fn set_registered(input: &mut ConsoleInput, wanted: bool, ops: &mut EventOps) {
@@ -374,7 +401,7 @@ impl MutEventSubscriber for EventLoop {
                 self.pump_input(ops);
             }
             MACHINE => self.handle_machine_events(ops),
-            SIGNALS if self.signals.take() => self.end(Ok(Outcome::Quit)),
+            SIGNALS if self.signals.take() => self.told_to_end(ops),
             INPUT => self.read_input(ops),
             PM_TIMER => self.pm_timer_due(),
             LIFELINE => self.look_at_lifeline(ops),

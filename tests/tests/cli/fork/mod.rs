@@ -1,5 +1,6 @@
 //! `vmgenie fork`.
 
+mod files;
 mod holding;
 mod place;
 

@@ -3,12 +3,11 @@
 //! Where the file system can, original and copy share their blocks until one is written (FICLONE); elsewhere the data is copied and holes stay
 //! holes. That is a plain image again, which needs no layer of ours on the way of each request. An overlay costs what is written.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmgenie_snapshot::NamedFile;
+use vmgenie_snapshot::{MadeFile, NamedFile};
 
 use super::drive::copy_file::{copy_file, new_file, no_file};
 use super::drive::{self, OverlayError, overlay};
@@ -53,9 +52,14 @@ impl CopyError {
 
 /// Copies of images, and overlays. They go with this, unless they are kept.
 #[derive(Debug, Default)]
-pub struct Copies(Vec<PathBuf>);
+pub struct Copies(Vec<MadeFile>);
 
 impl Copies {
+    /// What they are.
+    pub(crate) fn files(&self) -> Vec<MadeFile> {
+        self.0.clone()
+    }
+
     /// The machine that they are for is there.
     pub fn keep(mut self) {
         self.0.clear();
@@ -64,9 +68,7 @@ impl Copies {
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = fs::remove_file(path);
-        }
+        self.0.iter().for_each(MadeFile::remove);
     }
 }
 
@@ -86,40 +88,47 @@ pub(crate) fn make_drives(
         let (from, file) = match (source, &drive.overlay) {
             (DriveSource::Existing, _) => continue,
             (DriveSource::Overlay, None) => {
-                make_overlay(&drive.path, &mut found.file, path)
+                let overlay = make_overlay(&drive.path, &mut found.file, path)
                     .map_err(|error| CopyError::of_overlay(&drive.path, path, error))?;
-                made.0.push(path.clone());
+                made.0.push(overlay);
                 continue;
             }
             (DriveSource::Overlay, Some(overlay)) => (overlay, found.overlay.take()),
             (DriveSource::Copy, _) => (&drive.path, std::mem::take(found).file),
         };
         let layered = drive.overlay.is_some();
-        copy(from, file, path, layered).map_err(|error| CopyError::of_copy(from, path, error))?;
-        made.0.push(path.clone());
+        let copied = copy(from, file, path, layered);
+        made.0
+            .push(copied.map_err(|error| CopyError::of_copy(from, path, error))?);
     }
     Ok(made)
 }
 
 /// An empty overlay, on what was found at `base`, in a place where nothing is.
-fn make_overlay(base: &Path, found: &mut Option<NamedFile>, to: &Path) -> Result<(), OverlayError> {
+fn make_overlay(
+    base: &Path,
+    found: &mut Option<NamedFile>,
+    to: &Path,
+) -> Result<MadeFile, OverlayError> {
     let found = match found {
         Some(found) => found,
         none => none.insert(NamedFile::at(base)?),
     };
     let len = drive::base_len(found)?;
     let file = new_file(to)?;
-    overlay::format(&file, len).inspect_err(|_| {
-        let _ = fs::remove_file(to);
-    })
+    let made = MadeFile::of(to, &file)?;
+    overlay::format(&file, len).inspect_err(|_| made.remove())?;
+    Ok(made)
 }
 
 /// Copies a regular file, what was found at `from`, to a place where nothing is.
-fn copy(from: &Path, found: Option<NamedFile>, to: &Path, layered: bool) -> io::Result<()> {
+fn copy(from: &Path, found: Option<NamedFile>, to: &Path, layered: bool) -> io::Result<MadeFile> {
     let source = found.map_or_else(|| NamedFile::at(from), Ok)?;
     // The path may be a state file's: what is no file is not even opened.
     match source.metadata().is_file() {
-        true => copy_file(source.open(false)?, to, layered).map(drop),
+        true => {
+            copy_file(source.open(false)?, to, layered).and_then(|file| MadeFile::of(to, &file))
+        }
         false => Err(no_file()),
     }
 }
@@ -131,7 +140,7 @@ mod tests {
 
     use rustix::fs::inotify;
 
-    use std::fs::File;
+    use std::fs::{self, File};
     use std::io::{Seek, SeekFrom};
 
     use rustix::io::Errno;
@@ -235,8 +244,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copy");
         for kept in [false, true] {
-            fs::write(&path, "").unwrap();
-            let copies = Copies(vec![path.clone()]);
+            let file = File::create(&path).unwrap();
+            let copies = Copies(vec![MadeFile::of(&path, &file).unwrap()]);
             if kept {
                 copies.keep();
             } else {

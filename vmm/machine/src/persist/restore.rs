@@ -8,7 +8,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmgenie_devices::fw_cfg::InstanceData;
 use vmgenie_devices::sgen::ForkStage;
-use vmgenie_snapshot::LoadedSnapshot;
+use vmgenie_snapshot::{LoadedSnapshot, MadeFile};
 
 use super::host_fit::{self, HostFitError};
 use super::saved::{SavedError, SavedMachine, WantedDevices};
@@ -169,6 +169,7 @@ impl Machine {
             // The new generation tells of it.
             late: Duration::ZERO,
             readiness: io.readiness,
+            made: copies.files(),
         };
         match request.generation {
             RestoreAs::New => machine.begin_generation()?,
@@ -185,6 +186,11 @@ impl Machine {
             tell_driver(machine.devices.shared_pm()).map_err(GenerationError::from)?;
         }
         Ok((machine, copies))
+    }
+
+    /// Removes the files that were made for this machine when it was restored. It goes on with them.
+    pub fn remove_made_files(&self) {
+        self.made.iter().for_each(MadeFile::remove);
     }
 }
 
