@@ -12,7 +12,9 @@ use vmm_sys_util::signal::register_signal_handler;
 use super::args::{CloneArgs, Generation};
 use super::client_commands::load_request;
 use super::clone_dir::{CloneDir, CloneDirError};
-use super::clone_process::{CloneError, CloneProcess, CloneReport, Start, check_socket};
+use super::clone_process::{
+    CloneError, CloneProcess, CloneReport, Start, check_socket, socket_path,
+};
 use super::host_things::{self, Shared, Warning};
 use super::output::{show, table};
 use super::requests::{OverrideError, override_devices};
@@ -139,7 +141,8 @@ pub(super) fn check_interrupted() -> Result<(), ClonesError> {
 /// Looks whether all clones can have their sockets.
 pub(super) fn check_sockets(dir: &CloneDir, number: u16) -> Result<(), ClonesError> {
     (1..=number).try_for_each(|number| {
-        check_socket(dir.dir().path(), number).map_err(|error| ClonesError::Socket(number, error))
+        check_socket(&socket_path(dir.dir().path(), number))
+            .map_err(|error| ClonesError::Socket(number, error))
     })
 }
 

@@ -82,22 +82,22 @@ impl CloneError {
     }
 }
 
-/// Where clone `number` has its socket.
-fn socket_path(dir: &Path, number: u16) -> PathBuf {
+/// Where clone `number` has its API socket.
+pub(super) fn socket_path(dir: &Path, number: u16) -> PathBuf {
     dir.join(format!("clone-{number}.sock"))
 }
 
-/// Looks whether clone `number` can have its socket in `dir`. Touches nothing.
-pub(super) fn check_socket(dir: &Path, number: u16) -> Result<(), CloneError> {
-    let socket = socket_path(dir, number);
+/// Looks whether a clone can have its socket there. Touches nothing.
+pub(super) fn check_socket(socket: &Path) -> Result<(), CloneError> {
+    let owned = || socket.to_owned();
     if socket.as_os_str().len() > MAX_PATH {
-        return Err(CloneError::TooLong(socket));
+        return Err(CloneError::TooLong(owned()));
     }
-    match fs::symlink_metadata(&socket) {
+    match fs::symlink_metadata(socket) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(CloneError::Look(socket, error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => Err(CloneError::NotASocket(socket)),
-        Ok(_) if is_listened_on(&socket) => Err(CloneError::InUse(socket)),
+        Err(error) => Err(CloneError::Look(owned(), error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => Err(CloneError::NotASocket(owned())),
+        Ok(_) if is_listened_on(socket) => Err(CloneError::InUse(owned())),
         // What a dead VMM has left.
         Ok(_) => Ok(()),
     }
@@ -416,7 +416,7 @@ impl CloneProcess {
 }
 
 /// A copy, or an overlay, which may be a copy of another one.
-fn makes_a_file(drive: &DriveOverride) -> bool {
+pub(super) fn makes_a_file(drive: &DriveOverride) -> bool {
     drive.copy || drive.overlay
 }
 

@@ -1,17 +1,19 @@
 //! Files and sockets that the clones of a fork have: whose they are, and who removes them.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::DirEntryExt;
+use std::path::{Path, PathBuf};
 
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::State;
-use vmgenie_tests::process::{signal, wait_until};
+use vmgenie_tests::process::{is_alive, signal, wait_until};
 use vmgenie_tests::vm::Boot;
 use vmgenie_tests::{Guest, Snapshot, Vm, tiny};
 
 use super::LIMIT;
 use super::holding::Holding;
 use super::place::{Place, end, spawn};
+use crate::stderr;
 
 /// A machine with a drive that it may write to and a vsock device, and the place of their files.
 struct Original {
@@ -105,4 +107,74 @@ fn a_fork_that_is_ended_while_its_clones_adapt_takes_their_files_along() {
         assert_eq!(of_clones(&dir), [""; 0], "signal {with}");
         assert!(runs(vm.client.socket()));
     }
+}
+
+/// The overlays, and the inode of each, in `dir`.
+fn overlays(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let mut overlays: Vec<_> = entries
+        .map(|entry| (entry.path(), entry.ino()))
+        .filter(|(path, _)| path.extension() == Some("overlay".as_ref()))
+        .collect();
+    overlays.sort();
+    overlays
+}
+
+#[test]
+fn a_second_fork_into_a_directory_works_and_leaves_the_files_of_the_first_one() {
+    let place = Place::new();
+    let Original { vm, .. } = &Original::boot("touch=1");
+    let dir = place.at("snapshot");
+    let more = format!("{} -n 2 --fallback plain", dir.display());
+    let first = place.forked(vm.client.socket(), &more);
+    let before = overlays(&dir);
+    let second = place.forked(vm.client.socket(), &more);
+    let after = overlays(&dir);
+    assert_eq!((before.len(), after.len()), (2, 4), "{after:?}");
+    assert!(before.iter().all(|overlay| after.contains(overlay)));
+    let mut pids = first.pids().into_iter().chain(second.pids());
+    assert!(pids.all(is_alive));
+}
+
+#[test]
+fn a_fork_that_cannot_have_its_files_or_sockets_leaves_the_snapshot_of_before() {
+    let place = Place::new();
+    let Original { vm, .. } = &Original::boot("touch=1");
+    let dir = place.at("snapshot");
+    let fork = |more: &str| {
+        let more = format!("{} -n 2 --fallback plain {more}", dir.display());
+        place.fork(vm.client.socket(), &more).output().unwrap()
+    };
+    assert!(fork("").status.success());
+    let before = fs::read(dir.join("state")).unwrap();
+    let there = place.at("there-2");
+    fs::write(&there, "precious").unwrap();
+    let named = place.at("there-{n}");
+    // An API socket has room there, and the vsock device's has not.
+    let room = 107 - "/clone-1.sock".len() - place.at("").as_os_str().len();
+    let long = place.at(&"d".repeat(room));
+    for (more, why) in [
+        (
+            format!("--drive disk0={},overlay", named.display()),
+            "there-2 made for its drive disk0",
+        ),
+        (
+            format!("--drive disk0={},copy", named.display()),
+            "there-2 made for its drive disk0",
+        ),
+        (
+            format!("--vsock {}", named.display()),
+            "there-2 exists and is not a socket",
+        ),
+        (
+            format!("--dir {}", long.display()),
+            "clone-1.vsock is longer than 107 bytes",
+        ),
+    ] {
+        let output = fork(&more);
+        assert_eq!(output.status.code(), Some(1), "{more}: {output:?}");
+        assert!(stderr(&output).contains(why), "{more}: {output:?}");
+        assert!(fs::read(dir.join("state")).unwrap() == before, "{more}");
+    }
+    assert_eq!(fs::read(&there).unwrap(), b"precious");
 }

@@ -11,6 +11,7 @@ use vmgenie_api::wire::{
 use vmgenie_machine::request::{MEMORY_FILE, STATE_FILE};
 
 use super::super::args::ClonesArgs;
+use super::super::clone_process::{CloneError, check_socket, makes_a_file};
 use super::super::requests::{OverrideError, override_devices};
 
 /// Why a machine cannot be forked so.
@@ -30,6 +31,16 @@ pub(super) enum PlanError {
         "the file below the drive {id} has no name any more ({path}), so that no clone could open it: this machine was forked without a SNAPSHOT_DIR. Fork its original with one"
     )]
     NoBase { id: String, path: PathBuf },
+    #[error(
+        "clone {number} cannot have {path} made for its drive {id}: it is there already. Name another file, or remove it"
+    )]
+    Exists {
+        number: u16,
+        id: String,
+        path: PathBuf,
+    },
+    #[error("clone {0} cannot have its vsock socket: name another --vsock or --dir")]
+    Vsock(u16, #[source] CloneError),
 }
 
 /// A request for each clone of a machine with this configuration, whose snapshot will lie in `snapshot`. What a clone must have of its own, and was
@@ -46,12 +57,14 @@ pub(super) fn requests(
             request.resume_vm = true;
             override_devices(&mut request, &args.overrides, Some(number))?;
             add_overlays(&mut request, config, snapshot, number)?;
+            check_new(&request, number)?;
             check_taps(&request, config)?;
             if config.vsock.is_some() {
                 let vsock = request.vsock_override.get_or_insert_default();
-                vsock
+                let path = vsock
                     .uds_path
                     .get_or_insert_with(|| sockets.join(format!("clone-{number}.vsock")));
+                check_socket(path).map_err(|error| PlanError::Vsock(number, error))?;
             }
             Ok(request)
         })
@@ -91,13 +104,32 @@ fn add_overlays(
         if named.is_none() {
             request.drive_overrides.push(DriveOverride {
                 drive_id: id.clone(),
-                path_on_host: snapshot.join(format!("clone-{number}.{id}.overlay")),
+                path_on_host: own_overlay(snapshot, number, id),
                 copy: false,
                 overlay: true,
             });
         }
     }
     Ok(())
+}
+
+/// Where the overlay of a clone lies. The directory may have those of an earlier fork, which may still run, and another fork may be at work there.
+fn own_overlay(dir: &Path, number: u16, drive: &str) -> PathBuf {
+    let fork = std::process::id();
+    dir.join(format!("clone-{number}.{drive}.{fork}.overlay"))
+}
+
+/// Whether nothing is yet where the clone has files made: a load replaces nothing.
+fn check_new(request: &SnapshotLoad, number: u16) -> Result<(), PlanError> {
+    let mut made = request.drive_overrides.iter();
+    match made.find(|drive| makes_a_file(drive) && drive.path_on_host.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(there) => Err(PlanError::Exists {
+            number,
+            id: there.drive_id.clone(),
+            path: there.path_on_host.clone(),
+        }),
+    }
 }
 
 /// Whether a snapshot can have a copy of the drive that a clone can begin with. What cannot be looked at from here (the VMM may have another root) is

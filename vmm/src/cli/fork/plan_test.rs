@@ -40,7 +40,7 @@ fn each_clone_gets_what_it_must_have_of_its_own() {
             panic!("the drive that is written to alone: {request:?}");
         };
         assert!(overlay.drive_id == "disk0" && overlay.overlay && !overlay.copy);
-        let path = format!("/s/clone-{number}.disk0.overlay");
+        let path = format!("/s/clone-{number}.disk0.{}.overlay", std::process::id());
         assert_eq!(overlay.path_on_host, Path::new(&path));
         let vsock = request.vsock_override.as_ref().unwrap();
         let path = PathBuf::from(format!("/c/clone-{number}.vsock"));
@@ -104,4 +104,48 @@ fn a_drive_whose_lower_file_is_gone_is_refused_unless_another_is_named() {
     plan(&config, &format!("{NET} --drive disk0=/d-{{n}}")).unwrap();
     fs::write(files.path().join("root"), "").unwrap();
     plan(&config, NET).unwrap();
+}
+
+#[test]
+fn a_file_that_would_be_made_and_is_there_is_refused_before_there_is_a_snapshot() {
+    let files = tempfile::tempdir().unwrap();
+    let at = |name: &str| files.path().join(name).display().to_string();
+    fs::write(at("d-2"), "precious").unwrap();
+    std::os::unix::fs::symlink("nowhere", at("l-1")).unwrap();
+    for (named, refused) in [
+        ("d-{n},overlay", true),
+        ("l-{n},copy", true),
+        ("d-{n}", false),
+    ] {
+        let more = format!("{NET} --drive disk0={}", at(named));
+        let told = plan(&config(files.path()), &more);
+        let exists = matches!(told, Err(PlanError::Exists { .. }));
+        assert_eq!(exists, refused, "{named}: {told:?}");
+    }
+}
+
+#[test]
+fn a_vsock_socket_that_no_clone_can_have_is_refused_before_there_is_a_snapshot() {
+    let files = tempfile::tempdir().unwrap();
+    let at = |name: &str| files.path().join(name).display().to_string();
+    fs::write(at("file-2"), "").unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(at("used-1")).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(at("dead-1")).unwrap());
+    let long = "v".repeat(107);
+    for (named, refused) in [
+        (at("file-{n}"), "file-2 exists and is not a socket"),
+        (at("used-{n}"), "used-1 is in use"),
+        (at(&long), "longer than 107 bytes"),
+        (at("dead-{n}"), ""),
+    ] {
+        let told = plan(&config(files.path()), &format!("{NET} --vsock {named}"));
+        let told = told.map_or_else(
+            |error| crate::cli::output::report(&error),
+            |_| String::new(),
+        );
+        assert!(
+            told.contains(refused) && told.is_empty() == refused.is_empty(),
+            "{told}"
+        );
+    }
 }
