@@ -23,6 +23,7 @@ use vmgenie_snapshot::own_files::OwnDir;
 
 use vmgenie_machine::unix_socket::{MAX_PATH, is_listened_on};
 
+use super::NOT_ADAPTED;
 use super::clone_log::Log;
 
 /// How long a VMM may take to open its socket.
@@ -123,6 +124,15 @@ pub(super) struct CloneReport {
     pub(super) running_ms: f64,
     /// The request that loads the snapshot, alone, in milliseconds.
     pub(super) load_ms: f64,
+}
+
+/// How far a clone has come.
+#[derive(Debug)]
+pub(super) enum Fate {
+    /// It runs.
+    Runs(GenerationWaited, Ready),
+    /// Its guest had not adapted in time, and its gate has ended it. This is the end of its log.
+    Ended(String),
 }
 
 /// What the VMMs of clones are started with.
@@ -273,13 +283,14 @@ impl CloneProcess {
         })
     }
 
-    /// Waits for at most `patience` until the machine is ready: its guest has adapted to its generation, with so many agents, and its gate is open.
+    /// Waits for at most `patience` until the machine is ready: its guest has adapted to its generation, with so many agents, and its gate is open;
+    /// or has ended, as its gate says.
     pub(super) fn wait_until_ready(
         &mut self,
         agents: Option<u32>,
         patience: Duration,
         interrupted: &AtomicBool,
-    ) -> Result<(GenerationWaited, Ready), CloneError> {
+    ) -> Result<Fate, CloneError> {
         let mut client = self.client()?;
         let deadline = Instant::now() + patience;
         loop {
@@ -295,9 +306,17 @@ impl CloneProcess {
             if interrupted.load(Ordering::Relaxed) {
                 return Err(CloneError::Interrupted);
             }
-            let (waited, ready) = told.map_err(|error| self.why_silent(error))?;
+            let (waited, ready) = match told.map_err(|error| self.why_silent(error)) {
+                Ok(told) => told,
+                Err(CloneError::Ended { status, log, .. })
+                    if status.code() == Some(i32::from(NOT_ADAPTED)) =>
+                {
+                    return Ok(Fate::Ended(log));
+                }
+                Err(error) => return Err(error),
+            };
             if ready.ready || left <= now {
-                return Ok((waited, ready));
+                return Ok(Fate::Runs(waited, ready));
             }
             if waited.adapted {
                 // Its gate is about to open.

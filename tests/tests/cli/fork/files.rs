@@ -47,7 +47,7 @@ fn of_clones(dir: &Path) -> Vec<String> {
 }
 
 /// A machine with this API socket runs.
-fn runs(socket: &Path) -> bool {
+pub(super) fn runs(socket: &Path) -> bool {
     let client = Client::new(socket);
     client.is_ok_and(|mut client| client.info().is_ok_and(|info| info.state == State::Running))
 }

@@ -2,6 +2,7 @@
 
 mod files;
 mod holding;
+mod late;
 mod place;
 
 use std::collections::HashSet;

@@ -12,8 +12,8 @@ mod told;
 use std::time::Duration;
 
 use thiserror::Error;
-use vmgenie_api::client::Client;
-use vmgenie_api::wire::{Gate, GenerationWaited, InstanceInfo, Ready, SnapshotHow, SnapshotLoad};
+use vmgenie_api::client::{Client, SnapshotCreated};
+use vmgenie_api::wire::{FullConfig, Gate, InstanceInfo, SnapshotHow, SnapshotLoad, State};
 use vmgenie_machine::request::STATE_FILE;
 use vmgenie_snapshot::Header;
 
@@ -23,7 +23,7 @@ use super::clone::{
     program,
 };
 use super::clone_dir::CloneDir;
-use super::clone_process::{CloneProcess, CloneReport, Start};
+use super::clone_process::{CloneProcess, CloneReport, Fate, Start};
 use super::host_things::{self, Warning};
 use super::output::show;
 use super::{Failure, NOT_ADAPTED, machines};
@@ -36,22 +36,71 @@ const DIR_PREFIX: &str = "vmgenie-fork";
 /// The longest name that a machine can have, and what a clone's number takes of it.
 const MAX_NAME: usize = 64 - "-1000".len();
 
-/// A clone that runs, and what it has told.
-type Running = (CloneProcess, CloneReport, GenerationWaited, Ready);
+/// A machine that cannot be forked as it is.
+#[derive(Debug, Error)]
+enum CannotFork {
+    #[error("{0} is paused, and only a machine that runs can be forked: `vmgenie resume {0}`")]
+    Paused(String),
+    #[error("{0} was not started, and only a machine that runs can be forked")]
+    NotStarted(String),
+}
 
 /// Clones have not adapted in time.
 #[derive(Debug, Error)]
-#[error("not all clones have adapted within {0}: {1}. They go on")]
-struct NotAdapted(String, String);
+#[error("not all clones have adapted {when}: {late}. {others}")]
+struct NotAdapted {
+    when: String,
+    late: String,
+    others: &'static str,
+}
+
+/// The machine that is forked, as it was asked first.
+struct Asked {
+    client: Client,
+    instance: InstanceInfo,
+    config: FullConfig,
+    has_driver: bool,
+}
+
+impl Asked {
+    fn of(machine: &str) -> Result<Self, Failure> {
+        let mut client = Client::new(machines::socket_of(machine)?)?;
+        let instance = client.info()?;
+        match instance.state {
+            State::Running => {}
+            State::Paused => return Err(CannotFork::Paused(machine.to_owned()).into()),
+            State::NotStarted => return Err(CannotFork::NotStarted(machine.to_owned()).into()),
+        }
+        Ok(Self {
+            instance,
+            config: client.config()?,
+            has_driver: client.generation()?.driver.present,
+            client,
+        })
+    }
+
+    /// Another client of the same VMM, for another thread.
+    fn client_again(&self) -> Result<Client, Failure> {
+        Ok(Client::new(self.client.socket())?)
+    }
+
+    fn as_forked(&self, made: SnapshotCreated) -> Original {
+        Original::of(&self.instance, &self.client, made)
+    }
+}
+
+/// A clone, and what has become of it.
+struct Awaited {
+    process: CloneProcess,
+    report: CloneReport,
+    fate: Fate,
+}
 
 pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
     CloneDir::sweep(DIR_PREFIX);
     SnapshotPlace::sweep();
     let progress = Progress::begin();
-    let mut client = Client::new(machines::socket_of(&args.machine)?)?;
-    let instance = client.info()?;
-    let config = client.config()?;
-    let has_driver = client.generation()?.driver.present;
+    let asked = Asked::of(&args.machine)?;
     let program = program()?;
     end_on_signals();
 
@@ -60,8 +109,9 @@ pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
         .map_err(ClonesError::from)?;
     check_sockets(&dir, number)?;
     let place = SnapshotPlace::make(args.snapshot.as_deref())?;
-    let mut requests = plan::requests(&args.clones, &config, place.path(), dir.dir().path())?;
-    if has_driver && !args.no_gate {
+    let sockets = dir.dir().path();
+    let mut requests = plan::requests(&args.clones, &asked.config, place.path(), sockets)?;
+    if asked.has_driver && !args.no_gate {
         // Without a driver nothing would ever open it.
         add_gates(&mut requests, args.wait);
     }
@@ -69,24 +119,14 @@ pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
     let start = Start {
         program: &program,
         dir: dir.dir(),
-        name: &name_of(&instance),
+        name: &name_of(&asked.instance),
         dir_goes: dir.passes(),
         doomed: place.doomed(),
     };
     progress.stage(&format!("starting {number} VMMs"));
-    let processes = in_parallel(requests.iter().collect(), |number, request| {
-        let mut process = CloneProcess::start(&start, number, request)?;
-        process.wait_for_socket(&INTERRUPTED)?;
-        Ok(process)
-    })
-    .map_err(ClonesError::into_failure)?;
-
+    let processes = start_vmms(&start, &requests)?;
     progress.stage(&format!("waiting for {} to stand still", args.machine));
-    let original = Original::of(
-        &instance,
-        &client,
-        taking::take(client_again(&client)?, args, place.path())?,
-    );
+    let original = asked.as_forked(taking::take(asked.client_again()?, args, place.path())?);
     progress.clear();
     let warnings = checked(&mut requests, &place)?;
 
@@ -95,24 +135,19 @@ pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
     // What they need of the snapshot they hold open.
     let snapshot = place.keep();
     progress.stage(&format!("waiting for {number} clones to adapt"));
-    let nobody_adapts = original.how == SnapshotHow::Plain && !has_driver;
-    let running = wait(loaded, args, nobody_adapts)?;
+    let nobody_adapts = original.how == SnapshotHow::Plain && !asked.has_driver;
+    let clones = wait(loaded, args, nobody_adapts)?;
     check_interrupted()?;
     drop(progress);
 
-    let clones = running.iter().map(|(process, report, waited, ready)| {
-        ForkedClone::of(process.name(), report, waited, ready)
-    });
     let shown = Forked {
         original,
         snapshot,
-        clones: clones.collect(),
+        clones: clones.iter().map(told).collect(),
         warnings,
         dir: dir.dir().path().to_owned(),
     };
-    running
-        .into_iter()
-        .for_each(|(process, ..)| process.release());
+    clones.into_iter().for_each(|clone| clone.process.release());
     dir.keep();
     show(json, &shown, Forked::text)?;
     if nobody_adapts {
@@ -121,16 +156,35 @@ pub(super) fn fork(args: &ForkArgs, json: bool) -> Result<(), Failure> {
         );
         return Ok(());
     }
-    match shown.missing() {
-        None => Ok(()),
-        Some(missing) => Err(Failure {
-            error: Box::new(NotAdapted(
-                humantime::format_duration(args.wait).to_string(),
-                missing,
-            )),
-            status: NOT_ADAPTED,
-        }),
-    }
+    check_adapted(&shown, args.wait)
+}
+
+fn told(clone: &Awaited) -> ForkedClone {
+    ForkedClone::of(clone.process.name(), &clone.report, &clone.fate)
+}
+
+/// Whether all clones have adapted in time, by themselves.
+fn check_adapted(forked: &Forked, wait: Duration) -> Result<(), Failure> {
+    let Some(late) = forked.late() else {
+        return Ok(());
+    };
+    let wait = humantime::format_duration(wait);
+    let error = NotAdapted {
+        // A gate may have had less time.
+        when: match forked.clones.iter().any(ForkedClone::gate_was_late) {
+            true => "in time".to_owned(),
+            false => format!("within {wait}"),
+        },
+        late,
+        others: match forked.clones.iter().any(|clone| clone.ended) {
+            true => "The others go on",
+            false => "They go on",
+        },
+    };
+    Err(Failure {
+        error: Box::new(error),
+        status: NOT_ADAPTED,
+    })
 }
 
 /// What the clones' names begin with.
@@ -141,9 +195,14 @@ fn name_of(original: &InstanceInfo) -> String {
     }
 }
 
-/// Another client of the same VMM, for another thread.
-fn client_again(client: &Client) -> Result<Client, Failure> {
-    Ok(Client::new(client.socket())?)
+/// Starts a VMM for each clone, and waits until it can be asked.
+fn start_vmms(start: &Start<'_>, requests: &[SnapshotLoad]) -> Result<Vec<CloneProcess>, Failure> {
+    in_parallel(requests.iter().collect(), |number, request| {
+        let mut process = CloneProcess::start(start, number, request)?;
+        process.wait_for_socket(&INTERRUPTED)?;
+        Ok(process)
+    })
+    .map_err(ClonesError::into_failure)
 }
 
 /// Looks at what the clones will open now that the snapshot is there, as `vmgenie clone` does, and names that snapshot in the requests.
@@ -187,7 +246,7 @@ fn wait(
     clones: Vec<(CloneProcess, CloneReport)>,
     args: &ForkArgs,
     nobody_adapts: bool,
-) -> Result<Vec<Running>, Failure> {
+) -> Result<Vec<Awaited>, Failure> {
     let patience = match nobody_adapts {
         true => Duration::ZERO,
         false => args.wait,
@@ -199,8 +258,12 @@ fn wait(
         .as_ref()
         .and_then(|gate| gate.agents);
     in_parallel(clones, |_, (mut process, report): (CloneProcess, _)| {
-        let (waited, ready) = process.wait_until_ready(agents, patience, &INTERRUPTED)?;
-        Ok((process, report, waited, ready))
+        let fate = process.wait_until_ready(agents, patience, &INTERRUPTED)?;
+        Ok(Awaited {
+            process,
+            report,
+            fate,
+        })
     })
     .map_err(ClonesError::into_failure)
 }

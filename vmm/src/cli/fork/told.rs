@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vmgenie_api::client::{Client, SnapshotCreated};
-use vmgenie_api::wire::{
-    CooperativeCreated, GenerationWaited, InstanceInfo, Missing, Ready, SnapshotHow,
-};
+use vmgenie_api::wire::{CooperativeCreated, InstanceInfo, Missing, SnapshotHow};
 
 use super::super::client_commands::{microseconds, missing_text};
-use super::super::clone_process::CloneReport;
+use super::super::clone_process::{CloneReport, Fate};
 use super::super::cooperation::how_taken;
 use super::super::host_things::Warning;
 use super::super::output::{pairs, table};
@@ -57,10 +55,25 @@ pub(super) struct ForkedClone {
     pub(super) adapted_us: Option<u64>,
     pub(super) ready_us: Option<u64>,
     pub(super) ready: bool,
+    /// Its guest had not adapted in time, whatever has become of its gate.
+    pub(super) late: bool,
+    /// Its gate has ended it.
+    pub(super) ended: bool,
     pub(super) missing: Vec<Missing>,
-    /// For people.
+    /// What it lacks, for people.
     #[serde(skip)]
-    missing_text: String,
+    lacks: Lacks,
+}
+
+/// Why a clone is late.
+#[derive(Debug, Default)]
+enum Lacks {
+    #[default]
+    Nothing,
+    /// By its own word.
+    Told(String),
+    /// Its gate's time-out came first, and has ended it or opened the gate.
+    TimedOut(String),
 }
 
 impl Original {
@@ -80,15 +93,11 @@ impl Original {
 }
 
 impl ForkedClone {
-    pub(super) fn of(
-        name: &str,
-        report: &CloneReport,
-        waited: &GenerationWaited,
-        ready: &Ready,
-    ) -> Self {
-        let missing_text = match missing_text(waited) {
-            nothing if nothing.is_empty() => "its gate is not open".to_owned(),
-            missing => missing,
+    pub(super) fn of(name: &str, report: &CloneReport, fate: &Fate) -> Self {
+        let lacks = Lacks::of(fate);
+        let ready = match fate {
+            Fate::Runs(_, ready) => Some(ready),
+            Fate::Ended(_) => None,
         };
         Self {
             name: name.to_owned(),
@@ -97,27 +106,58 @@ impl ForkedClone {
             log: report.log.clone(),
             generation_id: report.generation_id.clone(),
             restore_us: (report.load_ms * 1e3) as u64,
-            reseeded_us: ready.reseeded_us,
-            identity_us: ready.identity_us,
-            adapted_us: ready.adapted_us,
-            ready_us: ready.service_us,
-            ready: ready.ready,
-            missing: ready.missing.clone(),
-            missing_text,
+            reseeded_us: ready.and_then(|ready| ready.reseeded_us),
+            identity_us: ready.and_then(|ready| ready.identity_us),
+            adapted_us: ready.and_then(|ready| ready.adapted_us),
+            ready_us: ready.and_then(|ready| ready.service_us),
+            ready: ready.is_some_and(|ready| ready.ready),
+            late: !matches!(lacks, Lacks::Nothing),
+            ended: ready.is_none(),
+            missing: ready.map_or_else(Vec::new, |ready| ready.missing.clone()),
+            lacks,
+        }
+    }
+
+    /// Its gate's time-out came before its guest had adapted.
+    pub(super) fn gate_was_late(&self) -> bool {
+        matches!(self.lacks, Lacks::TimedOut(_))
+    }
+}
+
+impl Lacks {
+    fn of(fate: &Fate) -> Self {
+        let (waited, ready) = match fate {
+            Fate::Runs(waited, ready) => (waited, ready),
+            Fate::Ended(log) => {
+                let last = log.lines().last().unwrap_or_default();
+                return Self::TimedOut(format!("its gate has ended it: {last}"));
+            }
+        };
+        let missing = missing_text(waited);
+        if ready.gate.as_ref().is_some_and(|gate| gate.forced) {
+            return Self::TimedOut(match missing.is_empty() {
+                true => "its gate was opened before that".to_owned(),
+                false => format!("its gate was opened, and {missing}"),
+            });
+        }
+        match (ready.ready, waited.adapted) {
+            // It was asked later than the other.
+            (true, _) => Self::Nothing,
+            (false, true) => Self::Told("its gate is not open".to_owned()),
+            (false, false) => Self::Told(missing),
         }
     }
 }
 
 impl Forked {
-    /// What the clones lack that have not adapted; none if all have.
-    pub(super) fn missing(&self) -> Option<String> {
-        let missing: Vec<_> = self
-            .clones
-            .iter()
-            .filter(|clone| !clone.ready)
-            .map(|clone| format!("{}: {}", clone.name, clone.missing_text))
-            .collect();
-        (!missing.is_empty()).then(|| missing.join("; "))
+    /// What the clones lack that have not adapted in time; none if all have.
+    pub(super) fn late(&self) -> Option<String> {
+        let late = |clone: &ForkedClone| match &clone.lacks {
+            Lacks::Nothing => None,
+            Lacks::Told(what) | Lacks::TimedOut(what) => Some(format!("{}: {what}", clone.name)),
+        };
+        let late: Vec<_> = self.clones.iter().filter_map(late).collect();
+        (!late.is_empty()).then(|| late.join("; "))
     }
 
     pub(super) fn text(&self) -> String {
@@ -151,7 +191,10 @@ impl Forked {
             [
                 clone.name.clone(),
                 clone.socket.display().to_string(),
-                clone.pid.to_string(),
+                match clone.ended {
+                    true => "ended".to_owned(),
+                    false => clone.pid.to_string(),
+                },
                 time(Some(clone.restore_us)),
                 time(clone.reseeded_us),
                 time(clone.adapted_us),
