@@ -82,6 +82,16 @@ pub fn remove(path: &Path) {
     }
 }
 
+/// Where temporary directories are made. Other processes hear of them, which may be elsewhere: it is absolute, whatever `TMPDIR` is.
+pub fn parent() -> PathBuf {
+    absolute(std::env::temp_dir())
+}
+
+fn absolute(dir: PathBuf) -> PathBuf {
+    // Only an empty one has no absolute path, and it names no directory.
+    std::path::absolute(&dir).unwrap_or_else(|_| PathBuf::from("/tmp"))
+}
+
 /// The name of a directory that this process makes, with this prefix; another one for each attempt.
 pub fn name(prefix: &str, attempt: usize) -> String {
     let pid = std::process::id();
@@ -208,6 +218,13 @@ mod tests {
         }
         drop(user);
         assert!(!used.exists());
+    }
+
+    #[test]
+    fn other_processes_can_be_told_where_temporary_directories_are() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute("t/mp".into()), here.join("t/mp"));
+        assert_eq!(absolute("".into()), Path::new("/tmp"));
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn parent() -> PathBuf {
     // Root may have that of another user, who could exchange what is in it.
     parent
         .filter(|dir| own_files::is_trusted_dir(dir))
-        .unwrap_or_else(std::env::temp_dir)
+        .unwrap_or_else(temporary::parent)
 }
 
 /// Makes a directory in `parent` that was not there before.

@@ -36,7 +36,7 @@ impl SnapshotPlace {
         if let Some(named) = named {
             return Ok(Self::Named(SnapshotDir::make(named)?));
         }
-        let parent = std::env::temp_dir();
+        let parent = temporary::parent();
         let made = make_fresh(&parent, PREFIX);
         let path = made
             .map_err(|error| PlaceError::Temporary(parent, error))?
@@ -53,7 +53,7 @@ impl SnapshotPlace {
 
     /// Removes what was left by those that were killed.
     pub(super) fn sweep() {
-        temporary::sweep(&std::env::temp_dir(), PREFIX);
+        temporary::sweep(&temporary::parent(), PREFIX);
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -32,6 +32,10 @@ pub(super) enum PlanError {
     )]
     NoBase { id: String, path: PathBuf },
     #[error(
+        "the file of the drive {id} has a relative path ({path}), and is not there for this command, whose clones would look for it: fork the machine in the directory in which its VMM was started"
+    )]
+    Relative { id: String, path: PathBuf },
+    #[error(
         "clone {number} cannot have {path} made for its drive {id}: it is there already. Name another file, or remove it"
     )]
     Exists {
@@ -97,11 +101,10 @@ fn add_overlays(
         let named = request.drive_overrides.iter().find(|it| &it.drive_id == id);
         // A file that is there already needs nothing of the original's.
         let needs_original = named.is_none_or(|named| named.copy || named.overlay);
-        if drive.is_read_only == Some(true) || !needs_original {
-            continue;
+        if needs_original {
+            check_file(drive)?;
         }
-        check_file(drive)?;
-        if named.is_none() {
+        if named.is_none() && drive.is_read_only != Some(true) {
             request.drive_overrides.push(DriveOverride {
                 drive_id: id.clone(),
                 path_on_host: own_overlay(snapshot, number, id),
@@ -132,19 +135,26 @@ fn check_new(request: &SnapshotLoad, number: u16) -> Result<(), PlanError> {
     }
 }
 
-/// Whether a snapshot can have a copy of the drive that a clone can begin with. What cannot be looked at from here (the VMM may have another root) is
-/// told by the VMMs.
+/// Whether a clone can have what it needs of the original's drive: a copy in the snapshot to begin with, or a file that it opens itself. What cannot
+/// be looked at from here (the VMM may have another root) is told by the VMMs.
 fn check_file(drive: &Drive) -> Result<(), PlanError> {
     let Some(path) = &drive.path_on_host else {
         return Ok(());
     };
     let (id, path) = (drive.drive_id.clone(), path.clone());
-    match (&drive.overlay_path, fs::metadata(&path)) {
-        (None, Ok(file)) if file.file_type().is_block_device() => {
+    let read_only = drive.is_read_only == Some(true);
+    let is_base = drive.overlay_path.is_some();
+    match fs::metadata(&path) {
+        Ok(file) if file.file_type().is_block_device() && !read_only && !is_base => {
             Err(PlanError::BlockDevice { id, path })
         }
-        (Some(_), Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(PlanError::NoBase { id, path })
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            match (path.is_relative(), is_base) {
+                // The VMM has found it where it was started, and a clone would not.
+                (true, _) if is_base || read_only => Err(PlanError::Relative { id, path }),
+                (false, true) => Err(PlanError::NoBase { id, path }),
+                _ => Ok(()),
+            }
         }
         _ => Ok(()),
     }

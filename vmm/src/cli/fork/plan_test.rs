@@ -107,6 +107,26 @@ fn a_drive_whose_lower_file_is_gone_is_refused_unless_another_is_named() {
 }
 
 #[test]
+fn a_relative_path_that_leads_nowhere_from_here_is_refused_where_a_clone_would_open_it() {
+    let files = tempfile::tempdir().unwrap();
+    let mut config = config(files.path());
+    // A copy of it is made by the VMM that has it open.
+    config.drives[0].path_on_host = Some("not-here.img".into());
+    plan(&config, NET).unwrap();
+    let mut layered = config.clone();
+    layered.drives[0].overlay_path = Some("overlay".into());
+    config.drives[1].path_on_host = Some("not-here.iso".into());
+    for wrong in [&layered, &config] {
+        let told = plan(wrong, NET).unwrap_err();
+        assert!(matches!(told, PlanError::Relative { .. }), "{told}");
+    }
+    let named = format!("{NET} --drive disk1=/other.iso");
+    plan(&config, &named).unwrap();
+    config.drives[1].path_on_host = Some("Cargo.toml".into());
+    plan(&config, NET).unwrap();
+}
+
+#[test]
 fn a_file_that_would_be_made_and_is_there_is_refused_before_there_is_a_snapshot() {
     let files = tempfile::tempdir().unwrap();
     let at = |name: &str| files.path().join(name).display().to_string();
