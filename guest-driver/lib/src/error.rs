@@ -102,6 +102,10 @@ pub enum ReadyError {
     /// The driver is an older one, to which agents are watchers like others.
     #[error("this driver does not know agents")]
     Unsupported,
+    /// The kernel has not done yet what it does late in a generation, or a signal handler ran: say it
+    /// again soon.
+    #[error("the kernel is not through with generation {0} yet")]
+    Unfinished(u32),
     /// Anything else.
     #[error("could not tell that this agent is ready for generation {generation}")]
     Os {
@@ -253,8 +257,8 @@ pub enum ForkPointError {
     /// The host did not answer in time.
     #[error("the host did not answer while the CPUs stood still")]
     TimedOut,
-    /// Another one is under way.
-    #[error("another fork point is under way")]
+    /// Another one is under way, or some participant that was said to be parked is not.
+    #[error("another fork point is under way, or some participant has not parked")]
     Busy,
     /// The kernel's random number generator is not ready yet, or cannot be reseeded.
     #[error("the kernel's random number generator is not ready, or cannot be reseeded")]
@@ -283,6 +287,10 @@ pub enum IdentityError {
     /// The driver is an older one, which tells no host of it.
     #[error("this driver does not know the identity stage")]
     Unsupported,
+    /// The kernel has not done yet what it does late in a generation, or a signal handler ran: say it
+    /// again soon.
+    #[error("the kernel is not through with generation {0} yet")]
+    Unfinished(u32),
     /// Anything else.
     #[error("could not tell that generation {generation} has an identity of its own")]
     Os {

@@ -41,6 +41,15 @@ impl Role {
     }
 }
 
+/// Which participants are parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Parked {
+    /// All of them.
+    All,
+    /// Those that a fork point has to wait for. Some other has not parked in time.
+    Required,
+}
+
 /// Who goes on after a fork point.
 ///
 /// By name, as the numbers of `fork(2)` mean the reverse: there 0 is the child.
@@ -249,16 +258,20 @@ impl Watcher {
     /// Sleeps, as the agent, until all participants are parked, for at most `limit` (rounded up to
     /// milliseconds; zero looks once).
     ///
+    /// [`Parked::Required`] when the time is over and all are that a fork point has to wait for. Then
+    /// [`Prepared::PARKED`] is not the truth.
+    ///
     /// # Errors
     /// [`ParkedError::TimedOut`], [`ParkedError::NoRequest`], [`ParkedError::Interrupted`],
     /// [`ParkedError::NotAgent`], [`ParkedError::Unsupported`], or what else the driver said.
-    pub fn wait_parked(&self, limit: Duration) -> Result<(), ParkedError> {
+    pub fn wait_parked(&self, limit: Duration) -> Result<Parked, ParkedError> {
         let argument = match limit.is_zero() {
             true => 0,
             false => milliseconds(Some(limit)),
         };
         match self.send(Call::WaitParked, argument) {
-            Ok(_) => Ok(()),
+            Ok(0) => Ok(Parked::All),
+            Ok(_) => Ok(Parked::Required),
             Err(Errno::TIME) => Err(ParkedError::TimedOut(limit)),
             Err(Errno::STALE) => Err(ParkedError::NoRequest),
             Err(Errno::INTR) => Err(ParkedError::Interrupted),
@@ -280,7 +293,8 @@ impl Watcher {
     /// not act on it twice is [parked](Self::park), or was brought to rest.
     ///
     /// # Errors
-    /// See [`ForkPointError`]; whatever it is, no snapshot was taken.
+    /// See [`ForkPointError`]; whatever it is, no snapshot was taken. [`ForkPointError::Busy`] also says
+    /// that [`Prepared::PARKED`] is not the truth any more: wait for the participants again.
     pub fn fork_point(
         &self,
         ticket: NonZeroU32,
@@ -326,6 +340,7 @@ impl Watcher {
                 Ok(current) if current == generation => Err(IdentityError::Unsupported),
                 _ => Err(IdentityError::Stale(generation)),
             },
+            Err(Errno::AGAIN | Errno::INTR) => Err(IdentityError::Unfinished(generation)),
             Err(errno) => Err(IdentityError::Os {
                 generation,
                 source: io(errno),

@@ -61,7 +61,7 @@ pub use error::{
     AcknowledgeError, ForkPointError, IdentityError, OpenError, ParkError, ParkedError, ReadyError,
     RefuseError, RequestError, RoleError, TrackingError, TriggerError, WaitError, WatchersError,
 };
-pub use fork::{ForkPoint, ForkRequest, Outcome, Prepared, Reason, Role};
+pub use fork::{ForkPoint, ForkRequest, Outcome, Parked, Prepared, Reason, Role};
 pub use watcher::{Options, Watcher};
 
 /// The program in the README, which has to compile.

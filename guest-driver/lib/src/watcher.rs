@@ -270,6 +270,7 @@ impl Watcher {
                 Ok(current) if current == generation => Err(ReadyError::Unsupported),
                 _ => Err(ReadyError::Stale(generation)),
             },
+            Err(Errno::AGAIN | Errno::INTR) => Err(ReadyError::Unfinished(generation)),
             Err(errno) => Err(ReadyError::Os {
                 generation,
                 source: io(errno),

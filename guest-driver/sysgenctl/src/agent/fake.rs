@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::pipe::pipe;
 use sysgenid::{
-    AcknowledgeError, ForkPoint, ForkPointError, ForkRequest, IdentityError, Outcome, ParkedError,
-    Prepared, ReadyError, Reason, RefuseError, RequestError, RoleError, WaitError, WatchersError,
+    AcknowledgeError, ForkPoint, ForkPointError, ForkRequest, IdentityError, Outcome, Parked,
+    ParkedError, Prepared, ReadyError, Reason, RefuseError, RequestError, RoleError, WaitError,
+    WatchersError,
 };
 
 use super::source::Source;
@@ -183,13 +184,13 @@ impl Source for Fake {
         Ok(self.request.get())
     }
 
-    fn wait_parked(&self, limit: Duration) -> Result<(), ParkedError> {
+    fn wait_parked(&self, limit: Duration) -> Result<Parked, ParkedError> {
         match self.unparked.get() {
             true => {
                 std::thread::sleep(limit);
                 Err(ParkedError::TimedOut(limit))
             }
-            false => Ok(()),
+            false => Ok(Parked::All),
         }
     }
 

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use sysgenid::{
-    AcknowledgeError, ForkPoint, ForkPointError, ForkRequest, IdentityError, ParkedError, Prepared,
-    ReadyError, Reason, RefuseError, RequestError, Role, RoleError, WaitError, Watcher,
+    AcknowledgeError, ForkPoint, ForkPointError, ForkRequest, IdentityError, Parked, ParkedError,
+    Prepared, ReadyError, Reason, RefuseError, RequestError, Role, RoleError, WaitError, Watcher,
     WatchersError,
 };
 
@@ -20,7 +20,7 @@ pub(super) trait Source: AsFd {
     /// Takes the role of the agent.
     fn be_agent(&self) -> Result<(), RoleError>;
     fn request(&self) -> Result<Option<ForkRequest>, RequestError>;
-    fn wait_parked(&self, limit: Duration) -> Result<(), ParkedError>;
+    fn wait_parked(&self, limit: Duration) -> Result<Parked, ParkedError>;
     fn fork_point(
         &self,
         ticket: NonZeroU32,
@@ -63,7 +63,7 @@ impl Source for Watcher {
         self.request()
     }
 
-    fn wait_parked(&self, limit: Duration) -> Result<(), ParkedError> {
+    fn wait_parked(&self, limit: Duration) -> Result<Parked, ParkedError> {
         self.wait_parked(limit)
     }
 

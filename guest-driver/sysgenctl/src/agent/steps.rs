@@ -164,7 +164,7 @@ impl<S: Source> Agent<'_, S> {
                 .quiesced_by()
                 .saturating_duration_since(Instant::now());
             let error = match self.watcher.wait_parked(left.min(LOOK)) {
-                Ok(()) => return Answer::Done,
+                Ok(_) => return Answer::Done,
                 Err(ParkedError::NoRequest) => return Answer::Withdrawn,
                 Err(ParkedError::TimedOut(_) | ParkedError::Interrupted) if !left.is_zero() => {
                     match self.called_off(asked, new) {
