@@ -251,7 +251,7 @@ pub(crate) struct AgentArgs {
 pub(crate) enum Freeze {
     /// It is refused.
     Required,
-    /// It is taken, and the host is told that they were not.
+    /// It is taken: what can be frozen is, and the host is told that not all was.
     BestEffort,
     /// They are never frozen.
     Off,

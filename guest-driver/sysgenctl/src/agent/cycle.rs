@@ -52,6 +52,11 @@ pub(super) enum Answer {
     Done,
     /// After [`Step::Fork`]: this is a clone.
     Clone,
+    /// After [`Step::Park`]: some that need not park have not. After [`Step::Freeze`]: some could not be
+    /// frozen, and run.
+    Partly,
+    /// After [`Step::Fork`]: some participant that had parked has gone on. Nothing was taken.
+    Unparked,
     Failed(Reason),
     /// The host has withdrawn its request.
     Withdrawn,
@@ -82,8 +87,12 @@ pub(super) struct Cycle {
     /// Hooks of `quiesce.d` may have run, and those of `resume.d` have not since.
     quiesced: bool,
     parked: bool,
+    /// Programs are to be frozen before the fork point.
+    to_freeze: bool,
     /// Programs may be frozen.
     frozen: bool,
+    /// All are.
+    all_frozen: bool,
     /// Some hook of this generation has failed.
     failed: bool,
     /// What follows [`Step::Thaw`].
@@ -126,7 +135,9 @@ impl Cycle {
             require_success,
             quiesced: false,
             parked: false,
+            to_freeze: freeze != Freeze::Off,
             frozen: false,
+            all_frozen: false,
             failed: false,
             after_thaw: Next::Over,
             after_refusal: Next::Over,
@@ -153,7 +164,7 @@ impl Cycle {
         let when = |done, what| if done { what } else { Prepared::NOTHING };
         when(self.quiesced, Prepared::QUIESCED)
             | when(self.parked, Prepared::PARKED)
-            | when(self.frozen, Prepared::FROZEN)
+            | when(self.all_frozen, Prepared::FROZEN)
     }
 
     /// Takes the answer of the present step, and says what comes then.
@@ -162,7 +173,7 @@ impl Cycle {
             Step::Quiesce | Step::Park | Step::Freeze | Step::Fork => self.before(answer),
             Step::Refuse(_) => self.unless_overtaken(answer, self.after_refusal),
             Step::Thaw => {
-                self.frozen = false;
+                (self.frozen, self.all_frozen) = (false, false);
                 self.unless_overtaken(answer, self.after_thaw)
             }
             Step::Resume(_) if answer != Answer::Done => Next::Quiesced,
@@ -196,22 +207,34 @@ impl Cycle {
             (Step::Fork, Answer::Done) => {
                 self.thaw_then(Next::Step(Step::Resume(Resumed::Original)))
             }
-            (Step::Freeze, Answer::Failed(_)) if self.freeze != Freeze::Required => {
-                self.thaw_then(Next::Step(Step::Fork))
+            // A frozen program could not park.
+            (Step::Fork, Answer::Unparked) => {
+                self.to_freeze = self.frozen;
+                self.thaw_then(Next::Step(Step::Park))
             }
-            (_, Answer::Failed(reason)) => self.call_off(Some(reason)),
-            (Step::Quiesce, _) => Next::Step(Step::Park),
-            (Step::Park, _) => {
-                self.parked = true;
-                match self.freeze {
-                    Freeze::Off => Next::Step(Step::Fork),
-                    Freeze::BestEffort | Freeze::Required => {
-                        self.frozen = true;
-                        Next::Step(Step::Freeze)
-                    }
+            (Step::Park, Answer::Done | Answer::Partly) => {
+                self.parked = answer == Answer::Done;
+                if !self.to_freeze {
+                    return Next::Step(Step::Fork);
                 }
+                (self.to_freeze, self.frozen) = (false, true);
+                Next::Step(Step::Freeze)
             }
-            _ => Next::Step(Step::Fork),
+            (Step::Freeze, Answer::Done) => {
+                self.all_frozen = true;
+                Next::Step(Step::Fork)
+            }
+            // The freezer wakes those that have parked. Who runs again may have gone on.
+            (Step::Freeze, Answer::Partly) if self.freeze != Freeze::Required => {
+                Next::Step(Step::Park)
+            }
+            (Step::Freeze, Answer::Failed(_)) if self.freeze != Freeze::Required => {
+                self.thaw_then(Next::Step(Step::Park))
+            }
+            (Step::Quiesce, Answer::Done) => Next::Step(Step::Park),
+            (_, Answer::Failed(reason)) => self.call_off(Some(reason)),
+            (Step::Freeze, Answer::Partly) => self.call_off(Some(Reason::NotFrozen)),
+            _ => self.call_off(Some(Reason::Other)),
         }
     }
 
@@ -229,6 +252,11 @@ impl Cycle {
                     (_, false) => Next::Step(Step::Acknowledge),
                 };
                 self.thaw_then(next)
+            }
+            (Step::TellIdentity, Answer::Stopped) => self.thaw_then(Next::Over),
+            // The kernel is slow to hear it. No program stays frozen for that.
+            (Step::TellIdentity, Answer::Failed(_)) if self.frozen => {
+                self.thaw_then(Next::Step(Step::TellIdentity))
             }
             (Step::TellIdentity, _) => self.thaw_then(Next::Step(Step::Service)),
             (Step::Acknowledge, Answer::Done) if self.quiesced => Next::Step(Step::Watchers),

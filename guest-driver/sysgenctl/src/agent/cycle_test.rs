@@ -3,8 +3,10 @@
 use super::*;
 
 /// All that a step may answer but success.
-const AMISS: [Answer; 5] = [
+const AMISS: [Answer; 7] = [
     Answer::Clone,
+    Answer::Partly,
+    Answer::Unparked,
     Answer::Failed(Reason::Other),
     Answer::Withdrawn,
     Answer::Overtaken,
@@ -14,7 +16,10 @@ const AMISS: [Answer; 5] = [
 /// The machine that a cycle is run on, as the steps leave it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct World {
+    /// All participants have parked, and no program was thawed since.
+    parked: bool,
     frozen: bool,
+    all_frozen: bool,
     /// Hooks of `quiesce.d` have run, and those of `resume.d` have not since.
     quiesced: bool,
     clone: bool,
@@ -37,9 +42,19 @@ impl World {
         let done = answer == Answer::Done;
         match step {
             Step::Quiesce => self.quiesced = true,
-            // A freezer that fails may have frozen some.
-            Step::Freeze => self.frozen = true,
-            Step::Thaw => self.frozen = false,
+            Step::Park => {
+                assert!(!self.all_frozen, "who is frozen cannot park");
+                self.parked = done;
+            }
+            // A freezer that fails may have frozen some, and has woken some.
+            Step::Freeze => {
+                (self.frozen, self.all_frozen) = (true, done);
+                self.parked &= done;
+            }
+            Step::Thaw => {
+                (self.frozen, self.all_frozen) = (false, false);
+                self.parked = false;
+            }
             Step::Refuse(_) => self.refused += 1,
             Step::Identity => self.identity = done,
             Step::TellIdentity => {
@@ -57,12 +72,20 @@ impl World {
                 assert!(!self.quiesced, "the host was told too early: {self:?}");
                 self.ready = true;
             }
-            Step::Park | Step::Fork | Step::Watchers => {}
+            Step::Fork | Step::Watchers => {}
         }
         if answer == Answer::Overtaken {
             (self.clone, self.acknowledged) = (true, false);
             (self.identity, self.identity_told) = (false, false);
         }
+    }
+
+    /// The host is told nothing before the fork point that is not so.
+    fn check_prepared(&self, prepared: Prepared) {
+        let told = |what| prepared | what == prepared;
+        assert!(!told(Prepared::PARKED) || self.parked, "{self:?}");
+        assert!(!told(Prepared::FROZEN) || self.all_frozen, "{self:?}");
+        assert!(told(Prepared::QUIESCED) && self.quiesced);
     }
 
     /// What has to hold when a cycle has ended in whatever way.
@@ -87,6 +110,9 @@ fn explore(cycle: Cycle, world: World, faults: u32, ended: &mut dyn FnMut(&World
     let answers = AMISS.iter().filter(|_| faults > 0).copied();
     for answer in answers.chain([Answer::Done]) {
         let (mut cycle, mut world) = (cycle.clone(), world.clone());
+        if step == Step::Fork {
+            world.check_prepared(cycle.prepared());
+        }
         world.do_step(step, answer);
         assert!(world.steps.len() < 60, "no end: {world:?}");
         let left = faults - u32::from(answer != Answer::Done);
@@ -233,7 +259,28 @@ fn programs_that_do_not_freeze_are_a_reason_to_refuse_or_not_as_the_policy_says(
     let best = steps(Cycle::asked(Freeze::BestEffort, true), &amiss);
     assert_eq!(
         best[3..],
-        [Step::Thaw, Step::Fork, Step::Resume(Resumed::Original)]
+        [
+            Step::Thaw,
+            Step::Park,
+            Step::Fork,
+            Step::Resume(Resumed::Original)
+        ]
+    );
+    let partly = [(Step::Freeze, Answer::Partly)];
+    let best = steps(Cycle::asked(Freeze::BestEffort, true), &partly);
+    assert_eq!(
+        best[3..],
+        [
+            Step::Park,
+            Step::Fork,
+            Step::Thaw,
+            Step::Resume(Resumed::Original)
+        ]
+    );
+    let required = steps(Cycle::asked(Freeze::Required, true), &partly);
+    assert_eq!(
+        required[3..5],
+        [Step::Thaw, Step::Refuse(Reason::NotFrozen)]
     );
     assert!(!steps(Cycle::asked(Freeze::Off, true), &[]).contains(&Step::Freeze));
 }

@@ -52,6 +52,14 @@ pub(super) struct Fake {
     /// How often another one is the agent.
     pub(super) others: Cell<u32>,
     pub(super) unparked: Cell<bool>,
+    /// Some that need not park do not.
+    pub(super) only_required: Cell<bool>,
+    /// How often it turns out at the fork point that somebody who had parked has gone on.
+    pub(super) gone_on: Cell<u32>,
+    /// How often the agent has waited for participants with success.
+    pub(super) parkings: Cell<u32>,
+    /// How often the kernel is not through with the generation.
+    pub(super) unfinished: Cell<u32>,
     pub(super) prepared: Cell<Option<Prepared>>,
     pub(super) refused: RefCell<Vec<Reason>>,
     pub(super) identities: RefCell<Vec<u32>>,
@@ -76,6 +84,10 @@ impl Fake {
             host: Cell::new(Host::Original),
             others: Cell::new(0),
             unparked: Cell::new(false),
+            only_required: Cell::new(false),
+            gone_on: Cell::new(0),
+            parkings: Cell::new(0),
+            unfinished: Cell::new(0),
             prepared: Cell::new(None),
             refused: RefCell::default(),
             identities: RefCell::default(),
@@ -94,6 +106,13 @@ impl Fake {
         if self.current.replace(generation) == self.acknowledged.get() {
             rustix::io::write(&self.full, &[0]).unwrap();
         }
+    }
+
+    /// Takes one of what is counted down.
+    fn take(counter: &Cell<u32>) -> bool {
+        let left = counter.get();
+        counter.set(left.saturating_sub(1));
+        left > 0
     }
 
     /// The agent gets SIGTERM.
@@ -149,6 +168,9 @@ impl Source for Fake {
         if generation != self.current.get() {
             return Err(ReadyError::Stale(generation));
         }
+        if Self::take(&self.unfinished) {
+            return Err(ReadyError::Unfinished(generation));
+        }
         self.told.borrow_mut().push(generation);
         Ok(())
     }
@@ -156,6 +178,9 @@ impl Source for Fake {
     fn identity(&self, generation: u32) -> Result<(), IdentityError> {
         if generation != self.current.get() {
             return Err(IdentityError::Stale(generation));
+        }
+        if Self::take(&self.unfinished) {
+            return Err(IdentityError::Unfinished(generation));
         }
         self.identities.borrow_mut().push(generation);
         Ok(())
@@ -185,13 +210,16 @@ impl Source for Fake {
     }
 
     fn wait_parked(&self, limit: Duration) -> Result<Parked, ParkedError> {
-        match self.unparked.get() {
-            true => {
-                std::thread::sleep(limit);
-                Err(ParkedError::TimedOut(limit))
-            }
-            false => Ok(Parked::All),
+        if self.unparked.get() {
+            std::thread::sleep(limit);
+            return Err(ParkedError::TimedOut(limit));
         }
+        self.parkings.set(self.parkings.get() + 1);
+        if self.only_required.get() {
+            std::thread::sleep(limit);
+            return Ok(Parked::Required);
+        }
+        Ok(Parked::All)
     }
 
     fn fork_point(
@@ -200,9 +228,13 @@ impl Source for Fake {
         prepared: Prepared,
         _: Duration,
     ) -> Result<ForkPoint, ForkPointError> {
-        if self.request.take().map(|request| request.ticket) != Some(ticket) {
+        if self.request.get().map(|request| request.ticket) != Some(ticket) {
             return Err(ForkPointError::Stale);
         }
+        if prepared | Prepared::PARKED == prepared && Self::take(&self.gone_on) {
+            return Err(ForkPointError::Busy);
+        }
+        self.request.set(None);
         self.prepared.set(Some(prepared));
         if let Some(look) = &*self.at_fork.borrow() {
             look();

@@ -4,8 +4,10 @@
 //! has drawn random numbers that it has not handed over yet. What is frozen is written down *before* it
 //! is, so that `sysgenctl thaw` finds it whoever was killed, and undoes nobody else's freezing.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,10 +45,17 @@ pub(crate) enum FreezeError {
     Thaw(PathBuf, #[source] io::Error),
     #[error("could not use the list of frozen control groups {0}")]
     Record(PathBuf, #[source] io::Error),
-    #[error("the control group {0} was not frozen after {1:?}")]
-    Late(PathBuf, Duration),
     #[error("the freezing was called off")]
     CalledOff,
+}
+
+/// What has been frozen.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    /// How many groups.
+    pub(crate) groups: usize,
+    /// Those that were not frozen in time, relative to the root: they have been thawed.
+    pub(crate) late: Vec<PathBuf>,
 }
 
 /// Where the control groups are, and which of them are left alone.
@@ -91,7 +100,8 @@ impl Freezer {
     }
 
     /// Freezes all groups that are not kept, and waits until they are, for at most `limit` or until
-    /// `called_off`. Returns how many were frozen. After an error some may be: thaw.
+    /// `called_off`. Those that are late are thawed; the others stay frozen. After an error some may be:
+    /// thaw.
     ///
     /// # Errors
     /// [`FreezeError`].
@@ -99,25 +109,52 @@ impl Freezer {
         &self,
         limit: Duration,
         called_off: &dyn Fn() -> bool,
-    ) -> Result<usize, FreezeError> {
+    ) -> Result<Frozen, FreezeError> {
         let start = Instant::now();
         self.look_at_root()?;
-        let mut frozen: Vec<PathBuf> = Vec::new();
+        let (mut ours, mut late) = (Vec::new(), Vec::new());
         loop {
-            // Who is started by a service manager that is not frozen comes while we wait.
+            // Who is started by a service manager that is not frozen comes while we wait. All are looked
+            // at each time: a group may be made anew under the name of another one.
             let mut targets = Vec::new();
             self.targets(Path::new(""), &mut targets)?;
-            targets.retain(|group| !frozen.contains(group));
-            if targets.is_empty() {
-                return Ok(frozen.len());
+            targets.retain(|group| !late.contains(group));
+            let all = targets.len();
+            targets.retain(|group| !self.is_frozen(group));
+            if targets.is_empty() || !late.is_empty() {
+                let groups = all - targets.len();
+                return Ok(Frozen { groups, late });
             }
             for group in &targets {
-                self.freeze_one(group)?;
+                if self.freeze_one(group)? {
+                    ours.push(group.clone());
+                }
             }
             for group in targets {
-                self.wait(&group, start, limit, called_off)?;
-                frozen.push(group);
+                if self.wait(&group, start, limit, called_off)? {
+                    continue;
+                }
+                if ours.contains(&group) {
+                    self.thaw_one(&group)?;
+                }
+                late.push(group);
             }
+        }
+    }
+
+    fn is_frozen(&self, group: &Path) -> bool {
+        let directory = self.root.join(group);
+        has_line(&directory, "cgroup.freeze", "1")
+            && has_line(&directory, "cgroup.events", "frozen 1")
+    }
+
+    /// Thaws the group, and says whether it was there.
+    fn thaw_one(&self, group: &Path) -> Result<bool, FreezeError> {
+        let directory = self.root.join(group);
+        match fs::write(directory.join("cgroup.freeze"), "0") {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(FreezeError::Thaw(directory, error)),
         }
     }
 
@@ -127,19 +164,22 @@ impl Freezer {
     /// [`FreezeError`]; what could not be thawed stays in the record.
     pub(crate) fn thaw(&self) -> Result<usize, FreezeError> {
         let failed = |error| FreezeError::Record(self.record.clone(), error);
-        let text = match fs::read_to_string(&self.record) {
+        let record = match fs::read(&self.record) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            text => text.map_err(failed)?,
+            record => record.map_err(failed)?,
         };
-        let (mut thawed, mut left, mut first) = (0, String::new(), None);
-        for line in text.lines().rev() {
-            let group = self.root.join(relative(Path::new(line)));
-            match fs::write(group.join("cgroup.freeze"), "0") {
-                Ok(()) => thawed += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let (mut thawed, mut left, mut first) = (0, Vec::new(), None);
+        // No name of a group holds a line's end.
+        for line in record.split(|byte| *byte == b'\n').rev() {
+            let group = relative(Path::new(OsStr::from_bytes(line)));
+            if group.as_os_str().is_empty() {
+                continue;
+            }
+            match self.thaw_one(&group) {
+                Ok(there) => thawed += usize::from(there),
                 Err(error) => {
-                    left.insert_str(0, &format!("{line}\n"));
-                    first.get_or_insert(FreezeError::Thaw(group, error));
+                    left.splice(..0, [line, b"\n"].concat());
+                    first.get_or_insert(error);
                 }
             }
         }
@@ -191,11 +231,11 @@ impl Freezer {
         Ok(())
     }
 
-    /// Has the group freeze, unless it is frozen: that was somebody else.
-    fn freeze_one(&self, group: &Path) -> Result<(), FreezeError> {
+    /// Has the group freeze, unless it is to be frozen already: that was somebody else. Says whether it did.
+    fn freeze_one(&self, group: &Path) -> Result<bool, FreezeError> {
         let directory = self.root.join(group);
         if has_line(&directory, "cgroup.freeze", "1") {
-            return Ok(());
+            return Ok(false);
         }
         self.note(group)?;
         let file = directory.join("cgroup.freeze");
@@ -205,7 +245,7 @@ impl Freezer {
             .and_then(|mut file| file.write_all(b"1"))
         {
             Err(error) if directory.exists() => Err(FreezeError::Freeze(directory, error)),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 
@@ -215,29 +255,30 @@ impl Freezer {
             .append(true)
             .create(true)
             .open(&self.record);
-        let line = format!("{}\n", group.display());
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
+        let line = [group.as_os_str().as_bytes(), b"\n"].concat();
+        file.and_then(|mut file| file.write_all(&line))
             .map_err(failed)
     }
 
+    /// Says whether the group was frozen in time, or is gone.
     fn wait(
         &self,
         group: &Path,
         start: Instant,
         limit: Duration,
         called_off: &dyn Fn() -> bool,
-    ) -> Result<(), FreezeError> {
+    ) -> Result<bool, FreezeError> {
         let directory = self.root.join(group);
         while !has_line(&directory, "cgroup.events", "frozen 1") && directory.exists() {
             if start.elapsed() >= limit {
-                return Err(FreezeError::Late(directory, limit));
+                return Ok(false);
             }
             if called_off() {
                 return Err(FreezeError::CalledOff);
             }
             thread::sleep(LOOK);
         }
-        Ok(())
+        Ok(true)
     }
 }
 

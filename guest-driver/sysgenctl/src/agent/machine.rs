@@ -16,6 +16,9 @@ use super::state::{self, Mark};
 use crate::args::AgentArgs;
 use crate::output::{Log, report};
 
+/// When to say again what the kernel could not hear yet.
+pub(super) const SOON: Duration = Duration::from_millis(50);
+
 pub(super) struct Agent<'a, S> {
     pub(super) args: &'a AgentArgs,
     pub(super) log: Log,
@@ -83,6 +86,11 @@ impl Asked {
         self.deadline
             .checked_sub(self.reserve())
             .unwrap_or(self.deadline)
+    }
+
+    /// How long hooks may still run and programs may park.
+    pub(super) fn left_to_quiesce(&self) -> Duration {
+        self.quiesced_by().saturating_duration_since(Instant::now())
     }
 
     /// How long the freezing may take at most.
@@ -154,7 +162,15 @@ impl<'a, S: Source> Agent<'a, S> {
             return Ok(());
         }
         let fields = [("generation", Value::from(generation))];
-        match self.watcher.ready(generation) {
+        let mut said = self.watcher.ready(generation);
+        while matches!(said, Err(ReadyError::Unfinished(_))) {
+            if self.signals.comes_within(SOON) {
+                // The next agent says it.
+                return Ok(());
+            }
+            said = self.watcher.ready(generation);
+        }
+        match said {
             Ok(()) => {
                 self.told = true;
                 let text = format!("generation {generation}: the host was told");

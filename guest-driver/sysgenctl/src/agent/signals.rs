@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -31,8 +32,14 @@ impl Signals {
 
     /// Whether one has come that was not taken yet. It stays.
     pub(super) fn has_come(&self) -> bool {
+        self.comes_within(Duration::ZERO)
+    }
+
+    /// Sleeps for `pause` or until one comes, and says whether one has come.
+    pub(super) fn comes_within(&self, pause: Duration) -> bool {
         let mut files = [PollFd::new(&self.0, PollFlags::IN)];
-        poll(&mut files, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        let pause = Timespec::try_from(pause).unwrap_or_default();
+        poll(&mut files, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes a signal that has come and was not taken yet.

@@ -37,10 +37,7 @@ impl Scene {
     fn new() -> Self {
         let scene = Self(tempfile::tempdir().unwrap());
         for group in ["web.slice", "agent.slice"] {
-            let group = scene.path("cgroup").join(group);
-            fs::create_dir_all(&group).unwrap();
-            fs::write(group.join("cgroup.freeze"), "0\n").unwrap();
-            fs::write(group.join("cgroup.events"), "frozen 1\n").unwrap();
+            scene.group(group, "frozen 1\n");
         }
         fs::write(scene.path("cgroup/cgroup.procs"), "").unwrap();
         for stage in ALL {
@@ -80,8 +77,20 @@ impl Scene {
             .collect()
     }
 
+    /// Makes a control group.
+    fn group(&self, name: &str, events: &str) {
+        let group = self.path("cgroup").join(name);
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("cgroup.freeze"), "0\n").unwrap();
+        fs::write(group.join("cgroup.events"), events).unwrap();
+    }
+
     fn is_frozen(&self) -> bool {
-        let file = self.path("cgroup/web.slice/cgroup.freeze");
+        self.has_frozen("web.slice")
+    }
+
+    fn has_frozen(&self, group: &str) -> bool {
+        let file = self.path("cgroup").join(group).join("cgroup.freeze");
         fs::read_to_string(file).unwrap().trim() == "1"
     }
 
@@ -229,6 +238,73 @@ fn programs_that_do_not_freeze_are_a_refusal_or_told_as_the_policy_says() {
         assert!(!scene.is_frozen() && !scene.mark().is_set());
         assert!(scene.ran().last().unwrap().starts_with("resume 20-b 0"));
     }
+}
+
+#[test]
+fn one_that_does_not_freeze_thaws_no_other_and_participants_are_waited_for_again() {
+    let scene = Rc::new(Scene::new());
+    scene.group("late.slice", "frozen 0\n");
+    let watcher = asked(Host::Clone(5));
+    let looked = Rc::clone(&scene);
+    *watcher.at_fork.borrow_mut() = Some(Box::new(move || {
+        assert!(looked.is_frozen() && !looked.has_frozen("late.slice"));
+    }));
+    let watcher = scene.follow("--freeze-limit 50ms", watcher);
+    let expected = Prepared::QUIESCED | Prepared::PARKED;
+    assert_eq!(watcher.prepared.get(), Some(expected));
+    assert_eq!(watcher.parkings.get(), 2);
+    assert_eq!(scene.ran()[2..4], ["identity 10-a 1", "identity 20-b 1"]);
+    assert!(!scene.is_frozen() && !scene.mark().is_set());
+}
+
+#[test]
+fn who_has_parked_and_goes_on_before_the_fork_point_is_waited_for_thawed() {
+    let scene = Scene::new();
+    let watcher = asked(Host::Original);
+    watcher.gone_on.set(3);
+    let watcher = scene.follow("", watcher);
+    assert_eq!(watcher.prepared.get(), Some(all_prepared()));
+    assert_eq!(watcher.parkings.get(), 4);
+    assert_eq!(watcher.refused.take(), []);
+    assert_eq!(scene.ran().last().unwrap(), "resume 20-b 0 original");
+}
+
+#[test]
+fn who_never_stays_parked_is_in_the_end_not_told_as_parked() {
+    let scene = Scene::new();
+    let watcher = Fake::new(3, u32::MAX).asked(Duration::from_secs(4), Host::Original);
+    watcher.gone_on.set(u32::MAX);
+    let watcher = scene.follow("--freeze off", watcher);
+    assert_eq!(watcher.prepared.get(), Some(Prepared::QUIESCED));
+    assert_eq!(watcher.refused.take(), []);
+}
+
+#[test]
+fn who_need_not_park_is_waited_for_and_does_not_hinder() {
+    let scene = Scene::new();
+    let limit = Duration::from_secs(4);
+    let watcher = Fake::new(3, u32::MAX).asked(limit, Host::Original);
+    watcher.only_required.set(true);
+    let start = Instant::now();
+    let watcher = scene.follow("", watcher);
+    // But for what is kept for the rest.
+    assert!(start.elapsed() >= limit - limit / 4);
+    let expected = Prepared::QUIESCED | Prepared::FROZEN;
+    assert_eq!(watcher.prepared.get(), Some(expected));
+    assert_eq!(watcher.refused.take(), []);
+}
+
+#[test]
+fn what_the_kernel_is_not_ready_to_hear_is_said_again() {
+    let scene = Scene::new();
+    let watcher = asked(Host::Clone(5));
+    watcher.unfinished.set(3);
+    let watcher = scene.follow("", watcher);
+    // The first word is that of the generation at its start.
+    assert_eq!(
+        (watcher.identities.take(), watcher.told.take()),
+        (vec![5], vec![3, 5])
+    );
 }
 
 #[test]

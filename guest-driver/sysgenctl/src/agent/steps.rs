@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sysgenid::{
-    AcknowledgeError, ForkPointError, IdentityError, Outcome, ParkedError, Prepared, Reason,
-    RefuseError, WatchersError,
+    AcknowledgeError, ForkPointError, IdentityError, Outcome, Parked, ParkedError, Prepared,
+    Reason, RefuseError, WatchersError,
 };
 
 use super::cycle::{Answer, Cycle, Next, Resumed, Step};
 use super::error::AgentError;
-use super::freezer::FreezeError;
-use super::machine::{Agent, Asked, milliseconds};
+use super::freezer::{FreezeError, Frozen};
+use super::machine::{Agent, Asked, SOON, milliseconds};
 use super::runner::{Cut, GRACE, LOOK, Runner};
 use super::source::Source;
 use super::stages::Stage;
+use crate::args::Freeze;
 use crate::output::report;
 
 /// What the steps of a cycle share.
@@ -26,6 +27,8 @@ struct Course {
     began: Instant,
     /// When this clone began, if its programs were frozen then.
     froze: Option<Instant>,
+    /// Some participant that had parked went on before the fork point.
+    gone_on: bool,
 }
 
 impl<S: Source> Agent<'_, S> {
@@ -40,6 +43,7 @@ impl<S: Source> Agent<'_, S> {
             new: self.watcher.current()?,
             began: Instant::now(),
             froze: None,
+            gone_on: false,
         };
         loop {
             let answer = match self.perform(&cycle, &mut course) {
@@ -72,7 +76,7 @@ impl<S: Source> Agent<'_, S> {
         let asked = course.asked;
         match (cycle.step(), asked) {
             (Step::Quiesce, Some(asked)) => Ok(self.quiesce(&asked, course.new)),
-            (Step::Park, Some(asked)) => Ok(self.park(&asked, course.new)),
+            (Step::Park, Some(asked)) => Ok(self.park(&asked, course)),
             (Step::Freeze, Some(asked)) => Ok(self.freeze(&asked, course.new)),
             (Step::Fork, Some(asked)) => Ok(self.fork(&asked, course, cycle.prepared())),
             (Step::Refuse(reason), Some(asked)) => {
@@ -87,7 +91,7 @@ impl<S: Source> Agent<'_, S> {
                 course.froze = cycle.is_frozen().then(Instant::now);
                 self.identity(course)
             }
-            (Step::TellIdentity, _) => self.tell_identity(course.new),
+            (Step::TellIdentity, _) => self.tell_identity(course),
             (Step::Thaw, _) => {
                 self.thaw();
                 course.froze = None;
@@ -158,20 +162,31 @@ impl<S: Source> Agent<'_, S> {
         })
     }
 
-    fn park(&self, asked: &Asked, new: u32) -> Answer {
+    fn park(&self, asked: &Asked, course: &Course) -> Answer {
+        // Who goes on again and again is waited for until the time is over, and hinders nobody then, if
+        // the driver says that the fork point need not wait.
+        if course.gone_on && self.signals.comes_within(LOOK.min(asked.left_to_quiesce())) {
+            return Answer::Stopped;
+        }
         loop {
-            let left = asked
-                .quiesced_by()
-                .saturating_duration_since(Instant::now());
+            let left = asked.left_to_quiesce();
             let error = match self.watcher.wait_parked(left.min(LOOK)) {
-                Ok(_) => return Answer::Done,
+                Ok(Parked::All) if !(course.gone_on && left.is_zero()) => return Answer::Done,
+                Ok(_) if left.is_zero() => {
+                    let text = "some programs that need not park are not parked";
+                    self.log.say("not-all-parked", [], text);
+                    return Answer::Partly;
+                }
                 Err(ParkedError::NoRequest) => return Answer::Withdrawn,
-                Err(ParkedError::TimedOut(_) | ParkedError::Interrupted) if !left.is_zero() => {
-                    match self.called_off(asked, new) {
+                Ok(_) | Err(ParkedError::TimedOut(_) | ParkedError::Interrupted)
+                    if !left.is_zero() =>
+                {
+                    match self.called_off(asked, course.new) {
                         Some(answer) => return answer,
                         None => continue,
                     }
                 }
+                Ok(_) => continue,
                 Err(error) => report(&error),
             };
             let text = format!("programs are not parked: {error}");
@@ -192,8 +207,8 @@ impl<S: Source> Agent<'_, S> {
             Err(error) => Err((report(error), false)),
         };
         match frozen {
-            Ok(groups) => {
-                let took = start.elapsed();
+            Ok(frozen) if frozen.late.is_empty() => {
+                let (groups, took) = (frozen.groups, start.elapsed());
                 let fields = [
                     ("groups", groups.into()),
                     ("milliseconds", milliseconds(took)),
@@ -202,12 +217,32 @@ impl<S: Source> Agent<'_, S> {
                 self.log.say("frozen", fields, &text);
                 Answer::Done
             }
+            Ok(frozen) => self.partly_frozen(&frozen, limit),
             Err((error, called_off)) => {
                 let text = format!("programs are not frozen: {error}");
                 self.log.say("not-frozen", [("error", error.into())], &text);
                 let answer = self.called_off(asked, new).filter(|_| called_off);
                 answer.unwrap_or(Answer::Failed(Reason::NotFrozen))
             }
+        }
+    }
+
+    /// Some groups could not be frozen: whose they are is for the administrator to know.
+    fn partly_frozen(&self, frozen: &Frozen, limit: Duration) -> Answer {
+        let names: Vec<_> = frozen
+            .late
+            .iter()
+            .map(|late| late.to_string_lossy())
+            .collect();
+        let fields = [
+            ("groups", frozen.groups.into()),
+            ("late", Value::from(names.clone())),
+        ];
+        let text = format!("not frozen after {limit:?}: {}", names.join(", "));
+        self.log.say("not-all-frozen", fields, &text);
+        match self.args.freeze {
+            Freeze::Required => Answer::Failed(Reason::NotFrozen),
+            Freeze::BestEffort | Freeze::Off => Answer::Partly,
         }
     }
 
@@ -227,6 +262,13 @@ impl<S: Source> Agent<'_, S> {
                 let text = format!("snapshot taken: this is the {name}");
                 self.log.say("fork-point", fields, &text);
                 answer
+            }
+            Err(ForkPointError::Busy) if prepared | Prepared::PARKED == prepared => {
+                course.gone_on = true;
+                let text = "some program is not parked any more, or something else is under way: \
+                            all are waited for again";
+                self.log.say("gone-on", [], text);
+                Answer::Unparked
             }
             Err(error) => {
                 let told = report(&error);
@@ -283,10 +325,7 @@ impl<S: Source> Agent<'_, S> {
     /// Runs one of the two stages in a new generation.
     fn adapt(&self, stage: Stage, course: &Course) -> Answer {
         let round = course.began.checked_add(self.args.round_limit);
-        let frozen = course
-            .froze
-            .and_then(|froze| froze.checked_add(self.args.frozen_limit));
-        let deadline = match (round, frozen) {
+        let deadline = match (round, self.frozen_until(course)) {
             (Some(round), Some(frozen)) => Some(round.min(frozen)),
             (round, frozen) => round.or(frozen),
         };
@@ -309,18 +348,38 @@ impl<S: Source> Agent<'_, S> {
         })
     }
 
-    fn tell_identity(&self, new: u32) -> Result<Answer, AgentError> {
-        match self.watcher.identity(new) {
-            Ok(()) => {
-                let text = format!("generation {new}: the host was told of the new identity");
-                self.log.say("identity", [("new", new.into())], &text);
-                Ok(Answer::Done)
+    fn tell_identity(&self, course: &Course) -> Result<Answer, AgentError> {
+        let new = course.new;
+        loop {
+            match self.watcher.identity(new) {
+                Ok(()) => {
+                    let text = format!("generation {new}: the host was told of the new identity");
+                    self.log.say("identity", [("new", new.into())], &text);
+                    return Ok(Answer::Done);
+                }
+                Err(IdentityError::Stale(_)) => return Ok(Answer::Overtaken),
+                // Then no host waits for it.
+                Err(IdentityError::Unsupported | IdentityError::NotPermitted) => {
+                    return Ok(Answer::Done);
+                }
+                Err(IdentityError::Unfinished(_)) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(IdentityError::Stale(_)) => Ok(Answer::Overtaken),
-            // Then no host waits for it.
-            Err(IdentityError::Unsupported | IdentityError::NotPermitted) => Ok(Answer::Done),
-            Err(error) => Err(error.into()),
+            if self
+                .frozen_until(course)
+                .is_some_and(|end| end <= Instant::now())
+            {
+                return Ok(Answer::Failed(Reason::Other));
+            }
+            if self.signals.comes_within(SOON) {
+                return Ok(Answer::Stopped);
+            }
         }
+    }
+
+    /// Until when programs of this clone may be frozen, if they are.
+    fn frozen_until(&self, course: &Course) -> Option<Instant> {
+        course.froze?.checked_add(self.args.frozen_limit)
     }
 
     /// What cannot be thawed is tried again by `sysgenctl thaw`, at the latest when this agent ends.
