@@ -65,6 +65,8 @@ pub(super) struct Fake {
     pub(super) identities: RefCell<Vec<u32>>,
     /// What is noted when the CPUs stand, by those who look at the machine then.
     pub(super) at_fork: RefCell<Option<Box<dyn Fn()>>>,
+    /// What the kernel does before it takes the word that the identity is a new one.
+    pub(super) at_identity: RefCell<Option<Box<dyn Fn()>>>,
 }
 
 impl Fake {
@@ -92,6 +94,7 @@ impl Fake {
             refused: RefCell::default(),
             identities: RefCell::default(),
             at_fork: RefCell::default(),
+            at_identity: RefCell::default(),
         }
     }
 
@@ -181,6 +184,9 @@ impl Source for Fake {
         }
         if Self::take(&self.unfinished) {
             return Err(IdentityError::Unfinished(generation));
+        }
+        if let Some(wait) = &*self.at_identity.borrow() {
+            wait();
         }
         self.identities.borrow_mut().push(generation);
         Ok(())

@@ -59,7 +59,7 @@ pub(crate) struct Frozen {
 }
 
 /// Where the control groups are, and which of them are left alone.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Freezer {
     root: PathBuf,
     /// Relative to the root. They, what is below them and what is above them are not frozen.

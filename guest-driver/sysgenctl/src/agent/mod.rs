@@ -20,6 +20,7 @@ mod freezer;
 mod group;
 mod hooks;
 mod machine;
+mod net;
 mod notify;
 mod round;
 mod runner;
@@ -30,6 +31,8 @@ mod source;
 mod stages;
 mod state;
 mod steps;
+#[cfg(test)]
+mod trouble_test;
 
 use serde_json::Value;
 use sysgenid::Counter;

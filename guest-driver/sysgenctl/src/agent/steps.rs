@@ -12,6 +12,7 @@ use super::cycle::{Answer, Cycle, Next, Resumed, Step};
 use super::error::AgentError;
 use super::freezer::{FreezeError, Frozen};
 use super::machine::{Agent, Asked, SOON, milliseconds};
+use super::net::Net;
 use super::runner::{Cut, GRACE, LOOK, Runner};
 use super::source::Source;
 use super::stages::Stage;
@@ -27,6 +28,8 @@ struct Course {
     began: Instant,
     /// When this clone began, if its programs were frozen then.
     froze: Option<Instant>,
+    /// What thaws them if this agent hangs.
+    net: Option<Net>,
     /// Some participant that had parked went on before the fork point.
     gone_on: bool,
 }
@@ -43,6 +46,7 @@ impl<S: Source> Agent<'_, S> {
             new: self.watcher.current()?,
             began: Instant::now(),
             froze: None,
+            net: None,
             gone_on: false,
         };
         loop {
@@ -89,12 +93,13 @@ impl<S: Source> Agent<'_, S> {
             }
             (Step::Identity, _) => {
                 course.froze = cycle.is_frozen().then(Instant::now);
+                course.net = course.froze.and_then(|_| self.spread_net());
                 self.identity(course)
             }
             (Step::TellIdentity, _) => self.tell_identity(course),
             (Step::Thaw, _) => {
+                (course.froze, course.net) = (None, None);
                 self.thaw();
-                course.froze = None;
                 self.still(course.new)
             }
             (Step::Service, _) => Ok(self.adapt(Stage::Service, course)),
