@@ -78,8 +78,9 @@ impl Work {
 #[pinned_drop]
 impl PinnedDrop for Work {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The work has been initialised, and nobody queues it any more.
-        unsafe { bindings::cancel_work_sync(self.work.get()) };
+        // Others that are dropped after it may still queue it, so it is not only cancelled.
+        // SAFETY: The work has been initialised.
+        unsafe { bindings::disable_work_sync(self.work.get()) };
     }
 }
 
