@@ -8,13 +8,29 @@ use kernel::{bindings, prelude::*};
 
 const NSEC_PER_SEC: u64 = 1_000_000_000;
 
-/// A clock that differs by less, in nanoseconds, is left to those who keep it right.
-const TOLERANCE: u64 = 10_000_000;
+/// What a clock has to be late by to be set. One that differs by less is left to those who keep it
+/// right.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lag {
+    /// The machine was restored, or the hypervisor says that it has stood still.
+    Any,
+    /// It was asked for a snapshot, or has stood still for one: only what a pause makes of it.
+    Pause,
+}
+
+impl Lag {
+    fn nanoseconds(self) -> u64 {
+        match self {
+            Self::Any => 10_000_000,
+            Self::Pause => NSEC_PER_SEC,
+        }
+    }
+}
 
 /// Sets `CLOCK_REALTIME` to the hypervisor's time, if it offers that. `CLOCK_MONOTONIC` goes on.
 ///
 /// Process context; may sleep.
-pub(crate) fn step(page: &CounterPage) {
+pub(crate) fn step(page: &CounterPage, lag: Lag) {
     let Some(wanted) = page.realtime() else {
         return;
     };
@@ -24,7 +40,7 @@ pub(crate) fn step(page: &CounterPage) {
     let now = (now.tv_sec as u64)
         .wrapping_mul(NSEC_PER_SEC)
         .wrapping_add(now.tv_nsec as u64);
-    if now.abs_diff(wanted) < TOLERANCE {
+    if now.abs_diff(wanted) < lag.nanoseconds() {
         return;
     }
     let time = bindings::timespec64 {

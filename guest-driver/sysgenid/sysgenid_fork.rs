@@ -17,6 +17,7 @@ use kernel::{
 
 use crate::{
     sysgenid_backend::Backend,
+    sysgenid_clock::Lag,
     sysgenid_hypervisor::{Hypervisor, Teller},
     sysgenid_page::{CounterPage, Reply, Seed, CAN_STAND},
     sysgenid_rng,
@@ -185,32 +186,33 @@ impl Hypervisor {
         }
     }
 
-    /// The hypervisor may have something to ask, or not any more.
-    pub(crate) fn look_for_request(&self) {
+    /// The hypervisor may have something to ask, or not any more. Returns whether that is new.
+    pub(crate) fn look_for_request(&self) -> bool {
         let Some(page) = &self.page else {
-            return;
+            return false;
         };
         // An agent that is quick is not heard before the hypervisor knows that there is one.
         let _settled = self.settled.lock();
         let ticket = page.request().map_or(0, |request| request.0);
         if self.request.xchg(ticket, Relaxed) == ticket {
-            return;
+            return false;
         }
         if ticket != 0 && !CAN_STAND {
             pr_warn!("a kernel with PREEMPT_RT has no fork point\n");
             page.reply(ticket, Reply::Refused(5));
-            return;
+            return true;
         }
         // SAFETY: The module is loaded as long as ours is.
         let agent = unsafe { sysgenid_ask(ticket) };
         if ticket == 0 {
-            return;
+            return true;
         }
         page.reply(ticket, Reply::Known { agent });
         if !agent {
             self.alone.store(ticket, Relaxed);
             self.forking.queue();
         }
+        true
     }
 
     /// The fork point of a machine without an agent.
@@ -328,7 +330,10 @@ unsafe extern "C" fn hold(context: *mut c_void, held: *mut c_void) {
     if unsafe { sysgenid_stop_machine(still, context) } != 0 {
         return;
     }
-    standing.hypervisor.step_clock();
+    standing.hypervisor.step_clock(match standing.stood.get() {
+        Some(Stood::Clone) => Lag::Any,
+        _ => Lag::Pause,
+    });
     // Before anybody can know of the generation, so that whoever does finds it queued. The
     // original has been reseeded as well.
     standing.hypervisor.following.queue();

@@ -22,7 +22,8 @@ use kernel::{
 use crate::{
     sysgenid_acpi::{wait_for_events, AcpiDevice, Mapping},
     sysgenid_backend::{Backend, Report},
-    sysgenid_clock, sysgenid_fork,
+    sysgenid_clock::{self, Lag},
+    sysgenid_fork,
     sysgenid_page::CounterPage,
     sysgenid_rng::Urandom,
     sysgenid_settle::{Id, Machine, Settled},
@@ -116,17 +117,20 @@ unsafe impl Sync for Hypervisor {}
 impl Hypervisor {
     /// The machine has stood still in the midst of a generation, or there is a request.
     pub(crate) fn notified(&self) {
+        // It may be both, but one that only asks does not set the clock of a machine that runs.
+        let lag = match self.look_for_request() {
+            true => Lag::Pause,
+            false => Lag::Any,
+        };
         // Who reads the time latches it for all: one at a time.
-        let settled = self.settled.lock();
-        self.step_clock();
-        drop(settled);
-        self.look_for_request();
+        let _settled = self.settled.lock();
+        self.step_clock(lag);
     }
 
-    /// Sets the clock to the hypervisor's time, if it offers that.
-    pub(crate) fn step_clock(&self) {
+    /// Sets the clock to the hypervisor's time, if it offers that and the clock is that late.
+    pub(crate) fn step_clock(&self, lag: Lag) {
         if let Some(page) = &self.page {
-            sysgenid_clock::step(page);
+            sysgenid_clock::step(page, lag);
         }
     }
 
@@ -415,7 +419,7 @@ impl Machine for Hypervisor {
     }
 
     fn adjust(&self) {
-        self.step_clock();
+        self.step_clock(Lag::Any);
         self.expect_chain();
     }
 
