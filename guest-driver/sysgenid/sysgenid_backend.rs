@@ -20,8 +20,9 @@ pub(crate) struct Backend {
     pub(crate) pfn: usize,
     /// Looks for a new generation and deals with it. Process context, may sleep.
     pub(crate) settle: unsafe extern "C" fn(*mut c_void),
-    /// Waits until what follows `settle` has been done. Process context, may sleep.
-    pub(crate) finish: unsafe extern "C" fn(*mut c_void),
+    /// Waits, for a time, until what follows `settle` has been done. Returns 0 or an error number.
+    /// Process context, may sleep.
+    pub(crate) finish: unsafe extern "C" fn(*mut c_void) -> c_int,
     /// Something is to be told to the hypervisor. Called with a mutex held; must not call back.
     pub(crate) report: unsafe extern "C" fn(*mut c_void, report: *const Report),
     /// Milliseconds that are left for the present request.

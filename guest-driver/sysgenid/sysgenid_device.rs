@@ -213,9 +213,7 @@ impl Device {
     /// An agent has finished, or is refused.
     pub(crate) fn ready(&self, watcher: &Mutex<Watcher>, counter: u32) -> Result {
         loop {
-            // What the backend has to do for a generation it knows of before anybody else does.
-            // SAFETY: The context is the backend's.
-            self.with_backend(|backend| unsafe { (backend.finish)(backend.context) });
+            self.wait_for_backend()?;
             let mut state = self.lock();
             let word = state.counter;
             let result = state

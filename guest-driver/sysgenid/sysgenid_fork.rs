@@ -177,10 +177,12 @@ impl Hypervisor {
         }
     }
 
-    /// Waits in a clone for what comes late in a generation: whoever waits for this goes on when
-    /// nothing of the machine's is the other clones' any more.
+    /// Waits in a clone, for a time, for what comes late in a generation: then nothing of the
+    /// machine's is the other clones' any more. Nobody is told before that it is ready.
     fn complete(&self) {
-        self.flush();
+        if !self.wait_for_following() {
+            pr_warn!("what follows the generation is late\n");
+        }
         if self.teller == Teller::Kernel {
             self.wait_for_chain(CHAIN_LIMIT);
         }

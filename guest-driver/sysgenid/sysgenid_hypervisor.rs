@@ -41,6 +41,10 @@ extern "C" {
     fn sysgenid_begin_generation(seen: u32) -> bool;
 }
 
+/// How long a call waits for what follows a generation, in milliseconds. It is for tasks that were
+/// preempted to go on, which one that is kept from running does not.
+const FOLLOWING_LIMIT: u32 = 10_000;
+
 /// The backend is known to sysgenid, until this is dropped.
 pub(crate) struct Registered(*const Backend);
 
@@ -313,9 +317,10 @@ impl Hypervisor {
         }
     }
 
-    /// Waits until what follows a generation has been done.
-    pub(crate) fn flush(&self) {
-        self.following.flush();
+    /// Waits until what follows a generation has been done, for a time, and unless the caller is
+    /// killed. Returns whether it has been.
+    pub(crate) fn wait_for_following(&self) -> bool {
+        self.following.wait(FOLLOWING_LIMIT)
     }
 
     /// What follows a new generation, when the watchers know of it.
@@ -456,9 +461,12 @@ unsafe extern "C" fn settle(context: *mut c_void) {
 /// # Safety
 ///
 /// The context is a [`Hypervisor`].
-unsafe extern "C" fn finish(context: *mut c_void) {
+unsafe extern "C" fn finish(context: *mut c_void) -> c_int {
     // SAFETY: See above.
-    unsafe { &*context.cast::<Hypervisor>() }.flush();
+    match unsafe { &*context.cast::<Hypervisor>() }.wait_for_following() {
+        true => 0,
+        false => EAGAIN.to_errno(),
+    }
 }
 
 /// # Safety

@@ -179,14 +179,21 @@ impl Device {
         Ok(())
     }
 
+    /// Waits for what the backend has to do for a generation that it knows of before anybody else
+    /// does. EAGAIN: it takes too long.
+    pub(crate) fn wait_for_backend(&self) -> Result {
+        // SAFETY: The context is the backend's.
+        let done = self.with_backend(|backend| unsafe { (backend.finish)(backend.context) });
+        kernel::error::to_result(done.unwrap_or_default())
+    }
+
     /// The agent has made it another machine in the generation with this counter.
     pub(crate) fn identity(&self, member: &Mutex<Member>, counter: u32) -> Result {
         if member.lock().role() != Role::Agent {
             return Err(EPERM);
         }
         loop {
-            // SAFETY: The context is the backend's.
-            self.with_backend(|backend| unsafe { (backend.finish)(backend.context) });
+            self.wait_for_backend()?;
             let state = self.lock();
             match state.generations.check(&state.counter, counter) {
                 Ok(()) => {

@@ -7,7 +7,14 @@ use kernel::{
     bindings,
     ffi::{c_int, c_ulong, c_void},
     prelude::*,
-    sync::LockClassKey,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Relaxed, Release},
+            Atomic,
+        },
+        LockClassKey,
+    },
+    time::msecs_to_jiffies,
     types::Opaque,
 };
 
@@ -21,6 +28,9 @@ pub(crate) struct Work {
     work: Opaque<bindings::work_struct>,
     function: Function,
     context: *const c_void,
+    /// How often it was queued, and as of which of these it has been done.
+    queued: Atomic<u32>,
+    done: Atomic<u32>,
 }
 
 // SAFETY: A work item may be queued and waited for by any thread.
@@ -53,12 +63,17 @@ impl Work {
             }),
             function,
             context,
+            queued: Atomic::new(0),
+            done: Atomic::new(0),
         })
     }
 
-    /// Has the function called some time from now.
+    /// Has the function called some time from now; not any more once this has been dropped. That
+    /// may be while what this is a field of is being dropped, and is still there.
     pub(crate) fn queue(&self) {
-        // SAFETY: The work has been initialised, and is cancelled before it goes.
+        // Before the work is queued: a call that begins later sees it.
+        self.queued.add(1, Relaxed);
+        // SAFETY: The work has been initialised, and is disabled before it goes.
         unsafe {
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
@@ -72,6 +87,23 @@ impl Work {
     pub(crate) fn flush(&self) {
         // SAFETY: As above.
         unsafe { bindings::flush_work(self.work.get()) };
+    }
+
+    /// The same, for about so many milliseconds, and until somebody kills the caller. Returns
+    /// whether it has been.
+    pub(crate) fn wait(&self, limit: u32) -> bool {
+        let wanted = self.queued.load(Relaxed);
+        for _ in 0..=msecs_to_jiffies(limit) {
+            if wanted.wrapping_sub(self.done.load(Acquire)) as i32 <= 0 {
+                return true;
+            }
+            // Nobody wakes the caller but who kills it.
+            // SAFETY: The caller may sleep.
+            if unsafe { bindings::schedule_timeout_killable(1) } != 0 {
+                return false;
+            }
+        }
+        false
     }
 }
 
@@ -92,7 +124,9 @@ unsafe extern "C" fn run(work: *mut bindings::work_struct) {
     // called until then.
     unsafe {
         let this = kernel::container_of!(Opaque::cast_from(work), Work, work);
+        let queued = (*this).queued.load(Relaxed);
         ((*this).function)((*this).context);
+        (*this).done.store(queued, Release);
     }
 }
 

@@ -51,7 +51,8 @@ struct sysgenid_report {
  * @settle: look for a new generation and deal with it, before a call to
  *	/dev/sysgenid is answered; process context, may sleep
  * @finish: wait until what follows @settle has been done, before an agent's
- *	word that it is ready is taken; process context, may sleep
+ *	word that it is ready is taken; 0, or -EAGAIN if it takes too long;
+ *	process context, may sleep
  * @report: something is to be told to the hypervisor; called with a mutex
  *	held, must not call back
  * @limit: milliseconds that are left for the hypervisor's request
@@ -71,7 +72,7 @@ struct sysgenid_backend {
 	u32 *word;
 	unsigned long pfn;
 	void (*settle)(void *context);
-	void (*finish)(void *context);
+	int (*finish)(void *context);
 	void (*report)(void *context, const struct sysgenid_report *report);
 	u32 (*limit)(void *context);
 	int (*fork_point)(void *context, u32 ticket, u32 limit, u32 done);

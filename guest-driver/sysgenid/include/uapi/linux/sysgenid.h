@@ -157,8 +157,9 @@ struct sysgenid_fork_point {
  * SYSGENID_READY: an agent says that all has been done that the generation
  * with this counter asks for. Once for each open file and generation counts;
  * a hypervisor that expects agents is told. EINVAL: it is not the present
- * generation, so adapt again. EACCES: as for SYSGENID_FORCE_GEN_UPDATE. Both
- * numberings have it.
+ * generation, so adapt again. EACCES: as for SYSGENID_FORCE_GEN_UPDATE. EAGAIN:
+ * the second reseeding is not over after 10 s, so say it again; a task that
+ * does not get to run delays that. Both numberings have it.
  */
 #define SYSGENID_READY			_IO(SYSGENID_IOCTL, 10)
 
@@ -167,7 +168,8 @@ struct sysgenid_fork_point {
  * neighbours in the generation with this counter: names, addresses and keys
  * have been renewed. A hypervisor may connect its network then. EINVAL: it is
  * not the present generation. EACCES: as for SYSGENID_FORCE_GEN_UPDATE. EPERM:
- * the file is no agent's. Both numberings have it.
+ * the file is no agent's. EAGAIN: as for SYSGENID_READY. Both numberings have
+ * it.
  */
 #define SYSGENID_IDENTITY		_IO(SYSGENID_IOCTL, 11)
 
