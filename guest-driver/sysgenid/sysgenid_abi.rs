@@ -72,6 +72,8 @@ pub(crate) struct ForkPoint {
 impl ForkPoint {
     /// Hooks have run, programs are frozen, participants are parked.
     pub(crate) const DONE: u32 = 0x7;
+    /// The last of these: all that there are.
+    pub(crate) const PARKED: u32 = 0x4;
     /// The machine asks for a snapshot of itself.
     pub(crate) const SELF: u32 = 0x100;
 }

@@ -5,8 +5,8 @@
 
 use crate::{
     sysgenid_backend::{Backend, Report},
-    sysgenid_cycle::Cycle,
     sysgenid_core::{Generations, Numbers, Refusal, Tracking, Wake, Waiting, Watcher, Word},
+    sysgenid_request::Round,
 };
 use core::ptr;
 use kernel::{
@@ -97,7 +97,7 @@ pub(crate) struct Device {
     waiters: PollCondVar,
     /// The present request, and who takes part; see `sysgenid_request.rs`.
     #[pin]
-    pub(crate) cycle: Mutex<Cycle>,
+    pub(crate) cycle: Mutex<Round>,
     /// Those who poll for requests, are parked, or wait for such.
     #[pin]
     pub(crate) members: PollCondVar,
@@ -139,7 +139,7 @@ impl Device {
                 }),
                 readers <- new_poll_condvar!(),
                 waiters <- new_poll_condvar!(),
-                cycle <- new_mutex!(Cycle::default()),
+                cycle <- new_mutex!(Round::default()),
                 members <- new_poll_condvar!(),
                 own_page,
                 shown <- new_mutex!(Shown(ptr::null())),

@@ -190,6 +190,9 @@ impl MiscDevice for WatcherFile {
     }
 
     fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
+        let (role, parked) = me.device.part(&me.member);
+        seq_print!(m, "role:\t{}\n", role as u8);
+        seq_print!(m, "parked:\t{}\n", u8::from(parked));
         // Of one instant, so that the lines fit together.
         me.device.show(|all| {
             let watcher = me.watcher.lock();
@@ -214,7 +217,11 @@ impl WatcherFile {
         let (device, member) = (self.device, &self.member);
         let user = UserPtr::from_addr(arg);
         match command {
-            Command::SetRole => device.set_role(member, role(arg)?)?,
+            Command::SetRole => {
+                // As for those who are tracked: anybody may take part and never park.
+                let required = is_privileged(bindings::ns_capable_noaudit);
+                device.set_role(member, role(arg)?, required)?;
+            }
             Command::GetRequest => {
                 let request = device.request(member)?;
                 UserSlice::new(user, size_of_val(&request)).writer().write(&request)?;
@@ -225,15 +232,17 @@ impl WatcherFile {
                     0 => 0,
                     limit => ticks(limit, bindings::CONFIG_HZ as usize),
                 };
-                device.wait_parked(member, limit)?;
+                let all = device.wait_parked(member, limit)?;
+                return Ok(isize::from(!all));
             }
             Command::ForkPoint => {
                 demand_privilege()?;
-                let slice = UserSlice::new(user, size_of::<ForkPoint>());
-                let (mut reader, mut writer) = slice.reader_writer();
-                let mut fork = reader.read::<ForkPoint>()?;
+                let slice = || UserSlice::new(user, size_of::<ForkPoint>());
+                let mut fork = slice().reader().read::<ForkPoint>()?;
+                // Where nothing can be given back, nothing is taken.
+                slice().writer().write(&fork)?;
                 device.fork_point(member, &mut fork)?;
-                writer.write(&fork)?;
+                slice().writer().write(&fork)?;
             }
             Command::Identity => {
                 demand_privilege()?;

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod sysgenid_abi;
+mod sysgenid_away;
 mod sysgenid_backend;
 mod sysgenid_core;
 mod sysgenid_cycle;

@@ -4,9 +4,14 @@
 
 use crate::{
     sysgenid_abi::{ForkPoint, Refusal, Request},
+    sysgenid_away::Away,
     sysgenid_core::Refusal as Moved,
-    sysgenid_cycle::{Cycle, Member, Parked, Refused, Role},
+    sysgenid_cycle::{Cycle, Member, Parked, Refused, Role, Who},
     sysgenid_device::Device,
+};
+use core::{
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
 };
 use kernel::{
     bindings,
@@ -25,10 +30,56 @@ impl From<Refused> for Error {
     }
 }
 
+/// What the lock is around.
+#[derive(Default)]
+pub(crate) struct Round {
+    cycle: Cycle,
+    /// Those who are waited for. A file that goes is taken out before.
+    participants: KVec<NonNull<Mutex<Member>>>,
+}
+
+// SAFETY: The pointers are to what any thread may lock, and outlives their being here.
+unsafe impl Send for Round {}
+
+impl Deref for Round {
+    type Target = Cycle;
+
+    fn deref(&self) -> &Cycle {
+        &self.cycle
+    }
+}
+
+impl DerefMut for Round {
+    fn deref_mut(&mut self) -> &mut Cycle {
+        &mut self.cycle
+    }
+}
+
+impl Round {
+    /// Looks who of those that were frozen while they were parked still is. Returns whether one
+    /// is not any more.
+    fn look_after_all(&mut self) -> bool {
+        let mut back = false;
+        for member in &self.participants {
+            // SAFETY: The file is there.
+            let member = unsafe { member.as_ref() };
+            back |= self.cycle.look_after(&mut member.lock());
+        }
+        back
+    }
+
+    /// Nobody waits for that file.
+    fn forget(&mut self, member: &Mutex<Member>) {
+        let member = NonNull::from(member);
+        self.participants.retain(|other| *other != member);
+    }
+}
+
 impl Device {
     /// The hypervisor asks, or not any more. Returns whether an agent has it.
     pub(crate) fn ask(&self, ticket: u32) -> bool {
         let mut cycle = self.cycle.lock();
+        cycle.look_after_all();
         let agents = cycle.ask(ticket);
         self.changed(cycle);
         agents
@@ -42,16 +93,22 @@ impl Device {
     }
 
     /// What has to follow each change.
-    fn changed(&self, cycle: MutexGuard<'_, Cycle>) {
+    fn changed(&self, cycle: MutexGuard<'_, Round>) {
         self.show_pending(cycle.is_pending());
         drop(cycle);
         self.members.notify_all();
     }
 
     /// A file takes a role.
-    pub(crate) fn set_role(&self, member: &Mutex<Member>, role: Role) -> Result {
+    pub(crate) fn set_role(&self, member: &Mutex<Member>, role: Role, required: bool) -> Result {
         let mut cycle = self.cycle.lock();
-        let left = cycle.take(&mut member.lock(), role)?;
+        // Nothing may fail once it counts.
+        cycle.participants.reserve(1, GFP_KERNEL)?;
+        let left = cycle.take(&mut member.lock(), role, required)?;
+        cycle.forget(member);
+        if role == Role::Participant {
+            cycle.participants.push(NonNull::from(member), GFP_KERNEL)?;
+        }
         self.changed(cycle);
         self.leave_behind(left);
         Ok(())
@@ -61,6 +118,7 @@ impl Device {
     pub(crate) fn leave(&self, member: &Mutex<Member>) {
         let mut cycle = self.cycle.lock();
         let left = cycle.leave(&mut member.lock());
+        cycle.forget(member);
         self.changed(cycle);
         self.leave_behind(left);
     }
@@ -78,7 +136,18 @@ impl Device {
 
     /// Whether `poll()` tells a file of a request.
     pub(crate) fn is_urgent(&self, member: &Mutex<Member>) -> bool {
-        self.cycle.lock().is_urgent(&member.lock())
+        let mut cycle = self.cycle.lock();
+        let mut member = member.lock();
+        cycle.look_after(&mut member);
+        cycle.is_urgent(&member)
+    }
+
+    /// What a file is, and whether it is parked.
+    pub(crate) fn part(&self, member: &Mutex<Member>) -> (Role, bool) {
+        let mut cycle = self.cycle.lock();
+        let mut member = member.lock();
+        cycle.look_after(&mut member);
+        (member.role(), member.is_parked())
     }
 
     /// The present request, for an agent.
@@ -108,9 +177,10 @@ impl Device {
                 return Ok(self.show(|all| all.told()) != then);
             }
             if self.members.wait_interruptible(&mut cycle) {
-                // One that is frozen runs nothing, and comes back to this call.
-                if !is_being_frozen() {
-                    cycle.unpark(&mut member.lock());
+                let mut member = member.lock();
+                match Away::caller() {
+                    Some(away) => cycle.freeze(&mut member, away),
+                    None => cycle.unpark(&mut member),
                 }
                 return Err(ERESTARTNOHAND);
             }
@@ -118,13 +188,22 @@ impl Device {
         }
     }
 
-    /// Sleeps until all participants are parked.
-    pub(crate) fn wait_parked(&self, member: &Mutex<Member>, limit: Jiffies) -> Result {
+    /// Sleeps until all participants are parked, and does with those that are required when the
+    /// time is over. Returns whether all are.
+    pub(crate) fn wait_parked(&self, member: &Mutex<Member>, limit: Jiffies) -> Result<bool> {
         let mut left = limit;
         let mut cycle = self.cycle.lock();
-        while !cycle.all_parked(&member.lock())? {
-            if left == 0 {
-                return Err(ETIME);
+        loop {
+            if cycle.look_after_all() {
+                // They are asked again.
+                self.members.notify_all();
+            }
+            let who = cycle.who_is_parked(&member.lock())?;
+            if who == Who::All || left == 0 {
+                return match who {
+                    Who::Some => Err(ETIME),
+                    who => Ok(who == Who::All),
+                };
             }
             left = match self.members.wait_interruptible_timeout(&mut cycle, left) {
                 CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
@@ -132,7 +211,6 @@ impl Device {
                 CondVarTimeoutResult::Timeout => 0,
             };
         }
-        Ok(())
     }
 
     /// Has the machine stand still, and fills in how it goes on.
@@ -146,7 +224,11 @@ impl Device {
             return Err(EPERM);
         }
         let ticket = fork.ticket;
-        let stands = self.cycle.lock().stand(&mut member.lock(), ticket);
+        let all_parked = fork.flags & ForkPoint::PARKED != 0;
+        let mut cycle = self.cycle.lock();
+        cycle.look_after_all();
+        let stands = cycle.stand(&mut member.lock(), ticket, all_parked);
+        drop(cycle);
         stands.map_err(|refused| match refused {
             Refused::Role => EACCES,
             other => other.into(),
@@ -218,14 +300,4 @@ fn realtime() -> u64 {
     (now.tv_sec as u64)
         .wrapping_mul(1_000_000_000)
         .wrapping_add(now.tv_nsec as u64)
-}
-
-/// Whether the caller is about to be frozen with its control group. It is woken for that as by a
-/// signal, and then runs no program until it is thawed.
-fn is_being_frozen() -> bool {
-    const JOBCTL_TRAP_FREEZE: usize = 1 << 23;
-    // SAFETY: The present task is there; others change the word, by a store.
-    unsafe {
-        (&raw const (*bindings::get_current()).jobctl).read_volatile() & JOBCTL_TRAP_FREEZE != 0
-    }
 }

@@ -137,6 +137,8 @@ enum Test {
         /// The reason.
         reason: u32,
     },
+    /// For a machine that is asked to fork, with control groups: who counts as parked. Refuses.
+    Parks,
     /// A wait without limit, of a process that is stopped and continued.
     Stopped,
     /// For a machine that is restored meanwhile: a watcher without privileges. Does not end.
@@ -289,6 +291,7 @@ fn tests(test: &Test) -> Vec<(&'static str, Function)> {
             "leaves",
             Box::new(move |subject| taking_part::leaves(subject, reason)),
         )],
+        Test::Parks => one("parks", taking_part::parks),
         Test::Stopped => one("stopped", agents::stopped),
         Test::Idle => one("idle", agents::idle),
         Test::Descriptors => one("descriptors", descriptors::descriptors),

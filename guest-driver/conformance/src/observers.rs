@@ -26,6 +26,8 @@ pub(crate) struct Info {
     pub(crate) required: u32,
     pub(crate) required_watchers: u32,
     pub(crate) ready_agents: u32,
+    pub(crate) role: u32,
+    pub(crate) parked: u32,
 }
 
 impl Info {
@@ -48,6 +50,8 @@ impl Info {
             required: line("required")?,
             required_watchers: line("required_watchers")?,
             ready_agents: line("ready_agents")?,
+            role: line("role")?,
+            parked: line("parked")?,
         })
     }
 }
@@ -81,6 +85,8 @@ pub(crate) fn file_info(subject: Subject<'_>) -> Outcome {
         required: 1,
         required_watchers: 0,
         ready_agents: 0,
+        role: 0,
+        parked: 0,
     };
     equal("a fresh file", Info::of(&device)?, fresh)?;
     let other = subject.open_with(libc::O_RDONLY)?;

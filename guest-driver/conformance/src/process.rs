@@ -31,6 +31,10 @@ impl Child {
         Ok(Self { pid, done: false })
     }
 
+    pub(crate) fn id(&self) -> libc::pid_t {
+        self.pid
+    }
+
     pub(crate) fn kill(&self) {
         self.signal(libc::SIGKILL);
     }

@@ -1,13 +1,18 @@
 //! The calls of the fork point: all there is to them without a hypervisor that asks, and programs for one
 //! that does.
 
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use crate::Subject;
-use crate::outcome::{Outcome, equal, refused, success, wanted};
+use crate::observers::Info;
+use crate::outcome::{Failure, Outcome, equal, refused, success, wanted};
 use crate::privileges::become_nobody;
-use crate::process::isolated;
+use crate::process::{Child, isolated};
 use crate::raw::{Answer, Device};
 use crate::restores::{mapping, tell};
 
@@ -52,7 +57,7 @@ struct ForkPoint {
 }
 
 impl ForkPoint {
-    fn of(ticket: u32, flags: u32) -> Self {
+    const fn of(ticket: u32, flags: u32) -> Self {
         Self {
             size: size_of::<Self>() as u32,
             flags,
@@ -133,6 +138,13 @@ fn an_agent(subject: Subject<'_>, agent: &Device) -> Outcome {
     wanted("request", request(agent), Ok(Request::default()))?;
     refused("nowhere", agent.ioctl(GET_REQUEST, 8), libc::EFAULT)?;
     refused("from nowhere", agent.ioctl(FORK_POINT, 8), libc::EFAULT)?;
+    static CONSTANT: ForkPoint = ForkPoint::of(1, 0);
+    let constant = (&raw const CONSTANT).expose_provenance() as u64;
+    refused(
+        "to nowhere",
+        agent.ioctl(FORK_POINT, constant),
+        libc::EFAULT,
+    )?;
     refused("wait", agent.ioctl(WAIT_PARKED, 0), libc::ESTALE)?;
     refused("refuse", refuse(agent, 1, 1), libc::ESTALE)?;
     for reason in [0, 11] {
@@ -268,4 +280,106 @@ pub(crate) fn leaves(subject: Subject<'_>, reason: u32) -> Outcome {
         wanted("refusal", refuse(&agent, ticket, reason), Ok(0))?;
     }
     tell("left")
+}
+
+/// For a hypervisor that asks: who is parked is counted, also while it is frozen, and not if its program
+/// may run; one without privileges blocks nobody. Refuses at last.
+pub(crate) fn parks(subject: Subject<'_>) -> Outcome {
+    let (agent, parker) = (subject.open()?, subject.open()?);
+    wanted("an agent", agent.ioctl(SET_ROLE, AGENT), Ok(0))?;
+    wanted("a participant", parker.ioctl(SET_ROLE, PARTICIPANT), Ok(0))?;
+    let (mut heard, said) = UnixStream::pair().map_err(failure)?;
+    let program = Child::spawn(|| parks_unless_interrupted(&parker, said))?;
+    let group = Group::of(&program)?;
+    // The program has no copy of it.
+    let idle = subject.open()?;
+    isolated(|| {
+        become_nobody()?;
+        wanted("nobody's", idle.ioctl(SET_ROLE, PARTICIPANT), Ok(0))
+    })?;
+    tell("ready")?;
+    let ticket = asked(&agent)?;
+    until_required_are_parked(&agent)?;
+    let part = |device| Info::of(device).map(|info| (info.role, info.parked));
+    equal("the parker's lines", part(&parker)?, (1, 1))?;
+    equal("the idle one's lines", part(&idle)?, (1, 0))?;
+    let fork = fork_point(&agent, ForkPoint::of(ticket, PARKED));
+    refused("parked, not all", fork, libc::EBUSY)?;
+
+    group.freeze(true)?;
+    wanted("frozen", agent.ioctl(WAIT_PARKED, 0), Ok(1))?;
+    program.signal(libc::SIGALRM);
+    group.freeze(false)?;
+    heard.read_exact(&mut [0]).map_err(failure)?;
+    group.freeze(true)?;
+    refused("it has run", agent.ioctl(WAIT_PARKED, 0), libc::ETIME)?;
+    let asked_again = success("poll", parker.poll(0))? & libc::POLLPRI;
+    equal("asked again", asked_again, libc::POLLPRI)?;
+
+    program.signal(libc::SIGALRM);
+    group.freeze(false)?;
+    until_required_are_parked(&agent)?;
+    drop(idle);
+    wanted("all park", agent.ioctl(WAIT_PARKED, 10_000), Ok(0))?;
+    wanted("refusal", refuse(&agent, ticket, 8), Ok(0))
+}
+
+/// A program that parks when it is asked. When a signal has ended that it waits for the next one, and
+/// hears nothing of its file.
+fn parks_unless_interrupted(device: &Device, mut said: UnixStream) -> Outcome {
+    extern "C" fn handle(_: i32) {}
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGALRM, handle as *const () as libc::sighandler_t) };
+    loop {
+        // A signal may have come.
+        if device.poll(-1).unwrap_or_default() & libc::POLLPRI == 0 {
+            continue;
+        }
+        if device.ioctl(PARK, 0) == Err(libc::EINTR) {
+            said.write_all(b".").map_err(failure)?;
+            // SAFETY: the call has no requirements.
+            unsafe { libc::pause() };
+        }
+    }
+}
+
+fn until_required_are_parked(agent: &Device) -> Outcome {
+    loop {
+        match agent.ioctl(WAIT_PARKED, 100) {
+            Err(libc::ETIME) => {}
+            answer => return wanted("the required ones park", answer, Ok(1)),
+        }
+    }
+}
+
+/// A control group of a process.
+struct Group(&'static Path);
+
+impl Group {
+    fn of(program: &Child) -> Outcome<Self> {
+        let path = Path::new("/sys/fs/cgroup/parker");
+        fs::create_dir(path).map_err(failure)?;
+        let id = program.id().to_string();
+        fs::write(path.join("cgroup.procs"), id).map_err(failure)?;
+        Ok(Self(path))
+    }
+
+    /// Freezes it, and waits until it is; or thaws it.
+    fn freeze(&self, frozen: bool) -> Outcome {
+        let number = u8::from(frozen).to_string();
+        fs::write(self.0.join("cgroup.freeze"), number).map_err(failure)?;
+        while frozen && !self.is_frozen()? {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    fn is_frozen(&self) -> Outcome<bool> {
+        let events = fs::read_to_string(self.0.join("cgroup.events")).map_err(failure)?;
+        Ok(events.contains("frozen 1"))
+    }
+}
+
+fn failure(error: std::io::Error) -> Failure {
+    Failure::new(error.to_string())
 }

@@ -2,11 +2,14 @@
 
 //! Who takes part in a fork point, in any order of calls, against the plainest description of it.
 
+use std::boxed::Box;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::{vec, vec::Vec};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
-use crate::sysgenid_cycle::{Cycle, Member, Parked, Refused, Role};
+use crate::sysgenid_away::Away;
+use crate::sysgenid_cycle::{Cycle, Member, Parked, Refused, Role, Who};
 
 const FILES: usize = 4;
 
@@ -14,13 +17,15 @@ const FILES: usize = 4;
 enum Op {
     Ask(u32),
     Over(u32),
-    Take(Index, Role),
+    Take(Index, Role, bool),
     Leave(Index),
     Tell(Index),
     Park(Index),
     Look(Index),
     Unpark(Index),
-    Stand(Index, u32),
+    Freeze(Index),
+    Thaw(Index),
+    Stand(Index, u32, bool),
     GoOn,
     Refuse(Index, u32),
 }
@@ -36,13 +41,17 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => ticket().prop_map(Op::Ask),
         1 => ticket().prop_map(Op::Over),
-        3 => (index(), role).prop_map(|(file, role)| Op::Take(file, role)),
+        3 => (index(), role, any::<bool>())
+            .prop_map(|(file, role, required)| Op::Take(file, role, required)),
         1 => index().prop_map(Op::Leave),
         2 => index().prop_map(Op::Tell),
         2 => index().prop_map(Op::Park),
         1 => index().prop_map(Op::Look),
         1 => index().prop_map(Op::Unpark),
-        2 => (index(), ticket()).prop_map(|(file, ticket)| Op::Stand(file, ticket)),
+        1 => index().prop_map(Op::Freeze),
+        1 => index().prop_map(Op::Thaw),
+        2 => (index(), ticket(), any::<bool>())
+            .prop_map(|(file, ticket, all)| Op::Stand(file, ticket, all)),
         1 => Just(Op::GoOn),
         1 => (index(), ticket()).prop_map(|(file, ticket)| Op::Refuse(file, ticket)),
     ]
@@ -52,8 +61,11 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, Copy, Default)]
 struct File {
     role: Role,
+    is_required: bool,
     told: u32,
     is_parked: bool,
+    /// Frozen while it was parked, or thawed and not back yet.
+    away: Option<&'static AtomicBool>,
 }
 
 #[derive(Default)]
@@ -94,6 +106,20 @@ impl Model {
         }
     }
 
+    fn who_is_parked(&self) -> Who {
+        let at_work = |required: bool| {
+            let mut files = self.files.iter();
+            files.any(|file| {
+                file.role == Role::Participant && !file.is_parked && file.is_required >= required
+            })
+        };
+        match (at_work(true), at_work(false)) {
+            (true, _) => Who::Some,
+            (false, true) => Who::Required,
+            (false, false) => Who::All,
+        }
+    }
+
     fn is_urgent(&self, file: &File) -> bool {
         match file.role {
             Role::None => false,
@@ -112,17 +138,12 @@ fn runs(ops: Vec<Op>) -> Result<(), TestCaseError> {
             prop_assert_eq!(cycle.is_urgent(member), model.is_urgent(file), "{:?}", op);
         }
         prop_assert_eq!(cycle.is_pending(), model.request != 0);
-        let participants = model
-            .files
-            .iter()
-            .filter(|file| file.role == Role::Participant);
-        let all_parked = participants.clone().all(|file| file.is_parked);
         if let Some(agent) = model.files.iter().position(|file| file.role == Role::Agent) {
             let expected = match model.owned() {
                 0 => Err(Refused::Stale),
-                _ => Ok(all_parked),
+                _ => Ok(model.who_is_parked()),
             };
-            prop_assert_eq!(cycle.all_parked(&members[agent]), expected);
+            prop_assert_eq!(cycle.who_is_parked(&members[agent]), expected);
         }
     }
     Ok(())
@@ -147,7 +168,9 @@ fn step(
                 model.end();
             }
         }
-        Op::Take(file, role) => take(file.index(FILES), role, cycle, members, model)?,
+        Op::Take(file, role, required) => {
+            take(file.index(FILES), role, required, cycle, members, model)?;
+        }
         Op::Leave(file) => {
             let file = file.index(FILES);
             prop_assert_eq!(cycle.leave(&mut members[file]), model.leave(file));
@@ -173,30 +196,54 @@ fn step(
             };
             if model.files[file].role == Role::Participant {
                 model.files[file].is_parked = model.request != 0;
+                model.files[file].away = None;
             }
             prop_assert_eq!(cycle.park(&mut members[file], 7), expected);
         }
         Op::Look(file) => {
             let file = file.index(FILES);
             model.files[file].is_parked &= model.request != 0;
+            if !model.files[file].is_parked {
+                model.files[file].away = None;
+            }
             let looked = cycle.look(&mut members[file], 7);
             prop_assert_eq!(looked == Parked::Sleep, model.files[file].is_parked);
         }
         Op::Unpark(file) => {
             let file = file.index(FILES);
             model.files[file].is_parked = false;
+            model.files[file].away = None;
             cycle.unpark(&mut members[file]);
         }
-        Op::Stand(file, ticket) => {
+        Op::Freeze(file) => {
             let file = file.index(FILES);
+            let frozen: &AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
+            if model.files[file].is_parked {
+                model.files[file].away = Some(frozen);
+            }
+            cycle.freeze(&mut members[file], Away(frozen));
+            prop_assert!(!cycle.look_after(&mut members[file]));
+        }
+        Op::Thaw(file) => {
+            let file = file.index(FILES);
+            let away = model.files[file].away.take();
+            if let Some(frozen) = away {
+                frozen.store(false, Relaxed);
+                model.files[file].is_parked = false;
+            }
+            prop_assert_eq!(cycle.look_after(&mut members[file]), away.is_some());
+        }
+        Op::Stand(file, ticket, all) => {
+            let file = file.index(FILES);
+            let is_true = !all || model.who_is_parked() == Who::All;
             let expected = model.is_owner(file, ticket).and(match model.standing {
-                Some(_) => Err(Refused::Busy),
-                None => Ok(()),
+                None if is_true => Ok(()),
+                _ => Err(Refused::Busy),
             });
             if expected.is_ok() {
                 model.standing = Some((file, ticket));
             }
-            prop_assert_eq!(cycle.stand(&mut members[file], ticket), expected);
+            prop_assert_eq!(cycle.stand(&mut members[file], ticket, all), expected);
         }
         Op::GoOn => {
             if let Some((file, ticket)) = model.standing.take() {
@@ -226,6 +273,7 @@ fn step(
 fn take(
     file: usize,
     role: Role,
+    required: bool,
     cycle: &mut Cycle,
     members: &mut [Member],
     model: &mut Model,
@@ -238,9 +286,10 @@ fn take(
     } else {
         let left = model.leave(file);
         model.files[file].role = role;
+        model.files[file].is_required = required;
         Ok(left)
     };
-    prop_assert_eq!(cycle.take(&mut members[file], role), expected);
+    prop_assert_eq!(cycle.take(&mut members[file], role, required), expected);
     Ok(())
 }
 
@@ -256,10 +305,37 @@ proptest! {
 #[test]
 fn a_request_that_an_agent_leaves_behind_is_over() {
     let (mut cycle, mut agent) = (Cycle::default(), Member::default());
-    assert_eq!(cycle.take(&mut agent, Role::Agent), Ok(0));
+    assert_eq!(cycle.take(&mut agent, Role::Agent, true), Ok(0));
     assert!(cycle.ask(5) && cycle.is_urgent(&agent));
     assert_eq!(cycle.leave(&mut agent), 5);
     assert!(!cycle.is_pending());
     let files = [Member::default(), Member::default()];
     assert!(files.iter().all(|file| !cycle.is_urgent(file)));
+}
+
+#[test]
+fn one_that_is_thawed_is_asked_again_and_learns_at_last_what_it_has_missed() {
+    static FROZEN: AtomicBool = AtomicBool::new(true);
+    let (mut cycle, mut agent) = (Cycle::default(), Member::default());
+    let mut member = Member::default();
+    assert_eq!(cycle.take(&mut agent, Role::Agent, true), Ok(0));
+    assert_eq!(cycle.take(&mut member, Role::Participant, true), Ok(0));
+    assert!(cycle.ask(5));
+    assert_eq!(cycle.park(&mut member, 7), Ok(Parked::Sleep));
+    cycle.freeze(&mut member, Away(&FROZEN));
+    // As long as it is frozen it stays parked, through any number of requests.
+    assert!(cycle.ask(6) && !cycle.look_after(&mut member));
+    assert!(!cycle.is_urgent(&member));
+    assert_eq!(cycle.who_is_parked(&agent), Ok(Who::All));
+    FROZEN.store(false, Relaxed);
+    assert!(cycle.look_after(&mut member) && !cycle.look_after(&mut member));
+    assert!(cycle.is_urgent(&member));
+    assert_eq!(cycle.who_is_parked(&agent), Ok(Who::Some));
+    assert_eq!(cycle.stand(&mut agent, 6, true), Err(Refused::Busy));
+    // It comes back to the call that it had made, in another generation.
+    assert_eq!(cycle.park(&mut member, 8), Ok(Parked::Sleep));
+    assert_eq!(cycle.stand(&mut agent, 6, true), Ok(()));
+    cycle.go_on(&mut agent, 6);
+    assert_eq!(cycle.look(&mut member, 9), Parked::Over(7));
+    assert_eq!(cycle.park(&mut member, 9), Ok(Parked::Over(9)));
 }

@@ -10,6 +10,19 @@
 #[cfg(test)]
 extern crate std;
 
+/// In the place of the module's, which is of the kernel's tasks.
+mod sysgenid_away {
+    use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    /// A task that a test freezes and thaws.
+    pub(crate) struct Away(pub(crate) &'static AtomicBool);
+
+    impl Away {
+        pub(crate) fn is_frozen(&self) -> bool {
+            self.0.load(Relaxed)
+        }
+    }
+}
 #[path = "../../sysgenid/sysgenid_core.rs"]
 #[allow(
     dead_code,

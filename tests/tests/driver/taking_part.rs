@@ -98,3 +98,19 @@ fn an_agent_that_goes_or_refuses_ends_the_request() {
     assert_eq!(generation(&mut vm), 0);
     no_complaints(&mut vm);
 }
+
+/// Who is parked, frozen, interrupted and without privileges: see the program.
+fn who_has_parked_is_counted(guest: Guest) {
+    let mut vm = boot(guest);
+    vm.shell("mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup");
+    start(&mut vm, "sysgenid-test parks");
+    let error = fork(&mut vm, &Snapshot::new()).unwrap_err();
+    assert!(error.contains("park"), "{error}");
+    told(&mut vm, "ok parks");
+    no_complaints(&mut vm);
+}
+
+#[test]
+fn the_stock_kernel_counts_who_has_parked_and_asks_again_who_was_interrupted() {
+    who_has_parked_is_counted(Guest::Debian);
+}

@@ -60,8 +60,9 @@
  * agent is told of requests; there is one at a time (EBUSY), and it needs a
  * capability as for SYSGENID_FORCE_GEN_UPDATE (EACCES). If its file is closed
  * while it has a request, that is refused. A participant is waited for, and
- * poll() says POLLPRI to it from a request on until it has parked. EINVAL: no
- * such role.
+ * poll() says POLLPRI to it from a request on until it has parked. Anybody may
+ * be one; it is *required* if its process had such a capability when it took
+ * the role. EINVAL: no such role.
  */
 #define SYSGENID_SET_ROLE		_IO(SYSGENID_IOCTL, 5)
 
@@ -96,22 +97,25 @@ struct sysgenid_request {
  * sleeps until the request is over. 0: go on as before, in the original, or
  * because there is no request, or nothing came of it. 1: this is a clone, so
  * read, renew and write as ever. EINTR: a signal came, and the file is not
- * parked any more; one that is frozen with its control group still is. EPERM:
- * the file is no participant's.
+ * parked any more. One that is frozen with its control group is parked until
+ * it is thawed, and then again when the call goes on; if a signal's handler
+ * runs instead, it is asked again. EPERM: the file is no participant's.
  */
 #define SYSGENID_PARK			_IO(SYSGENID_IOCTL, 7)
 
 /*
  * SYSGENID_WAIT_PARKED: an agent waits until all participants are parked, for
- * at most this many milliseconds; 0 looks once. ETIME: some are not. ESTALE:
- * there is no request. EPERM: the file is no agent's. EINTR: a signal came.
+ * at most this many milliseconds; 0 looks once. 0: all are. 1: the time is
+ * over, and all are that are required; others are not, so SYSGENID_FORK_PARKED
+ * would not be true. ETIME: some that are required are not. ESTALE: there is
+ * no request. EPERM: the file is no agent's. EINTR: a signal came.
  */
 #define SYSGENID_WAIT_PARKED		_IO(SYSGENID_IOCTL, 8)
 
 /* What has been done before the fork point. */
 #define SYSGENID_FORK_QUIESCED		0x001	/* hooks have run */
 #define SYSGENID_FORK_FROZEN		0x002	/* programs are frozen */
-#define SYSGENID_FORK_PARKED		0x004	/* participants are parked */
+#define SYSGENID_FORK_PARKED		0x004	/* all participants are parked */
 /* The machine asks for a snapshot of itself: EPERM, as yet. */
 #define SYSGENID_FORK_SELF		0x100
 
@@ -121,7 +125,7 @@ struct sysgenid_request {
 
 /**
  * struct sysgenid_fork_point - all CPUs stand still for a snapshot
- * @size: of this struct
+ * @size: of this struct, 32. A larger one would have another number
  * @flags: SYSGENID_FORK_QUIESCED and so on
  * @ticket: of the request
  * @timeout_ms: how long the CPUs may stand still; 0: 2 s. At most 10 s
@@ -144,11 +148,13 @@ struct sysgenid_fork_point {
  * caller; this is no fork() of a process. Returns 0 in the original and in
  * each clone, and says which it is in @result. EACCES: no capability as for
  * SYSGENID_FORCE_GEN_UPDATE, or the file is no agent's. EOPNOTSUPP: the kernel
- * (PREEMPT_RT) or the hypervisor cannot. EBUSY: another is under way. EAGAIN:
- * the kernel's random number generator is not ready, or cannot be reseeded.
+ * (PREEMPT_RT) or the hypervisor cannot. EBUSY: another is under way, or
+ * SYSGENID_FORK_PARKED is not true: wait for participants again. EAGAIN: the
+ * kernel's random number generator is not ready, or cannot be reseeded.
  * ESTALE: it is not the present ticket. ECANCELED: the hypervisor has given
  * up. ETIME: it has not answered in time. EINVAL: flags or a size that are not
- * known. EPERM: SYSGENID_FORK_SELF. Whatever the error: nothing was taken.
+ * known. EPERM: SYSGENID_FORK_SELF. EFAULT: the struct cannot be read, or not
+ * be written to, which is tried before. Whatever the error: nothing was taken.
  */
 #define SYSGENID_FORK_POINT \
 	_IOWR(SYSGENID_IOCTL, 9, struct sysgenid_fork_point)
