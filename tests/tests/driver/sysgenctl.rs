@@ -29,6 +29,8 @@ fn status_and_trigger_tell_what_the_driver_has() {
                 "required": 0,
                 "required_watchers": 0,
                 "ready_agents": 0,
+                "role": 0,
+                "parked": 0,
             },
         });
         assert_eq!(status, expected);
