@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use vm_agent::patience::Patience;
 use vmgenie_api::wire::{CooperativeCreate, GenerationChoice, SnapshotCreate, SnapshotHow};
 use vmgenie_tests::http::{ok, refused, refused_with};
+use vmgenie_tests::room::is_emulated;
 use vmgenie_tests::tiny::{self, LIMIT, generation};
 use vmgenie_tests::{Snapshot, Vm};
 
@@ -61,32 +62,57 @@ fn the_original_goes_on_as_itself_and_a_clone_knows_that_it_is_one() {
     assert_eq!(generation(&mut kept).raw, before.raw);
 }
 
+/// How a round has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    Taken,
+    Aborted,
+    /// The guest crashed or fell silent: the emulated processor loses one now and then.
+    Lost,
+}
+
+/// One snapshot. The guest says the same of it as the host.
+fn race(vm: &mut Vm, snapshot: &Snapshot) -> Round {
+    let made = vm.client.create_snapshot(&request(snapshot));
+    let (round, word) = match made.map_err(|error| error.to_string()) {
+        Ok(_) => (Round::Taken, "o"),
+        Err(text) if text.contains("not snapshotted in time") => (Round::Aborted, "a"),
+        Err(text) if text.contains("did not answer") => {
+            // One that is there answers the next time, and may not have missed this one.
+            let again = vm.client.create_snapshot(&request(snapshot));
+            let again = again.map_err(|error| error.to_string());
+            assert!(again.is_err_and(|text| text.contains("did not answer")));
+            return Round::Lost;
+        }
+        Err(text) if text.contains("shutting down") => return Round::Lost,
+        Err(text) => panic!("{text}"),
+    };
+    // Whatever it says instead would be before.
+    assert_eq!(vm.console.wait_for(word, LIMIT), "", "{round:?}");
+    round
+}
+
 /// The guest gives up at about the time at which the host stops it. Both say the same of it, each time.
 #[test]
 fn of_an_abort_and_a_snapshot_at_once_one_comes_first() {
     const ROUNDS: usize = 1000;
-    let mut vm = tiny::boot("fork=64");
+    /// More than are lost of a thousand rounds; on a real KVM none is.
+    const LOST: usize = 10;
     let snapshot = Snapshot::new();
-    let mut told = String::new();
-    for round in 0..ROUNDS {
-        let made = vm.client.create_snapshot(&request(&snapshot));
-        match &made {
-            Ok(_) => told.push('o'),
-            Err(error) => {
-                let text = error.to_string();
-                assert!(text.contains("not snapshotted in time"), "{round}: {text}");
-                told.push('a');
+    let mut vm = tiny::boot("fork=64");
+    let (mut taken, mut aborted, mut lost) = (0, 0, 0);
+    while taken + aborted < ROUNDS {
+        match race(&mut vm, &snapshot) {
+            Round::Taken => taken += 1,
+            Round::Aborted => aborted += 1,
+            Round::Lost => {
+                lost += 1;
+                assert!(is_emulated() && lost < LOST, "{lost} guests are lost");
+                vm = tiny::boot("fork=64");
             }
         }
-        // Whatever it says instead would be before.
-        let before = vm.console.wait_for(&told[round..], LIMIT);
-        assert_eq!(before, "", "round {round}");
     }
-    let taken = told.matches('o').count();
-    println!(
-        "{ROUNDS} rounds: {taken} snapshots, {} aborts",
-        ROUNDS - taken
-    );
+    println!("{ROUNDS} rounds: {taken} snapshots, {aborted} aborts, {lost} guests lost");
     assert!((10..ROUNDS - 10).contains(&taken), "no race: {taken}");
 }
 
