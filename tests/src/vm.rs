@@ -5,10 +5,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vm_agent::patience::Patience;
+use vm_agent::patience::{Patience, stretched};
 use vmgenie_api::client::Client;
 use vmgenie_api::wire::{
-    GenerationChoice, GenerationWait, GenerationWaited, Missing, Ready, SnapshotLoad,
+    GenerationChoice, GenerationWait, GenerationWaited, MAX_WAIT_MS, Missing, Ready, SnapshotLoad,
 };
 
 use crate::console::Console;
@@ -28,6 +28,17 @@ const LAST_MOMENT: Duration = Duration::from_secs(2);
 const ONE_WAIT: Duration = Duration::from_secs(2);
 /// How long it may take until its API is there.
 const API_LIMIT: Duration = Duration::from_secs(30);
+
+/// A wait for the word of a guest's one agent, for so long as on a quiet machine; a slow one has no
+/// more than the API allows.
+pub fn agent_is_ready(limit: Duration) -> GenerationWait {
+    let ms = u64::try_from(stretched(limit).as_millis()).unwrap_or(MAX_WAIT_MS);
+    GenerationWait {
+        timeout_ms: ms.min(MAX_WAIT_MS),
+        agents: Some(1),
+        ..GenerationWait::default()
+    }
+}
 
 /// A vmgenie process. It is killed when this is dropped.
 #[derive(Debug)]

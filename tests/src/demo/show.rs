@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use vm_agent::patience::stretched;
-use vmgenie_api::wire::{GenerationWait, SnapshotLoad};
+use vmgenie_api::wire::SnapshotLoad;
 use vmgenie_devices::vmgenid::GenerationId;
 use vmgenie_tests::evidence::{self, Noticed};
-use vmgenie_tests::vm::Boot;
+use vmgenie_tests::vm::{Boot, agent_is_ready};
 use vmgenie_tests::{Guest, Snapshot, Vm};
 
 use crate::steps::Steps;
@@ -69,7 +69,7 @@ pub(crate) fn show(steps: &Steps, guest: Guest, description: &str) -> Result<Fac
         original.shell(&DRAWN.replace('N', "1"));
     });
     // Else nobody would be there who could say that a clone has adapted.
-    let waited = original.client.wait_for(&agent_is_ready());
+    let waited = original.client.wait_for(&agent_is_ready(NOTICE));
     let waited = waited.context("could not wait for the guest's agent")?;
     if !waited.adapted {
         bail!("the guest's agent does not answer: {:?}", waited.missing);
@@ -133,15 +133,6 @@ fn wake(vms: &mut [Vm], snapshot: &Snapshot) -> Result<Vec<Times>> {
     })
 }
 
-/// A wait for the agent's word.
-fn agent_is_ready() -> GenerationWait {
-    GenerationWait {
-        timeout_ms: stretched(NOTICE).as_millis() as u64,
-        agents: Some(1),
-        ..GenerationWait::default()
-    }
-}
-
 fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Times> {
     let notice = stretched(NOTICE);
     let request = SnapshotLoad {
@@ -155,7 +146,7 @@ fn wake_one(vm: &mut Vm, snapshot: &Snapshot, together: &Barrier) -> Result<Time
         .context("could not restore the snapshot")?;
     let restore = begun.elapsed();
     let resumed = Instant::now();
-    let waited = vm.client.wait_for(&agent_is_ready());
+    let waited = vm.client.wait_for(&agent_is_ready(NOTICE));
     let driver = waited.context("could not wait for the guest")?.driver;
     let noticed = loop {
         let seen = Noticed::of(vm);

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
-use vm_agent::patience::{Patience, stretched};
-use vmgenie_api::wire::{GenerationWait, SnapshotCreate};
+use vm_agent::patience::Patience;
+use vmgenie_api::wire::SnapshotCreate;
 use vmgenie_tests::http::done;
 use vmgenie_tests::image::{self, Page};
 use vmgenie_tests::net::{GUEST, Namespace};
+use vmgenie_tests::vm::agent_is_ready;
 use vmgenie_tests::{Snapshot, Vm};
 
 use super::download::Download;
@@ -226,11 +227,7 @@ fn wake_one(clone: &mut Clone, together: &Barrier) -> Result<Woken> {
             begun.elapsed()
         });
         // The image has an agent, and its word is what counts.
-        let waited = client.wait_for(&GenerationWait {
-            timeout_ms: stretched(LIMIT).as_millis() as u64,
-            agents: Some(1),
-            ..GenerationWait::default()
-        });
+        let waited = client.wait_for(&agent_is_ready(LIMIT));
         let adapted = waited.context("could not wait for a clone")?.adapted;
         let adapted = adapted.then(|| begun.elapsed());
         let answered = page.join().map_err(|_| anyhow!("no answer"))?;
