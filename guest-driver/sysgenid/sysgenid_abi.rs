@@ -87,6 +87,8 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// Another one is under way.
+    pub(crate) const BUSY: u32 = 6;
     /// The agent's file was closed.
     pub(crate) const AGENT_GONE: u32 = 7;
     /// The last one there is.

@@ -37,6 +37,11 @@ pub(crate) struct Backend {
     /// The machine is another one to its neighbours, in the generation with this counter. Called
     /// with a mutex held; must not call back.
     pub(crate) identity: unsafe extern "C" fn(*mut c_void, counter: u32),
+    /// Asks for a snapshot of the machine by `tag`, and waits for the request that answers it, for
+    /// at most `limit` milliseconds (0: as long as usual). Returns 0 and its ticket, or an error
+    /// number. Process context, may sleep.
+    pub(crate) ask:
+        unsafe extern "C" fn(*mut c_void, tag: u32, limit: u32, ticket: *mut u32) -> c_int,
 }
 
 /// What the hypervisor is to be told: `struct sysgenid_report`.

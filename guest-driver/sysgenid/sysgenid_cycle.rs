@@ -267,6 +267,18 @@ impl Cycle {
         Ok(())
     }
 
+    /// The same by a program that has itself asked for the request, in the place of an agent. Who
+    /// is asked by others is not told of it.
+    pub(crate) fn stand_in(&mut self, ticket: Ticket) -> Result<(), Refused> {
+        if self.standing || self.is_pending() {
+            return Err(Refused::Busy);
+        }
+        self.request = ticket;
+        self.agents = false;
+        self.standing = true;
+        Ok(())
+    }
+
     /// The machine goes on, and the agent knows how. A request that came meanwhile stays.
     pub(crate) fn go_on(&mut self, member: &mut Member, ticket: Ticket) {
         self.standing = false;

@@ -68,6 +68,12 @@ pub(crate) enum NoFork {
     Late,
     /// The machine could not be stopped.
     NotStopped,
+    /// Another program asks the hypervisor at the same time.
+    Busy,
+    /// The hypervisor does not want a snapshot.
+    Refused,
+    /// A signal came before it said so.
+    Interrupted,
 }
 
 impl NoFork {
@@ -79,6 +85,8 @@ impl NoFork {
             Self::NotReseeded => Some(9),
             Self::NotStopped => Some(10),
             Self::Stale | Self::Cancelled | Self::Late => None,
+            // There is no request.
+            Self::Busy | Self::Refused | Self::Interrupted => None,
         }
     }
 }
@@ -91,7 +99,18 @@ impl From<NoFork> for Error {
             NoFork::Stale => ESTALE,
             NoFork::Cancelled => ECANCELED,
             NoFork::Late => ETIME,
+            NoFork::Busy => EBUSY,
+            NoFork::Refused => EPERM,
+            NoFork::Interrupted => EINTR,
         }
+    }
+}
+
+/// A limit in milliseconds, as a program has said it.
+pub(crate) fn allowed_limit(limit: u32) -> u32 {
+    match limit {
+        0 => USUAL_LIMIT,
+        limit => limit.min(LONGEST_LIMIT),
     }
 }
 
@@ -142,17 +161,12 @@ impl Hypervisor {
         if !self.rng.again() {
             return Err(NoFork::NotReseeded);
         }
-        let limit = if limit == 0 {
-            USUAL_LIMIT
-        } else {
-            limit.min(LONGEST_LIMIT)
-        };
         let standing = Standing {
             hypervisor: self,
             page,
             settled: Cell::new(Some(settled)),
             ticket,
-            limit: u64::from(limit) * NSEC_PER_MSEC,
+            limit: u64::from(allowed_limit(limit)) * NSEC_PER_MSEC,
             held: Cell::new(ptr::null_mut()),
             waited: Cell::new(0),
             now: Cell::new(0),
@@ -196,9 +210,11 @@ impl Hypervisor {
         // An agent that is quick is not heard before the hypervisor knows that there is one.
         let _settled = self.settled.lock();
         let ticket = page.request().map_or(0, |request| request.0);
-        if self.request.xchg(ticket, Relaxed) == ticket {
+        self.wake_asker();
+        if self.request.load(Relaxed) == ticket || self.is_own(page, ticket) {
             return false;
         }
+        self.request.store(ticket, Relaxed);
         if ticket != 0 && !CAN_STAND {
             pr_warn!("a kernel with PREEMPT_RT has no fork point\n");
             page.reply(ticket, Reply::Refused(5));

@@ -21,6 +21,7 @@ use kernel::{
 
 use crate::{
     sysgenid_acpi::{wait_for_events, AcpiDevice, Mapping},
+    sysgenid_ask,
     sysgenid_backend::{Backend, Report},
     sysgenid_clock::{self, Lag},
     sysgenid_fork,
@@ -97,6 +98,11 @@ pub(crate) struct Hypervisor {
     pub(crate) request: Atomic<u32>,
     /// That of the last one that no agent has.
     pub(crate) alone: Atomic<u32>,
+    /// A program asks for a snapshot; see `sysgenid_ask.rs`. Only accessed with `settled` held.
+    pub(crate) asking: AtomicFlag,
+    /// It waits for an answer.
+    #[pin]
+    pub(crate) answered: CondVar,
     /// The chain is to be called.
     owed: AtomicFlag,
     /// The kernel's generator has been reseeded in the present generation, and its chain called.
@@ -184,6 +190,7 @@ impl Hypervisor {
                     fork_point: sysgenid_fork::fork_point,
                     refuse: sysgenid_fork::refuse,
                     identity: sysgenid_fork::identity,
+                    ask: sysgenid_ask::ask,
                 },
                 id,
                 rng,
@@ -191,6 +198,8 @@ impl Hypervisor {
                 teller,
                 request: Atomic::new(0),
                 alone: Atomic::new(0),
+                asking: AtomicFlag::new(false),
+                answered <- new_condvar!(),
                 owed: AtomicFlag::new(false),
                 reseeded: AtomicFlag::new(false),
                 chained: AtomicFlag::new(*teller == Teller::Nobody),

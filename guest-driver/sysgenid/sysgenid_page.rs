@@ -39,6 +39,7 @@ const REALTIME_LOW: u16 = 0x28;
 const REALTIME_HIGH: u16 = 0x2c;
 const READY: u16 = 0x30;
 const CHAIN: u16 = 0x34;
+const ASK: u16 = 0x38;
 const REQUIRED: u16 = 0x3c;
 
 /// The version of the device's interface. It never changes: what is new has a bit in FEATURES.
@@ -51,6 +52,8 @@ const HAS_SEED: u32 = 1 << 1;
 const HAS_REALTIME: u32 = 1 << 2;
 /// READY, CHAIN and REQUIRED.
 const HAS_READY: u32 = 1 << 3;
+/// The machine may ask for a snapshot of itself: ASK.
+const HAS_ASK: u32 = 1 << 4;
 
 /// Whether this kernel can stand still. Where spinlocks sleep, one may be held by a task that is
 /// preempted, so that nothing can be reseeded before that goes on.
@@ -68,6 +71,19 @@ pub(crate) enum Reply {
     /// No request's: the machine is another one to its neighbours, in the generation whose counter
     /// stands in the ticket's place.
     Identity,
+}
+
+/// What has become of what was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// The hypervisor has not decided.
+    Waits,
+    /// This request is the answer.
+    Granted(u32),
+    /// It is refused.
+    Refused,
+    /// That request is over, or it was not this machine that has asked.
+    Over,
 }
 
 /// 32 bytes of the hypervisor's generator.
@@ -188,6 +204,29 @@ impl CounterPage {
             Reply::Identity => (4, 0),
         };
         self.write(REQUEST, state << 24 | (detail & 0xff) << 16 | ticket & 0xffff);
+    }
+
+    /// Whether a program of this machine may ask for a snapshot of it, and this kernel can do it.
+    pub(crate) fn may_ask(&self) -> bool {
+        CAN_STAND && self.has(HAS_FORK | HAS_ASK)
+    }
+
+    /// Asks for a snapshot of the machine; 0: not any more.
+    pub(crate) fn ask(&self, tag: u32) {
+        self.write(ASK, tag);
+    }
+
+    /// What has become of that.
+    pub(crate) fn asked(&self) -> Asked {
+        // In this order: a request that is there while the other one says "asked" is the answer.
+        let ticket = self.read(REQUEST);
+        match (self.read(ASK), ticket) {
+            (0, _) => Asked::Over,
+            (1, 0) => Asked::Waits,
+            (1, ticket) => Asked::Granted(ticket),
+            // Refused, or a hypervisor that lets nobody ask has restored the machine.
+            _ => Asked::Refused,
+        }
     }
 
     /// Tells that all CPUs stand still, as the request `ticket` asks for.

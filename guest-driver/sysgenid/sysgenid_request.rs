@@ -6,7 +6,7 @@ use crate::{
     sysgenid_abi::{ForkPoint, Refusal, Request},
     sysgenid_away::Away,
     sysgenid_core::Refusal as Moved,
-    sysgenid_cycle::{Cycle, Member, Parked, Refused, Role, Who},
+    sysgenid_cycle::{Cycle, Member, Parked, Refused, Role, Ticket, Who},
     sysgenid_device::Device,
 };
 use core::{
@@ -220,19 +220,20 @@ impl Device {
         {
             return Err(EINVAL);
         }
-        if fork.flags & ForkPoint::SELF != 0 {
-            return Err(EPERM);
-        }
-        let ticket = fork.ticket;
-        let all_parked = fork.flags & ForkPoint::PARKED != 0;
-        let mut cycle = self.cycle.lock();
-        cycle.look_after_all();
-        let stands = cycle.stand(&mut member.lock(), ticket, all_parked);
-        drop(cycle);
-        stands.map_err(|refused| match refused {
-            Refused::Role => EACCES,
-            other => other.into(),
-        })?;
+        let ticket = if fork.flags & ForkPoint::SELF != 0 {
+            self.ask_for_itself(fork)?
+        } else {
+            let all_parked = fork.flags & ForkPoint::PARKED != 0;
+            let mut cycle = self.cycle.lock();
+            cycle.look_after_all();
+            let stands = cycle.stand(&mut member.lock(), fork.ticket, all_parked);
+            drop(cycle);
+            stands.map_err(|refused| match refused {
+                Refused::Role => EACCES,
+                other => other.into(),
+            })?;
+            fork.ticket
+        };
         let result = self.with_backend(|backend| {
             let (limit, done) = (fork.timeout_ms, fork.flags);
             // SAFETY: The context is the backend's.
@@ -247,6 +248,30 @@ impl Device {
         fork.counter = self.show(|all| all.told());
         fork.realtime = realtime();
         Ok(())
+    }
+
+    /// Asks the hypervisor for a snapshot of the machine. The caller has the request then, in the
+    /// place of an agent, and the machine is to stand still for it.
+    fn ask_for_itself(&self, fork: &ForkPoint) -> Result<Ticket> {
+        let (tag, limit) = (fork.ticket, fork.timeout_ms);
+        // Who asks has not waited for participants.
+        if tag == 0 || fork.flags & ForkPoint::PARKED != 0 {
+            return Err(EINVAL);
+        }
+        let mut ticket = 0;
+        // SAFETY: The context is the backend's, and the ticket lives for the call.
+        let asked = self.with_backend(|backend| unsafe {
+            (backend.ask)(backend.context, tag, limit, &mut ticket)
+        });
+        kernel::error::to_result(asked.ok_or(EOPNOTSUPP)?)?;
+        let mut cycle = self.cycle.lock();
+        let stands = cycle.stand_in(ticket);
+        self.changed(cycle);
+        if stands.is_err() {
+            self.tell_refusal(ticket, Refusal::BUSY);
+        }
+        stands?;
+        Ok(ticket)
     }
 
     /// The agent refuses the request.

@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod sysgenid_acpi;
+mod sysgenid_ask;
 mod sysgenid_backend;
 mod sysgenid_clock;
 mod sysgenid_fork;

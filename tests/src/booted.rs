@@ -86,13 +86,21 @@ impl Boot {
     /// # Panics
     /// Where an option is none of the machine that a snapshot has.
     pub fn booted(self) -> Vm {
+        let mut vm = Vm::empty();
+        self.booted_into(&mut vm);
+        vm
+    }
+
+    /// The same in an empty VMM, to which something may have been said before.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn booted_into(self, vm: &mut Vm) {
         for option in &self.extra {
             assert_eq!(option, "--entropy", "not part of a snapshot");
         }
         let booted = Booted::of(&format!("{self:?}"), || self.ready());
-        let mut vm = Vm::empty();
-        booted.restore_into(&mut vm, &json!({}));
-        vm
+        booted.restore_into(vm, &json!({}));
     }
 }
 

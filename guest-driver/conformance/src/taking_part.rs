@@ -154,7 +154,9 @@ fn an_agent(subject: Subject<'_>, agent: &Device) -> Outcome {
         ("no request", ForkPoint::of(0, 0), libc::ESTALE),
         ("a ticket", ForkPoint::of(1, 7), libc::ESTALE),
         ("flags", ForkPoint::of(1, 8), libc::EINVAL),
-        ("itself", ForkPoint::of(1, SELF), libc::EPERM),
+        // No hypervisor lets it ask, or there is none.
+        ("itself", ForkPoint::of(1, SELF), libc::EOPNOTSUPP),
+        ("itself by no tag", ForkPoint::of(0, SELF), libc::EINVAL),
         (
             "a size",
             ForkPoint {

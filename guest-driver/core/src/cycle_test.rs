@@ -26,6 +26,7 @@ enum Op {
     Freeze(Index),
     Thaw(Index),
     Stand(Index, u32, bool),
+    StandIn(Index, u32),
     GoOn,
     Refuse(Index, u32),
 }
@@ -52,6 +53,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => index().prop_map(Op::Thaw),
         2 => (index(), ticket(), any::<bool>())
             .prop_map(|(file, ticket, all)| Op::Stand(file, ticket, all)),
+        1 => (index(), 1..3_u32).prop_map(|(file, ticket)| Op::StandIn(file, ticket)),
         1 => Just(Op::GoOn),
         1 => (index(), ticket()).prop_map(|(file, ticket)| Op::Refuse(file, ticket)),
     ]
@@ -245,6 +247,17 @@ fn step(
             }
             prop_assert_eq!(cycle.stand(&mut members[file], ticket, all), expected);
         }
+        Op::StandIn(file, ticket) => {
+            let expected = match (model.standing, model.request) {
+                (None, 0) => Ok(()),
+                _ => Err(Refused::Busy),
+            };
+            if expected.is_ok() {
+                (model.request, model.has_owner) = (ticket, false);
+                model.standing = Some((file.index(FILES), ticket));
+            }
+            prop_assert_eq!(cycle.stand_in(ticket), expected);
+        }
         Op::GoOn => {
             if let Some((file, ticket)) = model.standing.take() {
                 cycle.go_on(&mut members[file], ticket);
@@ -338,4 +351,24 @@ fn one_that_is_thawed_is_asked_again_and_learns_at_last_what_it_has_missed() {
     cycle.go_on(&mut agent, 6);
     assert_eq!(cycle.look(&mut member, 9), Parked::Over(7));
     assert_eq!(cycle.park(&mut member, 9), Ok(Parked::Over(9)));
+}
+
+/// A program that has asked for a snapshot has the request; an agent is not told of it, and one that ends
+/// then ends nothing.
+#[test]
+fn an_agent_is_not_told_of_what_another_program_has_asked_for() {
+    let (mut cycle, mut agent) = (Cycle::default(), Member::default());
+    let (mut parks, mut asks) = (Member::default(), Member::default());
+    assert_eq!(cycle.take(&mut agent, Role::Agent, true), Ok(0));
+    assert_eq!(cycle.take(&mut parks, Role::Participant, true), Ok(0));
+    assert_eq!(cycle.stand_in(5), Ok(()));
+    assert!(cycle.is_urgent(&parks) && !cycle.is_urgent(&agent));
+    assert_eq!(cycle.tell(&mut agent), Ok(0));
+    assert_eq!(cycle.refuse(&mut agent, 5), Err(Refused::Stale));
+    assert_eq!(cycle.stand_in(6), Err(Refused::Busy));
+    assert_eq!(cycle.leave(&mut agent), 0);
+    cycle.go_on(&mut asks, 5);
+    assert!(!cycle.is_pending() && !cycle.is_urgent(&parks));
+    cycle.ask(6);
+    assert_eq!(cycle.stand_in(7), Err(Refused::Busy));
 }

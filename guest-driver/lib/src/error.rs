@@ -263,9 +263,15 @@ pub enum ForkPointError {
     /// The kernel's random number generator is not ready yet, or cannot be reseeded.
     #[error("the kernel's random number generator is not ready, or cannot be reseeded")]
     NotReady,
-    /// The kernel (`PREEMPT_RT`), the hypervisor or the driver has no fork points.
-    #[error("this kernel, hypervisor or driver has no fork points")]
+    /// The kernel (`PREEMPT_RT`), the hypervisor or the driver has no fork points; or the hypervisor lets
+    /// nobody ask for one.
+    #[error(
+        "this kernel, hypervisor or driver has no fork points, or none that a program may ask for"
+    )]
     Unsupported,
+    /// The host does not want the snapshot that this program asks for.
+    #[error("the host refuses: there were too many snapshots, or one too short a time ago")]
+    Refused,
     /// The file is not the agent's, or the process has lost its capability.
     #[error("this file is not the agent's, or the process lacks the capability")]
     NotPermitted,

@@ -301,10 +301,45 @@ impl Watcher {
         prepared: Prepared,
         standstill: Option<Duration>,
     ) -> Result<ForkPoint, ForkPointError> {
-        let limit = standstill.map_or(0, |limit| milliseconds(Some(limit)));
+        self.stand_still(prepared.0, ticket, standstill)
+    }
+
+    /// Asks the host for a snapshot of this machine, and has all CPUs stand still in the kernel while the
+    /// host takes it.
+    ///
+    /// **Every other thread of the machine is cloned with the caller; this is no `fork(2)` of a process.**
+    /// It returns in the original and, in each clone that is made of the snapshot, once more, and says
+    /// which it is. Where snapshots go and how many there may be is the host's; `tag` is a number for
+    /// those who read its log. `limit` is how long the host may take to agree, and then the CPUs may
+    /// stand: at most 10 s; `None` is 2 s. The process needs the capability as for
+    /// [`trigger`](Self::trigger), and no role: an agent is not asked, and nothing is brought to rest but
+    /// what the caller has, which it says by `prepared`.
+    ///
+    /// Which race this closes, and which it does not: as [`fork_point`](Self::fork_point).
+    ///
+    /// # Errors
+    /// See [`ForkPointError`]; whatever it is, no snapshot was taken. An older driver says
+    /// [`Refused`](ForkPointError::Refused) always.
+    pub fn fork_self(
+        &self,
+        tag: NonZeroU32,
+        prepared: Prepared,
+        limit: Option<Duration>,
+    ) -> Result<ForkPoint, ForkPointError> {
+        const SELF: u32 = 0x100;
+        self.stand_still(prepared.0 | SELF, tag, limit)
+    }
+
+    fn stand_still(
+        &self,
+        flags: u32,
+        ticket: NonZeroU32,
+        limit: Option<Duration>,
+    ) -> Result<ForkPoint, ForkPointError> {
+        let limit = limit.map_or(0, |limit| milliseconds(Some(limit)));
         let mut raw = RawForkPoint {
             size: size_of::<RawForkPoint>() as u32,
-            flags: prepared.0,
+            flags,
             ticket: ticket.get(),
             timeout_ms: u32::try_from(limit).unwrap_or(u32::MAX),
             ..RawForkPoint::default()
@@ -317,7 +352,8 @@ impl Watcher {
             Err(Errno::BUSY) => Err(ForkPointError::Busy),
             Err(Errno::AGAIN) => Err(ForkPointError::NotReady),
             Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL) => Err(ForkPointError::Unsupported),
-            Err(Errno::ACCESS | Errno::PERM) => Err(ForkPointError::NotPermitted),
+            Err(Errno::PERM) => Err(ForkPointError::Refused),
+            Err(Errno::ACCESS) => Err(ForkPointError::NotPermitted),
             Err(errno) => Err(ForkPointError::Os(io(errno))),
         }
     }
@@ -448,6 +484,10 @@ mod tests {
         ));
         assert!(matches!(
             watcher.fork_point(ticket, Prepared::NOTHING, None),
+            Err(ForkPointError::Unsupported)
+        ));
+        assert!(matches!(
+            watcher.fork_self(ticket, Prepared::NOTHING, None),
             Err(ForkPointError::Unsupported)
         ));
         assert!(matches!(

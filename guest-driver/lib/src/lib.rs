@@ -13,6 +13,7 @@
 //! | who decides that the machine may work again | [`Watcher::wait_for_watchers`] |
 //! | who must have nothing in flight when the machine is cloned | [`Watcher::park`] |
 //! | the machine's agent | [`Watcher::request`], [`Watcher::fork_point`], [`Watcher::ready`] |
+//! | a program that clones its machine | [`Watcher::fork_self`] |
 //!
 //! # What is safe
 //! **Nothing here makes a machine safe that is snapshotted at any time.** A program can

@@ -1,5 +1,6 @@
 //! What may be said on the command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ Exit status:
   1  failure
   2  the command line is wrong
   3  the time given with --timeout is over
+  4  of fork-self: this machine is a clone
 
 Examples:
   sysgenctl status --json
@@ -98,6 +100,19 @@ else has frozen stays frozen.
 Example:
   sysgenctl thaw --json";
 
+const FORK_SELF_HELP: &str = "\
+This is no fork(2) of a process: every other program of the machine is cloned as well. The command ends
+in the original with status 0 and prints \"original\". In each clone that somebody makes of the snapshot
+it ends once more, with status 4, and prints \"clone\".
+
+The host says whether a guest may ask, where snapshots go and how many there may be (vmgenie run
+--self-snapshot). No hooks are run, nothing is frozen, and the agent is not asked. Needs
+CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace.
+
+Examples:
+  sysgenctl fork-self
+  sysgenctl fork-self --tag 7 --timeout 5s --json";
+
 const COMPLETIONS_HELP: &str = "\
 Example:
   sysgenctl completions bash > ~/.local/share/bash-completion/completions/sysgenctl";
@@ -165,6 +180,9 @@ pub(crate) enum Command {
     /// Thaw all programs that an agent has frozen.
     #[command(after_help = THAW_HELP)]
     Thaw(ThawArgs),
+    /// Ask the host for a snapshot of this machine, and say whether this is the original or a clone.
+    #[command(after_help = FORK_SELF_HELP)]
+    ForkSelf(ForkSelfArgs),
     /// Print a completion script for a shell.
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {
@@ -264,6 +282,16 @@ pub(crate) struct ThawArgs {
     pub(crate) run: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ForkSelfArgs {
+    /// A number for those who read the host's log; not 0.
+    #[arg(long, default_value = "1")]
+    pub(crate) tag: NonZeroU32,
+    /// How long the host may take to agree, and then to take the snapshot: 10s at most. Then the status is 3.
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -304,6 +332,7 @@ mod tests {
             "sysgenctl trigger --min 4294967296",
             "sysgenctl trigger --min -1",
             "sysgenctl status --abi 6",
+            "sysgenctl fork-self --tag 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use sysgenid::{Abi, AcknowledgeError, Options, Watcher, WatchersError};
+use sysgenid::{Abi, AcknowledgeError, Options, Outcome, Prepared, Watcher, WatchersError};
 
 use crate::Failure;
 use crate::agent;
-use crate::args::{Cli, ThawArgs, TriggerArgs, WaitArgs, WatchArgs};
+use crate::args::{Cli, ForkSelfArgs, ThawArgs, TriggerArgs, WaitArgs, WatchArgs};
 use crate::output::line;
 
+/// The exit status of a clone.
+const CLONE: u8 = 4;
 /// What the kernel says of every file.
 const OF_EVERY_FILE: [&str; 4] = ["pos", "flags", "mnt_id", "ino"];
 
@@ -152,6 +155,20 @@ pub(crate) fn thaw(cli: &Cli, args: &ThawArgs) -> Result<(), Failure> {
         groups => format!("{groups} control groups thawed."),
     };
     Ok(line(cli.json, &json!({ "groups": groups }), &text)?)
+}
+
+/// Whoever makes this call goes on twice. Returns the status by which a script tells the two apart.
+pub(crate) fn fork_self(cli: &Cli, args: &ForkSelfArgs) -> Result<ExitCode, Failure> {
+    // Who only asks is not waited for.
+    let watcher = cli.open(false)?;
+    let fork = watcher.fork_self(args.tag, Prepared::NOTHING, Some(args.timeout))?;
+    let (name, status) = match fork.outcome {
+        Outcome::Original => ("original", ExitCode::SUCCESS),
+        Outcome::Clone => ("clone", ExitCode::from(CLONE)),
+    };
+    let value = json!({"outcome": name, "tag": args.tag, "generation": fork.generation});
+    line(cli.json, &value, name)?;
+    Ok(status)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use sysgenid::WatchersError;
+use sysgenid::{ForkPointError, WatchersError};
 
 use args::{Cli, Command};
 
@@ -29,6 +29,8 @@ enum Failure {
     #[error(transparent)]
     Trigger(#[from] sysgenid::TriggerError),
     #[error(transparent)]
+    Fork(#[from] sysgenid::ForkPointError),
+    #[error(transparent)]
     Agent(#[from] agent::AgentError),
     #[error(transparent)]
     Thaw(#[from] agent::FreezeError),
@@ -46,7 +48,9 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Watchers(WatchersError::TimedOut(_)) | Self::NoGeneration(_) => ExitCode::from(3),
+            Self::Watchers(WatchersError::TimedOut(_))
+            | Self::Fork(ForkPointError::TimedOut)
+            | Self::NoGeneration(_) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }
     }
@@ -55,7 +59,7 @@ impl Failure {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         // Whoever reads the output has seen enough.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
@@ -67,8 +71,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Failure> {
-    match &cli.command {
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let done = match &cli.command {
+        Command::ForkSelf(args) => return commands::fork_self(cli, args),
         Command::Status => commands::status(cli),
         Command::Watch(args) => commands::watch(cli, args),
         Command::Wait(args) => commands::wait(cli, args),
@@ -81,5 +86,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             clap_complete::generate(*shell, &mut Cli::command(), "sysgenctl", &mut script);
             Ok(io::Write::write_all(&mut io::stdout(), &script)?)
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -22,6 +22,7 @@ mod readiness;
 mod refusals;
 mod reseeding;
 mod restores;
+mod self_fork;
 mod stepping;
 mod stress;
 mod sysgenctl;

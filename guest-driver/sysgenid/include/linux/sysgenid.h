@@ -65,6 +65,9 @@ struct sysgenid_report {
  *	call back
  * @identity: the machine is another one to its neighbours, in the generation
  *	with this counter; called with a mutex held, must not call back
+ * @ask: ask for a snapshot of the machine by @tag, and wait for the request
+ *	that answers it, for at most @limit ms (0: as long as usual); 0 and its
+ *	@ticket, or an error number; process context, may sleep
  */
 struct sysgenid_backend {
 	struct module *owner;
@@ -78,6 +81,7 @@ struct sysgenid_backend {
 	int (*fork_point)(void *context, u32 ticket, u32 limit, u32 done);
 	void (*refuse)(void *context, u32 ticket, u32 reason);
 	void (*identity)(void *context, u32 counter);
+	int (*ask)(void *context, u32 tag, u32 limit, u32 *ticket);
 };
 
 /*

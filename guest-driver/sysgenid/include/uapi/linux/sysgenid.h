@@ -116,7 +116,7 @@ struct sysgenid_request {
 #define SYSGENID_FORK_QUIESCED		0x001	/* hooks have run */
 #define SYSGENID_FORK_FROZEN		0x002	/* programs are frozen */
 #define SYSGENID_FORK_PARKED		0x004	/* all participants are parked */
-/* The machine asks for a snapshot of itself: EPERM, as yet. */
+/* The caller asks for a snapshot of this machine; see below. */
 #define SYSGENID_FORK_SELF		0x100
 
 /* Who goes on after it. 0 is neither, so that nobody takes it for fork()'s. */
@@ -127,8 +127,9 @@ struct sysgenid_request {
  * struct sysgenid_fork_point - all CPUs stand still for a snapshot
  * @size: of this struct, 32. A larger one would have another number
  * @flags: SYSGENID_FORK_QUIESCED and so on
- * @ticket: of the request
- * @timeout_ms: how long the CPUs may stand still; 0: 2 s. At most 10 s
+ * @ticket: of the request; with SYSGENID_FORK_SELF a tag, which is not 0
+ * @timeout_ms: how long the CPUs may stand still; 0: 2 s. At most 10 s. With
+ *	SYSGENID_FORK_SELF the hypervisor may take as long before that
  * @result: given back: SYSGENID_FORK_ORIGINAL or SYSGENID_FORK_CLONE
  * @counter: given back: that of the generation that goes on
  * @realtime: given back: CLOCK_REALTIME in nanoseconds, after it was set
@@ -153,8 +154,20 @@ struct sysgenid_fork_point {
  * kernel's random number generator is not ready, or cannot be reseeded.
  * ESTALE: it is not the present ticket. ECANCELED: the hypervisor has given
  * up. ETIME: it has not answered in time. EINVAL: flags or a size that are not
- * known. EPERM: SYSGENID_FORK_SELF. EFAULT: the struct cannot be read, or not
- * be written to, which is tried before. Whatever the error: nothing was taken.
+ * known. EFAULT: the struct cannot be read, or not be written to, which is
+ * tried before. Whatever the error: nothing was taken.
+ *
+ * With SYSGENID_FORK_SELF, too, *every* thread of the machine is cloned; this
+ * is no fork() of a process. The caller needs the capability and no role. It
+ * asks the hypervisor for a snapshot, which says where it goes and how many
+ * there may be, and takes the request that answers it in the agent's place: an
+ * agent is not told, and nothing is quiesced or frozen that the caller has not.
+ * Participants see the request; the caller does not wait for them. The tag is
+ * for those who read the hypervisor's log. EOPNOTSUPP: the hypervisor lets
+ * nobody ask. EPERM: it does not want this one. ETIME: it has not said so in
+ * time. EBUSY: there is another request, or another program asks. EINTR: a
+ * signal came before the CPUs stood still. EINVAL: a tag of 0, or
+ * SYSGENID_FORK_PARKED, too.
  */
 #define SYSGENID_FORK_POINT \
 	_IOWR(SYSGENID_IOCTL, 9, struct sysgenid_fork_point)
