@@ -20,6 +20,7 @@ mod host;
 mod image;
 mod initramfs;
 mod kernel_tree;
+mod lanes;
 mod libraries;
 mod lifetime;
 mod man;

@@ -151,6 +151,7 @@ impl Run<'_> {
             agent: built.agent,
             vmgenie: Some(installed.as_ref().map_or(vmgenie, Installed::program)),
             timeout_secs: None,
+            claims: None,
         };
         let report = patiently(self.name, || host::run(self.kvm, &resources, &request))?;
         Ok(report.status)
@@ -236,7 +237,7 @@ mod tests {
         let report = patiently("demo", || {
             runs += 1;
             match runs {
-                1 => Err(HostDied::after(Vec::new()).into()),
+                1 => Err(HostDied::after(vm_agent::Cut::default()).into()),
                 _ => Ok(Report::of_status(7)),
             }
         });
@@ -244,7 +245,7 @@ mod tests {
         let mut runs = 0;
         let report = patiently("demo", || {
             runs += 1;
-            Err(HostDied::after(Vec::new()).into())
+            Err(HostDied::after(vm_agent::Cut::default()).into())
         });
         assert!(report.unwrap_err().is::<HostDied>());
         assert_eq!(runs, HOST_ATTEMPTS);

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -13,25 +13,22 @@ use vm_agent::{Report, TestPlan, TestReport, Work};
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
 use crate::driver_patch;
-use crate::host::{self, HostDied, Request};
+use crate::host::{self, Claims, Request};
+use crate::lanes::run_in_lanes;
 use crate::lifetime;
 use crate::package;
 use crate::progress::Progress;
 use crate::setup::{self, Guests, Resources};
 use crate::small::Flavor;
-use crate::summary::{Count, Line, count, failed, libtest_result, summary};
+use crate::summary::{Count, Line, count, libtest_result, summary};
 
-/// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. Right after a `vmrun` the
-/// emulator at times finds none of the guest's kernel pages (its log has the page faults that the guest then cannot take): about one
-/// busy guest in a hundred. A guest that answers no more, one in a thousand, is taken for the same, which is not proved. A test that
-/// was run again is named in the summary. A guest can also fail in other ways there (a program of it crashes, or a line is lost): a test that
-/// fails without a lost guest has to pass twice after it, and is named, too. On a KVM of the machine's own each of these is a failure.
+/// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. With two
+/// processors the emulator at times finds none of a guest's kernel pages right after a `vmrun`: its log has the page
+/// faults that the guest then cannot take. With the one that hosts have now that was not seen. A test that was run again
+/// is named in the summary. A guest can also fail in other ways there (a program of it crashes, or a line is lost): a
+/// test that fails without a lost guest has to pass twice after it, and is named, too. On a KVM of the machine's own
+/// each of these is a failure.
 const EMULATED_ATTEMPTS: u32 = 3;
-
-/// How many emulated hosts may die in a row without the end of a test in between. With two busy guests one
-/// dies about every two minutes, with a page fault of its kernel on its own stack; that is taken for the
-/// same fault. The next host goes on with the tests that had not ended.
-const HOST_ATTEMPTS: u32 = 4;
 
 /// The tests on a KVM that take longest. They come first, so that none of them is left when the others are done.
 const LONGEST: &[&str] = &[
@@ -301,71 +298,41 @@ fn vm_part(options: &Options, place: &Place) -> Result<Report> {
         binaries: built.tests,
         filter: options.filter.clone(),
         first: LONGEST.iter().map(|name| (*name).to_owned()).collect(),
+        last: Vec::new(),
         done: Vec::new(),
         failed: Vec::new(),
         jobs: options.jobs,
+        lane: None,
         limit_secs: options.limit_secs,
         attempts: match kvm {
             Kvm::Native => 1,
             Kvm::Emulated => EMULATED_ATTEMPTS,
         },
     };
-    let report = run_patiently(plan, |plan| {
+    let run = |plan: &TestPlan, claims: Option<&Arc<Claims>>| {
         let request = Request {
             agent: built.agent.clone(),
             vmgenie: built.vmgenie.clone(),
             work: Work::Tests(plan.clone()),
             files: Vec::new(),
             timeout_secs: None,
+            claims: claims.cloned(),
         };
         host::run(*kvm, resources, &request)
-    })?;
+    };
+    let report = match kvm {
+        Kvm::Native => run(&plan, None)?,
+        Kvm::Emulated => run_in_lanes(plan, run)?,
+    };
     if let (Some(filter), true) = (&options.filter, report.tests.is_empty()) {
         bail!("no test's name contains {filter:?}");
     }
     Ok(report)
 }
 
-/// Runs the tests, and those that had not ended again if the emulated host itself dies.
-fn run_patiently(
-    mut plan: TestPlan,
-    mut run: impl FnMut(&TestPlan) -> Result<Report>,
-) -> Result<Report> {
-    let mut ended = Vec::new();
-    let mut attempts = 0;
-    loop {
-        let died = match run(&plan).map_err(|error| error.downcast::<HostDied>()) {
-            Ok(last) => {
-                ended.extend(last.tests);
-                let status = i32::from(last.status != 0 || ended.iter().any(failed));
-                let tests = ended;
-                return Ok(Report { status, tests });
-            }
-            Err(Err(error)) => return Err(error),
-            Err(Ok(died)) => died,
-        };
-        attempts = match died.tests.is_empty() {
-            true => attempts + 1,
-            false => 1,
-        };
-        if attempts == HOST_ATTEMPTS {
-            for test in ended.iter().filter(|test| failed(test)) {
-                eprintln!("failed before that: {}", test.name);
-            }
-            return Err(died.into());
-        }
-        eprintln!("NOTE: {died}\nNOTE: the tests on KVM that had not ended are run once more");
-        plan.done
-            .extend(died.tests.iter().map(|test| test.name.clone()));
-        plan.failed.extend(died.failed);
-        ended.extend(died.tests);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_agent::Outcome;
 
     fn line() -> Line {
         Line {
@@ -421,62 +388,5 @@ mod tests {
             Some(last),
         );
         assert_eq!(lines.len(), 3);
-    }
-
-    fn plan() -> TestPlan {
-        TestPlan {
-            binaries: Vec::new(),
-            filter: None,
-            first: Vec::new(),
-            done: Vec::new(),
-            failed: Vec::new(),
-            jobs: 1,
-            limit_secs: 1,
-            attempts: 1,
-        }
-    }
-
-    fn ended(name: &str, outcome: Outcome) -> TestReport {
-        TestReport {
-            name: name.into(),
-            outcome,
-            attempts: 1,
-            unexplained: 0,
-            seconds: 1.0,
-        }
-    }
-
-    #[test]
-    fn what_ended_before_a_host_died_is_not_run_again_and_not_forgotten() {
-        let mut hosts = 0;
-        let report = run_patiently(plan(), |plan| {
-            hosts += 1;
-            match hosts {
-                1 => Err(HostDied::after(vec![ended("a", Outcome::Failed)]).into()),
-                2 => Err(HostDied::after(Vec::new()).into()),
-                _ => {
-                    assert_eq!(plan.done, ["a"]);
-                    Ok(Report {
-                        status: 0,
-                        tests: vec![ended("b", Outcome::Passed)],
-                    })
-                }
-            }
-        })
-        .unwrap();
-        assert_eq!(report.status, 1);
-        let names: Vec<_> = report.tests.iter().map(|test| &test.name).collect();
-        assert_eq!(names, ["a", "b"]);
-    }
-
-    #[test]
-    fn a_test_that_takes_every_host_with_it_ends_the_run() {
-        let mut hosts = 0;
-        let result = run_patiently(plan(), |_| {
-            hosts += 1;
-            Err(HostDied::after(Vec::new()).into())
-        });
-        assert!(result.unwrap_err().is::<HostDied>());
-        assert_eq!(hosts, HOST_ATTEMPTS);
     }
 }

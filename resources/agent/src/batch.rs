@@ -47,9 +47,14 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
     let work = &|worker: usize| {
         loop {
             // The lock is free again by the end of this statement.
-            let next = lock(&queue).take(worker);
+            let next = lock(&queue).take(worker, plan.lane.unwrap_or(0));
             let Some((index, test)) = next else { break };
             let test = &test;
+            let number = plan.lane.map(|_| answer(&lines, &test.name));
+            if number == Some(0) {
+                continue;
+            }
+            lines.write(&Entry::Began(test.name.clone()));
             let attempt = || attempt(test, plan.limit_secs, index);
             // What is printed may wait for a reader, and this host die meanwhile: the report comes first.
             let (ended, output) = run_one(test, plan, attempt, |lost, output| {
@@ -63,7 +68,7 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
             done.count += 1;
             done.bad |= !entered;
             done.bad |= matches!(ended.outcome, Outcome::Failed | Outcome::TimedOut);
-            print_one(&ended, &output, done.count, total);
+            print_one(&ended, &output, number.unwrap_or(done.count), total);
         }
     };
     thread::scope(|scope| {
@@ -95,6 +100,15 @@ impl<'a> Lines<'a> {
         }
         written.is_ok()
     }
+}
+
+/// Asks whether this host may run a test, and reads the number that it has.
+fn answer(lines: &Lines<'_>, name: &str) -> usize {
+    lines.write(&Entry::Ask(name.to_owned()));
+    let mut line = String::new();
+    // Who gives no answer is gone, and ends this host.
+    let _ = io::stdin().read_line(&mut line);
+    line.trim_end().parse().unwrap_or(0)
 }
 
 /// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended.
@@ -306,9 +320,11 @@ mod tests {
             binaries: Vec::new(),
             filter: None,
             first: Vec::new(),
+            last: Vec::new(),
             done: Vec::new(),
             failed: Vec::new(),
             jobs: 1,
+            lane: None,
             limit_secs: 5,
             attempts,
         }

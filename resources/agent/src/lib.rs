@@ -81,12 +81,18 @@ pub struct TestPlan {
     pub filter: Option<String>,
     /// Tests whose `binary::name` begins with one of these come before all others, in this order: those that take longest.
     pub first: Vec<String>,
+    /// `binary::name` of tests that come after all others, each alone: those that ran when a host died.
+    pub last: Vec<String>,
     /// `binary::name` of tests that are not run, because they were before.
     pub done: Vec<String>,
     /// The failures of tests in hosts that died before these had ended.
     pub failed: Vec<Failure>,
     /// How many tests run at once; at least 1.
     pub jobs: usize,
+    /// The number of this host where others run tests of the same plan at the same time: it asks before each, by
+    /// [`Entry::Ask`]. The answer is a line on the job's standard input: a number for the test, or 0 if another host
+    /// has it.
+    pub lane: Option<usize>,
     /// A test that takes longer than so many seconds of a quiet machine is killed and has failed.
     pub limit_secs: u64,
     /// How many times a test is run whose guest crashes or falls silent each time; at least 1. With more than 1, a failure without such
@@ -112,6 +118,10 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(10);
 pub enum Entry {
     /// Tests are being run: said each [`HEARTBEAT`], so that a host that hangs is told from a long test.
     Alive,
+    /// May this host run the test `binary::name`?
+    Ask(String),
+    /// This test, `binary::name`, begins.
+    Began(String),
     /// A test has failed and is run again. If this host dies, the next one has to know.
     Failed(Failure),
     /// A test has ended.
@@ -136,6 +146,8 @@ pub struct Cut {
     pub tests: Vec<TestReport>,
     /// The failures of tests that had not ended.
     pub failed: Vec<Failure>,
+    /// The tests that had begun and not ended.
+    pub running: Vec<String>,
 }
 
 /// A failure of a test that is run again.
@@ -175,6 +187,19 @@ pub enum Outcome {
     Ignored,
 }
 
+impl TestReport {
+    /// A test that failed because so many hosts died while it ran.
+    pub fn of_dead_hosts(name: String, hosts: u32) -> Self {
+        Self {
+            name,
+            outcome: Outcome::Failed,
+            attempts: hosts,
+            unexplained: 0,
+            seconds: 0.0,
+        }
+    }
+}
+
 impl Report {
     /// A report of a job that is only an exit status.
     pub fn of_status(status: i32) -> Self {
@@ -192,17 +217,25 @@ impl Report {
     pub fn parse(text: &str) -> Result<Self, Cut> {
         let mut tests = Vec::new();
         let mut failed: Vec<Failure> = Vec::new();
+        let mut running: Vec<String> = Vec::new();
         for line in text.lines() {
             match serde_json::from_str(line) {
-                Ok(Entry::Alive) => {}
+                Ok(Entry::Alive | Entry::Ask(_)) => {}
+                Ok(Entry::Began(name)) => running.push(name),
                 Ok(Entry::Failed(failure)) => failed.push(failure),
                 Ok(Entry::Test(test)) => tests.push(test),
                 Ok(Entry::End(status)) => return Ok(Self { status, tests }),
                 Err(_) => break,
             }
         }
-        failed.retain(|failure| tests.iter().all(|test| test.name != failure.name));
-        Err(Cut { tests, failed })
+        let open = |name: &str| tests.iter().all(|test| test.name != name);
+        failed.retain(|failure| open(&failure.name));
+        running.retain(|name| open(name));
+        Err(Cut {
+            tests,
+            failed,
+            running,
+        })
     }
 }
 
@@ -257,12 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn of_a_report_cut_short_the_failures_of_tests_that_had_not_ended_are_left() {
+    fn of_a_report_cut_short_what_ran_and_its_failures_are_left() {
         let failed = |name: &str| Failure {
             name: name.into(),
             lost: true,
         };
         let text = lines(&[
+            Entry::Began("a".into()),
+            Entry::Began("b".into()),
             Entry::Failed(failed("a")),
             Entry::Failed(failed("b")),
             Entry::Alive,
@@ -270,6 +305,7 @@ mod tests {
         ]);
         let cut = Report::parse(&text).unwrap_err();
         assert_eq!(cut.failed, [failed("b")]);
+        assert_eq!(cut.running, ["b"]);
         assert_eq!(cut.tests, [test("a")]);
     }
 

@@ -1,16 +1,19 @@
 //! Running a job in the KVM host, be it this machine or an emulated one.
 
+mod claims;
 mod native;
 mod overlay;
 mod qemu;
 mod terminal;
 
+pub(crate) use claims::Claims;
 pub(crate) use terminal::size as terminal_size;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
-use vm_agent::{Failure, Report, TestReport, Work};
+use vm_agent::{Cut, Report, Work};
 
 use crate::detect::Kvm;
 use crate::setup::Resources;
@@ -28,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) vmgenie: Option<PathBuf>,
     /// A job that takes longer than so many seconds is ended and has failed.
     pub(crate) timeout_secs: Option<u64>,
+    /// What tests other emulated hosts have, if any run those of the same plan.
+    pub(crate) claims: Option<Arc<Claims>>,
 }
 
 /// A file of this machine and its place in the emulated host.
@@ -42,10 +47,8 @@ pub(crate) struct SharedFile {
 /// The emulated host crashed, ended in another way that none of its programs asked for, or hung.
 #[derive(Debug)]
 pub(crate) struct HostDied {
-    /// The tests that had ended before.
-    pub(crate) tests: Vec<TestReport>,
-    /// The failures of tests that had not ended.
-    pub(crate) failed: Vec<Failure>,
+    /// What it had reported before.
+    pub(crate) cut: Cut,
     /// It was there, but told nothing for so long that it was ended.
     hung: bool,
     console: String,
@@ -54,10 +57,9 @@ pub(crate) struct HostDied {
 #[cfg(test)]
 impl HostDied {
     /// A death for tests.
-    pub(crate) fn after(tests: Vec<TestReport>) -> Self {
+    pub(crate) fn after(cut: Cut) -> Self {
         Self {
-            tests,
-            failed: Vec::new(),
+            cut,
             hung: false,
             console: String::new(),
         }

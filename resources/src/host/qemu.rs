@@ -2,22 +2,24 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vm_agent::patience::{Patience, Progress};
-use vm_agent::{Cut, HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
+use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
 
+use super::claims::Clerk;
 use super::terminal::RawTerminal;
 use super::{HostDied, Request, overlay};
 use crate::image;
 use crate::lifetime;
 use crate::setup::Resources;
 
-/// The machine. Its memory must hold the guests of the tests.
+/// The machine. Its memory must hold the guests of the tests. It has one processor: with two, the emulator at times
+/// loses a busy guest or the host itself, as one of them finds none of its pages right after a `vmrun`.
 const MACHINE: &[&str] = &[
     "-machine",
     "q35",
@@ -27,6 +29,8 @@ const MACHINE: &[&str] = &[
     "max",
     "-m",
     "4096",
+    "-smp",
+    "1",
     "-nodefaults",
     "-display",
     "none",
@@ -83,7 +87,18 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let console = run.path().join("console.log");
     let report = run.path().join("report");
     let interactive = matches!(request.work, Work::Terminal { .. });
-    let mut command = command(resources, run.path(), &initramfs, interactive)?;
+    let answers = request.claims.as_ref().map(|_| run.path().join("answers"));
+    if let Some(answers) = &answers {
+        for name in ["in", "out"] {
+            make_fifo(&answers.with_extension(name))?;
+        }
+    }
+    let input = match (interactive, &answers) {
+        (true, _) => Input::Terminal,
+        (false, Some(answers)) => Input::Answers(answers),
+        (false, None) => Input::Nothing,
+    };
+    let mut command = command(resources, run.path(), &initramfs, &input)?;
     let log = File::options()
         .append(true)
         .create(true)
@@ -96,14 +111,20 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         true => RawTerminal::enter()?,
         false => None,
     };
+    let mut clerk = match (&request.claims, &answers) {
+        (Some(claims), Some(answers)) => Some(Clerk::new(claims, &report, &answers_in(answers))?),
+        _ => None,
+    };
     let mut child = lifetime::bind(&mut command)
         .spawn()
         .context("could not start qemu-system-x86_64")?;
     let watched = matches!(request.work, Work::Tests(_)).then_some(report.as_path());
+    let by_line = request.claims.is_some();
     let end = thread::scope(|scope| {
-        scope.spawn(|| stdout.copy(io::stdout()));
-        scope.spawn(|| stderr.copy(io::stderr()));
-        let end = wait(&mut child, request.timeout_secs, watched, &console);
+        scope.spawn(|| stdout.copy(io::stdout(), by_line));
+        scope.spawn(|| stderr.copy(io::stderr(), by_line));
+        let look = || clerk.as_mut().map_or((), Clerk::look);
+        let end = wait(&mut child, request.timeout_secs, watched, &console, look);
         stdout.end();
         stderr.end();
         end
@@ -116,34 +137,48 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         );
     }
     let text = fs::read_to_string(&report).unwrap_or_default();
-    Report::parse(&text).map_err(|Cut { tests, failed }| {
+    Report::parse(&text).map_err(|cut| {
         let console = console_tail(&console);
         let hung = end == End::Silence;
-        HostDied {
-            tests,
-            failed,
-            hung,
-            console,
-        }
-        .into()
+        HostDied { cut, hung, console }.into()
     })
+}
+
+/// What the host reads.
+enum Input<'a> {
+    Nothing,
+    Terminal,
+    /// What comes from a named pipe of this name with `.in` behind it; `.out` is there and stays empty.
+    Answers(&'a Path),
+}
+
+impl Input<'_> {
+    /// QEMU's option.
+    fn option(&self) -> Result<String> {
+        Ok(match self {
+            Self::Nothing => "null,id=stdin".into(),
+            Self::Terminal => "stdio,id=stdin,signal=off".into(),
+            Self::Answers(path) => format!("pipe,id=stdin,path={}", option_text(path)?),
+        })
+    }
+}
+
+/// The pipe that QEMU reads of those that it knows by this name.
+fn answers_in(answers: &Path) -> PathBuf {
+    answers.with_extension("in")
 }
 
 fn command(
     resources: &Resources,
     run: &Path,
     initramfs: &Path,
-    interactive: bool,
+    input: &Input<'_>,
 ) -> Result<Command> {
     let emulator = &resources.emulator;
     let kernel = &resources.host.kernel;
-    let processors = thread::available_parallelism()
-        .map_or(2, usize::from)
-        .clamp(2, 8);
     let mut command = emulator.command();
     command
         .args(MACHINE)
-        .args(["-smp", &processors.to_string()])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
@@ -185,11 +220,11 @@ fn command(
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
         .args(["-device", "virtio-serial-pci,max_ports=8"]);
     // Input that ends closes a port in both directions, so output has ports of its own.
-    let (input, stdin) = match interactive {
-        true => ("stdio,id=stdin,signal=off", Stdio::inherit()),
-        false => ("null,id=stdin", Stdio::null()),
+    let stdin = match input {
+        Input::Terminal => Stdio::inherit(),
+        _ => Stdio::null(),
     };
-    command.args(["-chardev", input]).stdin(stdin);
+    command.args(["-chardev", &input.option()?]).stdin(stdin);
     for name in ["stdout", "stderr", "report"] {
         let path = file(name)?;
         command.args(["-chardev", &format!("file,id={name},append=on,path={path}")]);
@@ -214,7 +249,7 @@ fn option_text(path: &Path) -> Result<String> {
     Ok(path.replace(',', ",,"))
 }
 
-fn make_fifo(path: &Path) -> Result<()> {
+pub(super) fn make_fifo(path: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the name is NUL-terminated and outlives the call.
@@ -242,6 +277,7 @@ fn wait(
     timeout_secs: Option<u64>,
     watched: Option<&Path>,
     console: &Path,
+    mut look: impl FnMut(),
 ) -> Result<End> {
     let begun = Instant::now();
     let limit = timeout_secs.map(Duration::from_secs);
@@ -249,6 +285,7 @@ fn wait(
     let mut silence = Patience::endless(SILENCE_LIMIT);
     let mut is_up = false;
     loop {
+        look();
         if child
             .try_wait()
             .context("could not wait for QEMU")?
@@ -327,13 +364,18 @@ impl Stream {
         let _ = (&self.pipe).write_all(END_MARK);
     }
 
-    /// Copies until the mark. What nobody wants to read any more is dropped.
-    fn copy(&self, mut to: impl Write) {
+    /// Copies until the mark, whole lines only if others write to the same output. What nobody wants to read any
+    /// more is dropped.
+    fn copy(&self, mut to: impl Write, by_line: bool) {
         let mut pending = Vec::new();
         let mut buffer = [0; 16 * 1024];
         while let Ok(n @ 1..) = (&self.pipe).read(&mut buffer) {
             pending.extend(&buffer[..n]);
-            let (ready, end) = split_at_mark(&pending);
+            let (mut ready, end) = split_at_mark(&pending);
+            if by_line && !end {
+                let line = pending[..ready].iter().rposition(|byte| *byte == b'\n');
+                ready = line.map_or(0, |at| at + 1);
+            }
             let _ = to.write_all(&pending[..ready]).and_then(|()| to.flush());
             pending.drain(..ready);
             if end {
