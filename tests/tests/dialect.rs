@@ -20,8 +20,19 @@ use firecracker_rs_sdk::models::{
 };
 use serde_json::{Value, json};
 use vm_agent::patience::Patience;
+use vmgenie_api::client::Client;
 use vmgenie_tests::http::{call, done, ok, refused_with};
 use vmgenie_tests::{Guest, Vm};
+
+/// What Firecracker says of a request that comes too late.
+const NOT_AFTER_START: &str =
+    "The requested operation is not supported after starting the microVM.";
+/// What it says of one that comes too early.
+const NOT_BEFORE_START: &str =
+    "The requested operation is not supported before starting the microVM.";
+/// What it says of a load after something of the machine was set.
+const NOT_AFTER_CONFIGURING: &str = "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+     boot-specific resources.";
 
 /// Starts vmgenie as the library starts Firecracker: only the path of the binary is another.
 fn start(dir: &Path, name: &str) -> Instance {
@@ -168,13 +179,14 @@ fn devices_log_and_metrics_are_configured_before_the_start_only() {
         client,
         "PATCH /drives/d",
         r#"{"drive_id": "d"}"#,
-        "there is none yet",
+        NOT_BEFORE_START,
     );
     let load = r#"{"snapshot_path": "/nowhere/s", "mem_file_path": "/nowhere/m"}"#;
     refused_with(client, "PUT /snapshot/load", load, "/nowhere/s");
     done(client, "PUT /entropy", "{}");
-    refused_with(client, "PUT /snapshot/load", load, "nothing was configured");
-    assert_eq!(ok(client, "GET /vm/config", "")["entropy"], json!({}));
+    refused_with(client, "PUT /snapshot/load", load, NOT_AFTER_CONFIGURING);
+    let entropy = json!({ "rate_limiter": null });
+    assert_eq!(ok(client, "GET /vm/config", "")["entropy"], entropy);
 
     let source = json!({ "kernel_image_path": Guest::Tiny.kernel(), "boot_args": "touch=1" });
     done(client, "PUT /boot-source", source.to_string());
@@ -197,7 +209,7 @@ fn devices_log_and_metrics_are_configured_before_the_start_only() {
         ("PUT /logger", "{}".to_owned()),
         ("PUT /metrics", metrics),
     ] {
-        refused_with(client, request, body, "before the start only");
+        refused_with(client, request, body, NOT_AFTER_START);
     }
     refused_with(
         client,
@@ -225,6 +237,99 @@ fn devices_log_and_metrics_are_configured_before_the_start_only() {
     let line = fs::read_to_string(dir.path().join("metrics")).unwrap();
     let line: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
     assert!(line["put_api_requests"]["drive_fails"].as_u64().unwrap() >= 3);
+}
+
+#[test]
+fn com_02_what_comes_too_early_or_too_late_is_refused_in_firecrackers_words() {
+    let mut vm = Vm::empty();
+    let dir = tempfile::tempdir().unwrap();
+    let files = json!({
+        "snapshot_path": dir.path().join("s"), "mem_file_path": dir.path().join("m"),
+    });
+    let client = &mut vm.client;
+    for (request, body) in [
+        ("PUT /snapshot/create", files.clone()),
+        ("PUT /actions", json!({ "action_type": "SendCtrlAltDel" })),
+        ("PATCH /vm", json!({ "state": "Paused" })),
+        ("PATCH /drives/d", json!({ "drive_id": "d" })),
+        ("PATCH /network-interfaces/n", json!({ "iface_id": "n" })),
+    ] {
+        refused_with(client, request, body.to_string(), NOT_BEFORE_START);
+    }
+    let source = Guest::Tiny.boot_source();
+    let size = json!({ "vcpu_count": 1, "mem_size_mib": 32 });
+    done(client, "PUT /boot-source", source.to_string());
+    done(client, "PUT /machine-config", size.to_string());
+    let start = json!({ "action_type": "InstanceStart" });
+    done(client, "PUT /actions", start.to_string());
+    for (request, body) in [
+        // What a client that sent it twice takes for success.
+        ("PUT /actions", start),
+        ("PUT /boot-source", source),
+        ("PUT /machine-config", size.clone()),
+        ("PATCH /machine-config", size),
+        ("PUT /vsock", json!({ "guest_cid": 3, "uds_path": "v" })),
+        ("PUT /entropy", json!({})),
+        ("PUT /logger", json!({})),
+        (
+            "PUT /metrics",
+            json!({ "metrics_path": dir.path().join("metrics") }),
+        ),
+        ("PUT /snapshot/load", files),
+    ] {
+        refused_with(client, request, body.to_string(), NOT_AFTER_START);
+    }
+}
+
+#[test]
+fn cfg_03_a_shown_configuration_is_a_configuration_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, socket) = (dir.path().join("config"), dir.path().join("c.sock"));
+    let mut vm = Vm::empty();
+    let fresh = ok(&mut vm.client, "GET /vm/config", "");
+    assert_eq!(fresh["boot-source"]["kernel_image_path"], "");
+    for body in [
+        ("PUT /boot-source", Guest::Tiny.boot_source()),
+        (
+            "PUT /machine-config",
+            json!({ "vcpu_count": 2, "mem_size_mib": 64 }),
+        ),
+        ("PUT /entropy", json!({})),
+    ] {
+        done(&mut vm.client, body.0, body.1.to_string());
+    }
+    let shown = ok(&mut vm.client, "GET /vm/config", "");
+    assert_eq!(shown["entropy"], json!({ "rate_limiter": null }));
+    let mut with_more = shown.clone();
+    with_more["not-a-name"] = json!(1);
+    fs::write(&file, with_more.to_string()).unwrap();
+    let errors = dir.path().join("errors");
+    let mut again = Command::new(vmgenie_tests::guest::vmgenie());
+    again
+        .arg("--api-sock")
+        .arg(&socket)
+        .arg("--config-file")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&errors).unwrap());
+    let mut again = Killed(again.spawn().unwrap());
+    let mut patience = Patience::new(Duration::from_secs(60));
+    let mut client = loop {
+        let mut client = Client::new(&socket).unwrap();
+        match client.connect() {
+            Ok(()) => break client,
+            Err(error) => assert!(!patience.is_over(), "{error}"),
+        }
+        assert_eq!(again.0.try_wait().unwrap(), None);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(ok(&mut client, "GET /vm/config", ""), shown);
+    let told = fs::read_to_string(&errors).unwrap();
+    assert!(
+        told.contains("\"not-a-name\", which is not known"),
+        "{told}"
+    );
 }
 
 #[test]

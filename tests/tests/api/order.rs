@@ -48,7 +48,7 @@ fn a_machine_that_was_started_cannot_be_configured_started_or_replaced() {
             client,
             "PUT /actions",
             good_body("PUT /actions"),
-            "started already",
+            "not supported after starting the microVM",
         );
         let load = good_body("PUT /snapshot/load");
         refused_with(client, "PUT /snapshot/load", load, "start another vmgenie");
@@ -113,7 +113,7 @@ fn a_restored_machine_cannot_be_restored_or_started_again() {
         client,
         "PUT /actions",
         good_body("PUT /actions"),
-        "started already",
+        "not supported after starting the microVM",
     );
     assert_eq!(ok(client, "GET /", "")["state"], "Running");
 }

@@ -116,7 +116,7 @@ fn a_guest_that_may_not_or_asks_too_soon_is_refused_and_goes_on() {
         json!({ "taken": [] })
     );
     let late = json!({ "directory": "/nowhere" }).to_string();
-    let started = "has been started already";
+    let started = "not supported after starting the microVM";
     refused_with(&mut without.client, "PUT /self-snapshot", late, started);
     // As any other guest it is snapshotted when its host asks.
     let snapshot = Snapshot::new();

@@ -38,7 +38,7 @@ fn an_empty_vmm_is_described_without_a_generation() {
     fail(
         ["pause", socket.to_str().unwrap()],
         1,
-        "cannot pause the microVM: there is none yet",
+        "Cannot pause the microVM: there is none yet",
     );
     fail(
         ["generation", socket.to_str().unwrap()],

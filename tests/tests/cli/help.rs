@@ -41,8 +41,20 @@ fn the_help_of_every_command_has_an_example_of_it() {
 }
 
 #[test]
-fn the_version_is_told() {
-    assert!(succeed(["--version"]).starts_with("vmgenie 0."));
+fn com_04_the_first_line_of_the_version_is_firecrackers() {
+    let both = succeed(["--version"]);
+    let (firecracker, vmgenie) = both.split_once('\n').unwrap();
+    let numbers: Vec<_> = firecracker
+        .strip_prefix("Firecracker v")
+        .unwrap()
+        .split('.')
+        .collect();
+    assert!(
+        numbers.len() == 3 && numbers.iter().all(|it| it.parse::<u8>().is_ok()),
+        "{both}"
+    );
+    assert!(vmgenie.starts_with("vmgenie 0."), "{both}");
+    assert_eq!(succeed(["-V"]), vmgenie);
 }
 
 #[test]

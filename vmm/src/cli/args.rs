@@ -12,8 +12,8 @@ use vmgenie_machine::config;
 pub use super::clones_args::{CloneArgs, ClonesArgs, ForkArgs};
 use super::cooperation::CooperationArgs;
 use super::help::{
-    AFTER_HELP, API_HELP, COMPLETIONS_HELP, CONSOLE_HELP, GENERATION_HELP, INFO_HELP, LONG_VERSION,
-    PAUSE_HELP, PS_HELP, RESTORE_HELP, RESUME_HELP, SNAPSHOT_HELP, STOP_HELP, run_help,
+    AFTER_HELP, API_HELP, COMPLETIONS_HELP, CONSOLE_HELP, GENERATION_HELP, INFO_HELP, PAUSE_HELP,
+    PS_HELP, RESTORE_HELP, RESUME_HELP, SNAPSHOT_HELP, STOP_HELP, run_help,
 };
 pub use super::reboot::OnReboot;
 pub use super::restored_args::{ChangedDrives, Clock, Generation, OverrideArgs};
@@ -23,7 +23,7 @@ use crate::kinds::DeviceFlags;
 
 /// A microVM monitor whose guests always know when they have been cloned.
 #[derive(Debug, Parser)]
-#[command(name = "vmgenie", version, long_version = LONG_VERSION, after_help = AFTER_HELP)]
+#[command(name = "vmgenie", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

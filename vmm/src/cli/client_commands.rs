@@ -104,7 +104,8 @@ pub(super) fn info(target: &Target, json: bool) -> Result<(), Failure> {
                 format!("{} MiB", info.config.machine_config.mem_size_mib),
             ),
         ];
-        if let Some(source) = &info.config.boot_source {
+        let source = &info.config.boot_source;
+        if !source.kernel_image_path.as_os_str().is_empty() {
             rows.push(("kernel", source.kernel_image_path.display().to_string()));
             if let Some(initrd) = &source.initrd_path {
                 rows.push(("initrd", initrd.display().to_string()));

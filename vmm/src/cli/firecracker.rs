@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
+use tracing::warn;
 use vmgenie_api::limits::BODY_LIMIT;
 use vmgenie_api::wire::ConfigFile;
 use vmgenie_machine::config::OnReboot;
 
 use super::Failure;
+use super::help::VERSIONS;
 use super::units::parse_id;
 use super::vmm::{become_vmm, ended_badly};
 use crate::api::convert::{Checked, CheckedConfigFile, WireError, parse_level};
@@ -111,6 +113,9 @@ struct Options {
     /// Refused: there is no PCI bus.
     #[arg(long)]
     enable_pci: bool,
+    /// Print the version of Firecracker that this is like, and vmgenie's.
+    #[arg(long)]
+    version: bool,
     /// Print the version of the format of snapshots.
     #[arg(long)]
     snapshot_version: bool,
@@ -170,6 +175,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             std::process::exit(status.into());
         }
     };
+    if options.version {
+        print!("{VERSIONS}");
+        return Ok(());
+    }
     if options.snapshot_version {
         println!("v{}", vmgenie_snapshot::FORMAT);
         return Ok(());
@@ -290,8 +299,11 @@ fn read_config(path: &PathBuf) -> Result<CheckedConfigFile, OptionsError> {
         }
     };
     let text = read().map_err(|error| OptionsError::ReadConfig(path.clone(), error))?;
-    let file: ConfigFile = serde_json::from_slice(&text)
-        .map_err(|error| OptionsError::ParseConfig(path.clone(), error))?;
+    let parse = |error| OptionsError::ParseConfig(path.clone(), error);
+    let file: ConfigFile = serde_json::from_slice(&text).map_err(parse)?;
+    for name in ConfigFile::unknown_names(&text).map_err(parse)? {
+        warn!("the configuration file {path:?} has {name:?}, which is not known and has no effect");
+    }
     file.checked()
         .map_err(|error| OptionsError::Config(path.clone(), error))
 }
@@ -309,13 +321,13 @@ mod tests {
             "--id",
             "--config-file",
             "--boot-timer",
+            "--version",
         ] {
             assert!(is_meant(Some(OsStr::new(first))), "{first}");
         }
         for first in [
             "run",
             "--help",
-            "--version",
             "--json",
             "--log-level",
             "-V",

@@ -2,10 +2,12 @@
 
 use crate::kinds::EXAMPLES;
 
-/// The second line is what programs that were written for Firecracker look for.
-pub(super) const LONG_VERSION: &str = concat!(
+/// What `vmgenie --version` says. Programs that were written for Firecracker compare the first line with what they
+/// need at least, so it comes first and has nothing behind the number.
+pub(super) const VERSIONS: &str = concat!(
+    "Firecracker v1.12.0\nvmgenie ",
     env!("CARGO_PKG_VERSION"),
-    "\nFirecracker v1.12.0 (the dialect of the API)"
+    "\n"
 );
 
 pub(super) const AFTER_HELP: &str = "\

@@ -8,7 +8,7 @@ use vmgenie_machine::virtio::check_number;
 use vmgenie_machine::virtio::kinds::DeviceConfig;
 
 use super::command::{CommandError, CommandResult, Reply, VmConfig};
-use super::{Controller, refused};
+use super::{Controller, NOT_AFTER_START, refused};
 
 impl Controller {
     pub(super) fn vm_config(&self) -> VmConfig {
@@ -29,7 +29,7 @@ impl Controller {
             return Ok(());
         }
         Err(CommandError(format!(
-            "the microVM has been started already: {what} can be set before the start only"
+            "{NOT_AFTER_START} {what} can be set before the start only"
         )))
     }
 

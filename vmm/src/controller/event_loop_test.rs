@@ -104,7 +104,7 @@ fn no_snapshot_is_taken_of_a_guest_that_has_just_ended() {
             answer.try_recv().unwrap().unwrap_err().to_string()
         };
         let before = told(&mut scene);
-        assert!(before.contains("cannot take a snapshot of the microVM: there is none yet"));
+        assert!(before.contains("Cannot take a snapshot of the microVM: there is none yet"));
         // The loop has not looked at it yet.
         scene.events.send(end.clone());
         let text = told(&mut scene);

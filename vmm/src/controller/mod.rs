@@ -43,6 +43,16 @@ use monitoring::Measured;
 use self_snapshots::SelfSnapshots;
 use snapshots::{AtForkPoint, create_snapshot};
 
+/// Firecracker's sentence for what is possible before the start only; programs that were written for it look for it.
+const NOT_AFTER_START: &str =
+    "The requested operation is not supported after starting the microVM.";
+/// The same of a load.
+const NOT_AFTER_CONFIGURING: &str = "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+     boot-specific resources.";
+/// The same for what needs a machine.
+const NOT_BEFORE_START: &str =
+    "The requested operation is not supported before starting the microVM.";
+
 /// Why a machine could not be started.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -300,15 +310,15 @@ impl Controller {
                 "cannot {verb} the microVM yet: it is starting, and its image is being read"
             ))),
             None => Err(CommandError(format!(
-                "cannot {verb} the microVM: there is none yet. Start one (PUT /actions InstanceStart) or load a snapshot \
-                 (PUT /snapshot/load)"
+                "{NOT_BEFORE_START} Cannot {verb} the microVM: there is none yet. Start one (PUT /actions InstanceStart) \
+                 or load a snapshot (PUT /snapshot/load)"
             ))),
         }
     }
 
     fn start_by_command(&mut self) -> CommandResult {
         self.before_start("the boot source")
-            .map_err(|_| CommandError("the microVM has been started already".to_owned()))?;
+            .map_err(|_| CommandError(NOT_AFTER_START.to_owned()))?;
         self.start().map_err(refused)?;
         Ok(Reply::Done)
     }

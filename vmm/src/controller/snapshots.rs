@@ -10,15 +10,20 @@ use vmgenie_snapshot::{
 };
 
 use super::command::{CommandError, CommandResult, Reply, SnapshotCreated};
-use super::{Controller, refused};
+use super::{Controller, NOT_AFTER_CONFIGURING, NOT_AFTER_START, refused};
 
 impl Controller {
     pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> CommandResult {
-        if self.machine.is_some() || self.configured {
-            return Err(CommandError(
-                "a snapshot can be loaded only into a VMM in which nothing was configured or started: start another vmgenie for it"
-                    .to_owned(),
-            ));
+        let why_not = match (&self.machine, self.configured) {
+            (None, false) => None,
+            (None, true) => Some(NOT_AFTER_CONFIGURING),
+            (Some(_), _) => Some(NOT_AFTER_START),
+        };
+        if let Some(sentence) = why_not {
+            return Err(CommandError(format!(
+                "{sentence} A snapshot can be loaded only into a VMM in which nothing was configured or started: start \
+                 another vmgenie for it"
+            )));
         }
         let begun = Instant::now();
         let loaded = open(request).map_err(refused)?;

@@ -64,7 +64,7 @@ pub struct MachineConfigurationPatch {
 }
 
 /// PUT `/boot-source`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
 #[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct BootSourceBody {
@@ -74,10 +74,10 @@ pub struct BootSourceBody {
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub kernel_image_path: PathBuf,
     /// An initial RAM disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub initrd_path: Option<PathBuf>,
     /// The kernel command line: printable ASCII, at most 2,047 bytes; `console=ttyS0` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub boot_args: Option<String>,
 }

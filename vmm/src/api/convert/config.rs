@@ -11,7 +11,9 @@ use crate::kinds::KINDS;
 impl Convert<FullConfig> for VmConfig {
     fn convert(self) -> FullConfig {
         let mut shown = FullConfig::without_devices(self.machine.convert());
-        shown.boot_source = self.boot_source.as_ref().map(Convert::convert);
+        if let Some(source) = &self.boot_source {
+            shown.boot_source = source.convert();
+        }
         for kind in KINDS {
             kind.show(&self.devices, &mut shown);
         }

@@ -114,8 +114,13 @@ fn the_configuration_is_shown_whole() {
         "huge_pages": "None",
     });
     let expected = json!({
-        "boot-source": { "kernel_image_path": "/vmlinux", "boot_args": "console=ttyS0" },
-        "machine-config": machine, "drives": [], "network-interfaces": [],
+        "balloon": null, "drives": [],
+        "boot-source": {
+            "kernel_image_path": "/vmlinux", "initrd_path": null, "boot_args": "console=ttyS0",
+        },
+        "cpu-config": null, "logger": null, "machine-config": machine, "metrics": null,
+        "mmds-config": null, "network-interfaces": [], "vsock": null, "entropy": null,
+        "pmem": [], "memory-hotplug": null,
     });
     assert_eq!(api.json("GET", "/vm/config", ""), expected);
     assert_eq!(api.json("GET", "/machine-config", ""), machine);

@@ -16,7 +16,7 @@ pub struct Drive {
     /// The name of the drive, the same as in the path: letters, digits and underscores.
     pub drive_id: String,
     /// The partition with the guest's root file system; looked at with `is_root_device` only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub partuuid: Option<String>,
     /// The guest's root file system is on this drive: it becomes `/dev/vda`, and `root=` is added to the kernel command line.
     pub is_root_device: bool,
@@ -24,10 +24,10 @@ pub struct Drive {
     #[serde(default)]
     pub cache_type: CacheType,
     /// The guest may not write; false when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub is_read_only: Option<bool>,
     /// The raw file or block device behind the drive; required.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub path_on_host: Option<PathBuf>,
     /// The overlay that takes what the guest writes, while `path_on_host` is only read; it is there, made by a load with the drive override
@@ -36,13 +36,13 @@ pub struct Drive {
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub overlay_path: Option<PathBuf>,
     /// No limit only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rate_limiter: Option<RateLimiter>,
     /// How requests are served; `Sync` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub io_engine: Option<IoEngine>,
     /// The socket of a vhost-user backend: refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub socket: Option<String>,
 }
 

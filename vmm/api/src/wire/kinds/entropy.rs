@@ -12,6 +12,6 @@ use crate::wire::RateLimiter;
 #[cfg_attr(feature = "strict", serde(deny_unknown_fields))]
 pub struct EntropyDevice {
     /// No limit only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rate_limiter: Option<RateLimiter>,
 }

@@ -6,6 +6,9 @@ mod entropy;
 mod net;
 mod vsock;
 
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "schema")]
 use utoipa::ToSchema;
@@ -17,47 +20,81 @@ pub use entropy::EntropyDevice;
 pub use net::{NetworkInterface, PartialNetworkInterface};
 pub use vsock::{Vsock, VsockPeers};
 
-/// GET `/vm/config`.
+/// GET `/vm/config`. What is not set is null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub struct FullConfig {
-    /// What is booted; absent before it was set and after a restore.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_source: Option<BootSourceBody>,
-    /// vCPUs and memory.
-    pub machine_config: MachineConfiguration,
+    /// Null, as there is none.
+    #[serde(default)]
+    pub balloon: Option<Absent>,
     /// The drives, the root drive first.
     #[serde(default)]
     pub drives: Vec<Drive>,
+    /// What is booted; its path is empty before it was set and after a restore.
+    #[serde(default)]
+    pub boot_source: BootSourceBody,
+    /// Null.
+    #[serde(default)]
+    pub cpu_config: Option<Absent>,
+    /// Null.
+    #[serde(default)]
+    pub logger: Option<Absent>,
+    /// vCPUs and memory.
+    pub machine_config: MachineConfiguration,
+    /// Null.
+    #[serde(default)]
+    pub metrics: Option<Absent>,
+    /// Null, as there is none.
+    #[serde(default)]
+    pub mmds_config: Option<Absent>,
     /// The network interfaces.
     #[serde(default)]
     pub network_interfaces: Vec<NetworkInterface>,
     /// The vsock device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub vsock: Option<Vsock>,
     /// The entropy device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub entropy: Option<EntropyDevice>,
+    /// Empty, as there are none.
+    #[serde(default)]
+    pub pmem: Vec<Absent>,
+    /// Null, as there is none.
+    #[serde(default)]
+    pub memory_hotplug: Option<Absent>,
 }
+
+/// What Firecracker has and vmgenie has not: there is no value of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+pub enum Absent {}
 
 impl FullConfig {
     /// A machine without any device, of which it is not known what is booted.
     pub fn without_devices(machine_config: MachineConfiguration) -> Self {
         Self {
-            boot_source: None,
-            machine_config,
+            balloon: None,
             drives: Vec::new(),
+            boot_source: BootSourceBody::default(),
+            cpu_config: None,
+            logger: None,
+            machine_config,
+            metrics: None,
+            mmds_config: None,
             network_interfaces: Vec::new(),
             vsock: None,
             entropy: None,
+            pmem: Vec::new(),
+            memory_hotplug: None,
         }
     }
 }
 
-/// A configuration file: the bodies of the requests that it stands for, under the names of GET `/vm/config`.
+/// A configuration file: the bodies of the requests that it stands for, under the names of GET `/vm/config`. Other
+/// names are passed over, as Firecracker does: [`ConfigFile::unknown_names`] tells of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 pub struct ConfigFile {
     /// PUT `/boot-source`.
     pub boot_source: BootSourceBody,
@@ -97,4 +134,33 @@ pub struct ConfigFile {
     /// Null only.
     #[serde(default)]
     pub memory_hotplug: Option<serde_json::Value>,
+}
+
+impl ConfigFile {
+    /// The names that a configuration file may have.
+    const NAMES: [&str; 13] = [
+        "balloon",
+        "drives",
+        "boot-source",
+        "cpu-config",
+        "logger",
+        "machine-config",
+        "metrics",
+        "mmds-config",
+        "network-interfaces",
+        "vsock",
+        "entropy",
+        "pmem",
+        "memory-hotplug",
+    ];
+
+    /// The names in this text of a configuration file that are none, sorted.
+    ///
+    /// # Errors
+    /// The text is no JSON object.
+    pub fn unknown_names(text: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+        let all: BTreeMap<String, IgnoredAny> = serde_json::from_slice(text)?;
+        let unknown = |name: &String| !Self::NAMES.contains(&name.as_str());
+        Ok(all.into_keys().filter(unknown).collect())
+    }
 }

@@ -16,16 +16,16 @@ pub struct NetworkInterface {
     /// The tap on the host; it is made if it is not there.
     pub host_dev_name: String,
     /// The MAC address of the guest's interface, `06:00:ac:10:00:02`; without it a random one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub guest_mac: Option<String>,
     /// The MTU that the guest is told, 68 to 65,535; without it the guest uses its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub mtu: Option<u64>,
     /// No limit only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rx_rate_limiter: Option<RateLimiter>,
     /// No limit only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 
