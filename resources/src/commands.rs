@@ -200,7 +200,7 @@ fn kvm_host(options: KvmHost) -> Result<i32> {
         agent: built.agent,
         vmgenie: built.vmgenie,
         timeout_secs: options.timeout,
-        claims: None,
+        lane: None,
     };
     Ok(host::run(kvm, &resources, &request)?.status)
 }

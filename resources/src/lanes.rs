@@ -7,7 +7,7 @@ use std::thread::{self, ScopedJoinHandle};
 use anyhow::{Result, anyhow};
 use vm_agent::{Report, TestPlan, TestReport};
 
-use crate::host::{Claims, HostDied};
+use crate::host::{Claims, HostDied, Lane};
 use crate::summary::failed;
 
 /// How many emulated hosts may die under one test, or in a row before any began. With two processors one died every
@@ -16,32 +16,48 @@ use crate::summary::failed;
 /// keeps no other from running.
 const HOST_ATTEMPTS: u32 = 6;
 
-/// Runs the tests in as many emulated hosts as tests are to run at once: a host has one processor.
+/// Runs the tests in as many emulated hosts as tests are to run at once: a host has one processor. A lane that has no
+/// hosts any more, and a test that was begun and has no result, are failures; what the other lanes have run counts.
 pub(crate) fn run_in_lanes(
     plan: TestPlan,
-    run: impl Fn(&TestPlan, Option<&Arc<Claims>>) -> Result<Report> + Sync,
+    run: impl Fn(&TestPlan, Option<&Lane>) -> Result<Report> + Sync,
 ) -> Result<Report> {
     let claims = Arc::new(Claims::default());
-    let (claims, run, plan) = (&claims, &run, &plan);
+    let (run, plan) = (&run, &plan);
     let reports: Vec<Result<Report>> = thread::scope(|scope| {
-        let lane = |lane| {
+        let begin = |number| {
+            let claims = Arc::clone(&claims);
+            let lane = Lane { claims, number };
             let plan = TestPlan {
                 jobs: 1,
-                lane: Some(lane),
+                lane: Some(number),
                 ..plan.clone()
             };
-            scope.spawn(move || run_patiently(plan, claims, |plan| run(plan, Some(claims))))
+            scope.spawn(move || run_patiently(plan, |plan| run(plan, Some(&lane))))
         };
-        let lanes: Vec<_> = (0..plan.jobs.max(1)).map(lane).collect();
+        let lanes: Vec<_> = (0..plan.jobs.max(1)).map(begin).collect();
         let panicked = |_| Err(anyhow!("a thread that runs tests has panicked"));
         let join = |lane: ScopedJoinHandle<'_, _>| lane.join().unwrap_or_else(panicked);
         lanes.into_iter().map(join).collect()
     });
     let mut whole = Report::of_status(0);
     for report in reports {
-        let report = report?;
-        whole.status |= report.status;
-        whole.tests.extend(report.tests);
+        match report {
+            Ok(report) => {
+                whole.status |= report.status;
+                whole.tests.extend(report.tests);
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                whole.status = 1;
+            }
+        }
+    }
+    for name in claims.names() {
+        if whole.tests.iter().all(|test| test.name != name) {
+            eprintln!("error: {name} was begun and has no result");
+            whole.status = 1;
+        }
     }
     Ok(whole)
 }
@@ -49,7 +65,6 @@ pub(crate) fn run_in_lanes(
 /// Runs the tests of one host, and those that had not ended again if the emulated host itself dies.
 fn run_patiently(
     mut plan: TestPlan,
-    claims: &Claims,
     mut run: impl FnMut(&TestPlan) -> Result<Report>,
 ) -> Result<Report> {
     let mut ended = Vec::new();
@@ -81,7 +96,6 @@ fn run_patiently(
         for name in died.cut.running {
             let count = deaths.entry(name.clone()).or_default();
             *count += 1;
-            claims.give_back(&name);
             if *count == HOST_ATTEMPTS {
                 eprintln!("--- {name} FAILED: {count} emulated hosts died under it");
                 ended.push(TestReport::of_dead_hosts(name, *count));
@@ -97,6 +111,7 @@ fn run_patiently(
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
     use vm_agent::{Cut, Outcome};
 
     use super::*;
@@ -129,7 +144,7 @@ mod tests {
     #[test]
     fn what_ended_before_a_host_died_is_not_run_again_and_not_forgotten() {
         let mut hosts = 0;
-        let report = run_patiently(plan(), &Claims::default(), |plan| {
+        let report = run_patiently(plan(), |plan| {
             hosts += 1;
             match hosts {
                 1 => Err(HostDied::after(cut(vec![ended("a", Outcome::Failed)], &[])).into()),
@@ -160,8 +175,8 @@ mod tests {
     #[test]
     fn each_lane_has_a_host_and_what_one_says_is_part_of_the_whole() {
         let two = TestPlan { jobs: 2, ..plan() };
-        let report = run_in_lanes(two, |plan, claims| {
-            assert!(claims.is_some());
+        let report = run_in_lanes(two, |plan, lane| {
+            assert_eq!(lane.map(|it| it.number), plan.lane);
             let (name, outcome) = match plan.lane {
                 Some(0) => ("a", Outcome::Passed),
                 _ => ("b", Outcome::Failed),
@@ -179,9 +194,40 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_without_hosts_is_a_failure_and_hides_no_result_of_the_other() {
+        let two = TestPlan { jobs: 2, ..plan() };
+        let report = run_in_lanes(two, |plan, _| match plan.lane {
+            Some(0) => bail!("no QEMU"),
+            _ => Ok(Report {
+                status: 0,
+                tests: vec![ended("b", Outcome::Passed)],
+            }),
+        })
+        .unwrap();
+        assert_eq!((report.status, report.tests.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_test_that_was_taken_and_has_no_result_is_a_failure() {
+        for ends in [true, false] {
+            let report = run_in_lanes(plan(), |_, lane| {
+                let lane = lane.unwrap();
+                assert_eq!(lane.claims.take(lane.number, "a"), 1);
+                let test = ended("a", Outcome::Passed);
+                Ok(Report {
+                    status: 0,
+                    tests: ends.then_some(test).into_iter().collect(),
+                })
+            })
+            .unwrap();
+            assert_eq!(report.status, i32::from(!ends));
+        }
+    }
+
+    #[test]
     fn hosts_that_die_before_any_test_end_the_run() {
         let mut hosts = 0;
-        let result = run_patiently(plan(), &Claims::default(), |_| {
+        let result = run_patiently(plan(), |_| {
             hosts += 1;
             Err(HostDied::after(Cut::default()).into())
         });
@@ -192,7 +238,7 @@ mod tests {
     #[test]
     fn a_test_that_takes_every_host_with_it_fails_alone() {
         let mut hosts = 0;
-        let report = run_patiently(plan(), &Claims::default(), |plan| {
+        let report = run_patiently(plan(), |plan| {
             hosts += 1;
             let done = |name: &str| plan.done.iter().any(|it| it == name);
             match hosts {

@@ -151,7 +151,7 @@ impl Run<'_> {
             agent: built.agent,
             vmgenie: Some(installed.as_ref().map_or(vmgenie, Installed::program)),
             timeout_secs: None,
-            claims: None,
+            lane: None,
         };
         let report = patiently(self.name, || host::run(self.kvm, &resources, &request))?;
         Ok(report.status)

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use vm_agent::{Report, TestPlan, TestReport, Work};
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
 use crate::detect::{self, Kvm};
 use crate::driver_patch;
-use crate::host::{self, Claims, Request};
+use crate::host::{self, Lane, Request};
 use crate::lanes::run_in_lanes;
 use crate::lifetime;
 use crate::package;
@@ -309,14 +309,14 @@ fn vm_part(options: &Options, place: &Place) -> Result<Report> {
             Kvm::Emulated => EMULATED_ATTEMPTS,
         },
     };
-    let run = |plan: &TestPlan, claims: Option<&Arc<Claims>>| {
+    let run = |plan: &TestPlan, lane: Option<&Lane>| {
         let request = Request {
             agent: built.agent.clone(),
             vmgenie: built.vmgenie.clone(),
             work: Work::Tests(plan.clone()),
             files: Vec::new(),
             timeout_secs: None,
-            claims: claims.cloned(),
+            lane: lane.cloned(),
         };
         host::run(*kvm, resources, &request)
     };

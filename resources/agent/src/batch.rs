@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -40,7 +41,8 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
             return 1;
         }
     };
-    let total = queue.len();
+    // Those that ended in hosts that died are numbered as well.
+    let total = queue.len() + plan.done.len();
     let queue = Mutex::new(queue);
     let done = Mutex::new(Done::default());
     let (ended, all_ended) = mpsc::channel();
@@ -50,10 +52,16 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
             let next = lock(&queue).take(worker, plan.lane.unwrap_or(0));
             let Some((index, test)) = next else { break };
             let test = &test;
-            let number = plan.lane.map(|_| answer(&lines, &test.name));
-            if number == Some(0) {
-                continue;
-            }
+            let number = match plan.lane.map(|_| ask(&lines, &test.name)) {
+                None => None,
+                Some(Some(0)) => continue,
+                Some(Some(number)) => Some(number),
+                Some(None) => {
+                    eprintln!("vm-agent: nobody says who runs {}", test.name);
+                    lock(&done).bad = true;
+                    break;
+                }
+            };
             lines.write(&Entry::Began(test.name.clone()));
             let attempt = || attempt(test, plan.limit_secs, index);
             // What is printed may wait for a reader, and this host die meanwhile: the report comes first.
@@ -84,16 +92,23 @@ pub(crate) fn run(plan: &TestPlan, report: &File) -> i32 {
 }
 
 /// The report, one line after the other. It does not wait for those who print.
-struct Lines<'a>(Mutex<&'a File>);
+struct Lines<'a> {
+    report: Mutex<&'a File>,
+    /// There is a question without an answer: if none comes, this host is one that hangs.
+    asks: AtomicBool,
+}
 
 impl<'a> Lines<'a> {
     fn new(report: &'a File) -> Self {
-        Self(Mutex::new(report))
+        Self {
+            report: Mutex::new(report),
+            asks: AtomicBool::new(false),
+        }
     }
 
     /// Writes one. Whoever reads it misses the end if that fails.
     fn write(&self, entry: &Entry) -> bool {
-        let report = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         let written = write_entry(&report, entry);
         if let Err(message) = &written {
             eprintln!("vm-agent: {message}");
@@ -102,19 +117,23 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Asks whether this host may run a test, and reads the number that it has.
-fn answer(lines: &Lines<'_>, name: &str) -> usize {
-    lines.write(&Entry::Ask(name.to_owned()));
+/// Asks whether this host may run a test, and reads the number that it has; 0 if another host has it. None if there is no
+/// answer.
+fn ask(lines: &Lines<'_>, name: &str) -> Option<usize> {
+    lines.asks.store(true, Ordering::Relaxed);
     let mut line = String::new();
-    // Who gives no answer is gone, and ends this host.
-    let _ = io::stdin().read_line(&mut line);
-    line.trim_end().parse().unwrap_or(0)
+    let asked = lines.write(&Entry::Ask(name.to_owned()));
+    let read = asked && io::stdin().read_line(&mut line).is_ok();
+    lines.asks.store(false, Ordering::Relaxed);
+    read.then(|| line.trim_end().parse().ok()).flatten()
 }
 
-/// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended.
+/// Reports each [`HEARTBEAT`] that this host is there, until all tests have ended. Not while it waits for an answer.
 fn tell_alive(all_ended: Receiver<Infallible>, lines: &Lines<'_>) {
     while all_ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-        lines.write(&Entry::Alive);
+        if !lines.asks.load(Ordering::Relaxed) {
+            lines.write(&Entry::Alive);
+        }
     }
 }
 
@@ -289,7 +308,7 @@ fn print_one(report: &TestReport, output: &[u8], number: usize, total: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

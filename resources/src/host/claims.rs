@@ -4,52 +4,59 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use vm_agent::Entry;
 
-/// The tests that a host has taken.
+/// The tests that hosts have taken. A test stays with its lane: if a host dies, the next one of the lane runs it.
 #[derive(Debug, Default)]
-pub(crate) struct Claims(Mutex<Taken>);
+pub(crate) struct Claims(Mutex<BTreeMap<String, Claim>>);
 
-#[derive(Debug, Default)]
-struct Taken {
-    /// How many were ever taken: the number of the next one is one more.
-    count: usize,
-    numbers: BTreeMap<String, usize>,
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    lane: usize,
+    /// From 1 on, in the order in which tests were taken.
+    number: usize,
 }
 
 impl Claims {
-    /// Takes a test. Returns its number, from 1 on; 0 is a test that another host has.
-    fn take(&self, name: &str) -> usize {
-        let mut taken = self.lock();
-        if taken.numbers.contains_key(name) {
-            return 0;
-        }
-        taken.count += 1;
-        let number = taken.count;
-        taken.numbers.insert(name.to_owned(), number);
-        number
-    }
-
-    /// Gives back a test that has not ended.
-    pub(crate) fn give_back(&self, name: &str) {
-        let mut taken = self.lock();
-        if taken.numbers.remove(name).is_some() {
-            taken.count -= 1;
+    /// Takes a test for a lane. Returns its number; 0 if another lane has it.
+    pub(crate) fn take(&self, lane: usize, name: &str) -> usize {
+        let mut claims = self.lock();
+        let number = claims.len() + 1;
+        let claim = claims
+            .entry(name.to_owned())
+            .or_insert(Claim { lane, number });
+        match claim.lane == lane {
+            true => claim.number,
+            false => 0,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    /// The names of all that were taken.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Claim>> {
         // Each change is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// One lane's part in the claims.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane {
+    /// Those of all lanes.
+    pub(crate) claims: Arc<Claims>,
+    /// The number of this one.
+    pub(crate) number: usize,
+}
+
 /// Answers what one host asks for in its report.
 pub(super) struct Clerk<'a> {
-    claims: &'a Claims,
+    lane: &'a Lane,
     report: &'a Path,
     /// So much of the report has been read.
     read: u64,
@@ -58,7 +65,7 @@ pub(super) struct Clerk<'a> {
 
 impl<'a> Clerk<'a> {
     /// One that answers into the named pipe `answers`, which the host reads.
-    pub(super) fn new(claims: &'a Claims, report: &'a Path, answers: &Path) -> Result<Self> {
+    pub(super) fn new(lane: &'a Lane, report: &'a Path, answers: &Path) -> Result<Self> {
         // For reading too, so that it need not wait for the host to open it.
         let answers = File::options()
             .read(true)
@@ -66,7 +73,7 @@ impl<'a> Clerk<'a> {
             .open(answers)
             .context("could not open a pipe")?;
         Ok(Self {
-            claims,
+            lane,
             report,
             read: 0,
             answers,
@@ -90,7 +97,8 @@ impl<'a> Clerk<'a> {
         for line in text[..whole].split(|byte| *byte == b'\n') {
             if let Ok(Entry::Ask(name)) = serde_json::from_slice(line) {
                 // A host that is gone reads nothing, which its end tells.
-                let _ = writeln!(self.answers, "{}", self.claims.take(&name));
+                let number = self.lane.claims.take(self.lane.number, &name);
+                let _ = writeln!(self.answers, "{number}");
             }
         }
     }
@@ -103,13 +111,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_is_taken_once_until_it_is_given_back() {
+    fn a_test_stays_with_the_lane_that_took_it() {
         let claims = Claims::default();
-        assert_eq!([claims.take("a"), claims.take("b")], [1, 2]);
-        assert_eq!(claims.take("a"), 0);
-        claims.give_back("a");
-        claims.give_back("never taken");
-        assert_eq!(claims.take("a"), 2);
+        assert_eq!([claims.take(0, "a"), claims.take(1, "b")], [1, 2]);
+        assert_eq!([claims.take(1, "a"), claims.take(0, "b")], [0, 0]);
+        // The next host of the lane asks again.
+        assert_eq!(claims.take(0, "a"), 1);
+        assert_eq!(claims.names(), ["a", "b"]);
     }
 
     #[test]
@@ -117,10 +125,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (report, answers) = (dir.path().join("report"), dir.path().join("answers"));
         super::super::qemu::make_fifo(&answers).unwrap();
-        let (claims, ask) = (Claims::default(), |name: &str| {
-            Entry::Ask(name.into()).to_line().unwrap()
-        });
-        let mut clerk = Clerk::new(&claims, &report, &answers).unwrap();
+        let ask = |name: &str| Entry::Ask(name.into()).to_line().unwrap();
+        let lane = Lane {
+            claims: Arc::default(),
+            number: 0,
+        };
+        lane.claims.take(1, "c");
+        let mut clerk = Clerk::new(&lane, &report, &answers).unwrap();
         let mut heard = BufReader::new(clerk.answers.try_clone().unwrap()).lines();
         clerk.look();
         let (first, second) = (Entry::Alive.to_line().unwrap() + &ask("a"), ask("b"));
@@ -128,10 +139,10 @@ mod tests {
         fs::write(&report, first.clone() + begin).unwrap();
         clerk.look();
         clerk.look();
-        assert_eq!(heard.next().unwrap().unwrap(), "1");
-        fs::write(&report, first + begin + end + &ask("a")).unwrap();
-        clerk.look();
         assert_eq!(heard.next().unwrap().unwrap(), "2");
+        fs::write(&report, first + begin + end + &ask("c")).unwrap();
+        clerk.look();
+        assert_eq!(heard.next().unwrap().unwrap(), "3");
         assert_eq!(heard.next().unwrap().unwrap(), "0");
     }
 }

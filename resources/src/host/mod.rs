@@ -6,11 +6,10 @@ mod overlay;
 mod qemu;
 mod terminal;
 
-pub(crate) use claims::Claims;
+pub(crate) use claims::{Claims, Lane};
 pub(crate) use terminal::size as terminal_size;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Result;
 use vm_agent::{Cut, Report, Work};
@@ -32,7 +31,7 @@ pub(crate) struct Request {
     /// A job that takes longer than so many seconds is ended and has failed.
     pub(crate) timeout_secs: Option<u64>,
     /// What tests other emulated hosts have, if any run those of the same plan.
-    pub(crate) claims: Option<Arc<Claims>>,
+    pub(crate) lane: Option<Lane>,
 }
 
 /// A file of this machine and its place in the emulated host.

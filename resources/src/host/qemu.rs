@@ -48,8 +48,8 @@ const SCRATCH_LEN: u64 = 24 << 20;
 /// How long a host that comes up may say nothing; it takes a tenth of it altogether even on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a host that runs tests may tell nothing, as on a quiet machine. It does each [`vm_agent::HEARTBEAT`], and stands still for 20 seconds at times; when both
-/// of its processors turn in circles, it does for ever.
+/// How long a host that runs tests may tell nothing, as on a quiet machine. It does each [`vm_agent::HEARTBEAT`], and stands still for 20 seconds at times; when its
+/// processor turns in circles, it does for ever.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
 /// How much of the console an error shows.
@@ -87,7 +87,7 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let console = run.path().join("console.log");
     let report = run.path().join("report");
     let interactive = matches!(request.work, Work::Terminal { .. });
-    let answers = request.claims.as_ref().map(|_| run.path().join("answers"));
+    let answers = request.lane.as_ref().map(|_| run.path().join("answers"));
     if let Some(answers) = &answers {
         for name in ["in", "out"] {
             make_fifo(&answers.with_extension(name))?;
@@ -111,15 +111,15 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         true => RawTerminal::enter()?,
         false => None,
     };
-    let mut clerk = match (&request.claims, &answers) {
-        (Some(claims), Some(answers)) => Some(Clerk::new(claims, &report, &answers_in(answers))?),
+    let mut clerk = match (&request.lane, &answers) {
+        (Some(lane), Some(answers)) => Some(Clerk::new(lane, &report, &answers_in(answers))?),
         _ => None,
     };
     let mut child = lifetime::bind(&mut command)
         .spawn()
         .context("could not start qemu-system-x86_64")?;
     let watched = matches!(request.work, Work::Tests(_)).then_some(report.as_path());
-    let by_line = request.claims.is_some();
+    let by_line = request.lane.is_some();
     let end = thread::scope(|scope| {
         scope.spawn(|| stdout.copy(io::stdout(), by_line));
         scope.spawn(|| stderr.copy(io::stderr(), by_line));
