@@ -250,6 +250,7 @@ fn com_02_what_comes_too_early_or_too_late_is_refused_in_firecrackers_words() {
     for (request, body) in [
         ("PUT /snapshot/create", files.clone()),
         ("PUT /actions", json!({ "action_type": "SendCtrlAltDel" })),
+        ("PUT /actions", json!({ "action_type": "FlushMetrics" })),
         ("PATCH /vm", json!({ "state": "Paused" })),
         ("PATCH /drives/d", json!({ "drive_id": "d" })),
         ("PATCH /network-interfaces/n", json!({ "iface_id": "n" })),
@@ -271,6 +272,7 @@ fn com_02_what_comes_too_early_or_too_late_is_refused_in_firecrackers_words() {
         ("PUT /vsock", json!({ "guest_cid": 3, "uds_path": "v" })),
         ("PUT /entropy", json!({})),
         ("PUT /logger", json!({})),
+        ("PUT /serial", json!({})),
         (
             "PUT /metrics",
             json!({ "metrics_path": dir.path().join("metrics") }),

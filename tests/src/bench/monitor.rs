@@ -65,7 +65,10 @@ impl Program {
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text.lines().next().unwrap_or_default();
         ensure!(
-            output.status.success() && line.starts_with("Firecracker v"),
+            output.status.success()
+                && line.starts_with("Firecracker v")
+                // vmgenie begins so, too.
+                && !text.lines().any(|line| line.starts_with("vmgenie ")),
             "{} is not a Firecracker: its --version says {line:?}",
             path.display()
         );

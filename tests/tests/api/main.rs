@@ -17,3 +17,4 @@ mod machine;
 mod order;
 mod ready;
 mod self_snapshot;
+mod serial;

@@ -15,7 +15,7 @@
 //! | PUT the path of a [kind of device](crate::kinds) | sets a device |
 //! | PATCH `/drives/{drive_id}`, `/network-interfaces/{iface_id}` | changes one of a machine |
 //! | PUT `/actions` | `InstanceStart`, `FlushMetrics`, `SendCtrlAltDel` |
-//! | PUT `/logger`, `/metrics` | where log and metrics go |
+//! | PUT `/logger`, `/metrics`, `/serial` | where log, metrics and the serial console go |
 //! | GET `/metrics`, `/openapi.json` | ours: the metrics for Prometheus, the document of this API |
 //! | PATCH `/vm` | `Paused`, `Resumed` |
 //! | PUT `/snapshot/create` | a full snapshot of a paused machine; ours: `resume_vm`, `pause_vm` |

@@ -44,6 +44,8 @@ pub enum Command {
     UpdateNet(DeviceId, Option<bool>),
     /// Changes the log; before the start only.
     SetLog(LogConfig),
+    /// Where the guest's serial console goes, standard output if nowhere else; before the start or a restore only.
+    SetSerial(Option<PathBuf>),
     /// Opens the file for metrics, once; before the start only.
     SetMetrics(MetricsConfig),
     /// Lets the guest ask for snapshots of itself; before the start or a restore only.

@@ -29,7 +29,7 @@ impl Controller {
             return Ok(());
         }
         Err(CommandError(format!(
-            "{NOT_AFTER_START} {what} can be set before the start only"
+            "{NOT_AFTER_START} It is possible before the start only to set {what}"
         )))
     }
 

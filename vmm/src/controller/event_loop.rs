@@ -237,7 +237,9 @@ impl EventLoop {
             return true;
         };
         let mut taken = Some(0);
-        if let Some(input) = &mut self.input {
+        if let Some(input) = &mut self.input
+            && self.controller.reads_input()
+        {
             taken = machine.console_input(&input.waiting);
             input.waiting.drain(..taken.unwrap_or(0));
         }
@@ -249,7 +251,8 @@ impl EventLoop {
         loop {
             self.console_behind |= !self.give_input();
             let Some(input) = &mut self.input else { return };
-            let wants_more = input.waiting.is_empty() && !input.ended;
+            let wants_more =
+                input.waiting.is_empty() && !input.ended && self.controller.reads_input();
             if input.pollable {
                 set_registered(input, wants_more, ops);
                 return;

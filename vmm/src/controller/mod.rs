@@ -10,6 +10,7 @@ mod forking;
 mod monitoring;
 mod readiness;
 mod self_snapshots;
+mod serial;
 pub(crate) mod signals;
 mod snapshots;
 
@@ -24,7 +25,6 @@ use vmgenie_devices::sgen::DriverReport;
 use vmgenie_machine::boot::{self, BootError};
 use vmgenie_machine::boot_timer;
 use vmgenie_machine::config::{BootSource, ConfigError, InstanceData, MachineConfig};
-use vmgenie_machine::console::ConsoleOutput;
 use vmgenie_machine::console::history::ConsoleHistory;
 use vmgenie_machine::events::EventSender;
 use vmgenie_machine::generation::LastGeneration;
@@ -41,6 +41,7 @@ pub use ending::{Outcome, RunError};
 use forking::Forking;
 use monitoring::Measured;
 use self_snapshots::SelfSnapshots;
+use serial::SerialOutput;
 use snapshots::{AtForkPoint, create_snapshot};
 
 /// Firecracker's sentence for what is possible before the start only; programs that were written for it look for it.
@@ -122,6 +123,7 @@ pub(crate) struct Controller {
     /// The name of this process's machine.
     id: String,
     metrics: Option<MetricsFile>,
+    serial: SerialOutput,
     /// A snapshot that waits for the guest.
     forking: Option<Forking>,
     /// The guest may ask for snapshots of itself.
@@ -157,6 +159,7 @@ impl Controller {
             virtio: Arc::new(virtio),
             id,
             metrics: None,
+            serial: SerialOutput::default(),
             forking: None,
             self_snapshots: None,
             boot_timer: false,
@@ -228,6 +231,7 @@ impl Controller {
                 })
             }
             Command::SetLog(config) => self.set_log(&config),
+            Command::SetSerial(path) => self.set_serial(path),
             Command::SetMetrics(config) => self.set_metrics(config),
             Command::FlushMetrics => self.flush_metrics(),
             Command::SetSelfSnapshot(config) => self.set_self_snapshot(config),
@@ -442,9 +446,9 @@ impl Controller {
         self.spare.take().map_or_else(|| self.host.empty_vm(), Ok)
     }
 
-    fn io(&self) -> std::io::Result<MachineIo> {
+    fn io(&mut self) -> std::io::Result<MachineIo> {
         Ok(MachineIo {
-            console: ConsoleOutput::stdout()?.with_history(self.console()),
+            console: self.serial.open()?.with_history(self.console()),
             events: self.events.try_clone()?,
             reports: Arc::clone(&self.reports),
             readiness: Arc::clone(&self.readiness),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::command::{Command, CommandError, CommandResult, Reply};
-use super::{Controller, refused};
+use super::{Controller, NOT_BEFORE_START, refused};
 use crate::logging::{self, LogConfig};
 use crate::metrics::{Gauge, METRICS, MetricsConfig, MetricsFile};
 use vmgenie_devices::metrics::Counter;
@@ -26,9 +26,10 @@ impl Controller {
 
     pub(super) fn flush_metrics(&mut self) -> CommandResult {
         if self.machine.is_none() {
-            return Err(CommandError(
-                "the metrics can be flushed only when there is a microVM: start one (PUT /actions InstanceStart)".to_owned(),
-            ));
+            return Err(CommandError(format!(
+                "{NOT_BEFORE_START} The metrics can be flushed only when there is a microVM: start one (PUT /actions \
+                 InstanceStart)"
+            )));
         }
         if let Some(metrics) = &mut self.metrics {
             metrics.write().map_err(refused)?;

@@ -167,6 +167,10 @@ metrics! {
         metrics_count: Counter,
         /// Failed.
         metrics_fails: Counter,
+        /// PUT `/serial`.
+        serial_count: Counter,
+        /// Failed.
+        serial_fails: Counter,
         /// PUT `/snapshot/create`. Ours.
         snapshot_create_count: Counter,
         /// Failed.

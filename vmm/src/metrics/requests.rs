@@ -33,6 +33,7 @@ fn counters(method: &Method, path: &str) -> Option<(&'static Counter, Option<&'s
         ("GET", "generation", None) => (&get.generation_count, None),
         ("PUT", "actions", None) => (&put.actions_count, Some(&put.actions_fails)),
         ("PUT", "boot-source", None) => (&put.boot_source_count, Some(&put.boot_source_fails)),
+        ("PUT", "serial", None) => (&put.serial_count, Some(&put.serial_fails)),
         ("PUT", "logger", None) => (&put.logger_count, Some(&put.logger_fails)),
         ("PUT", "machine-config", None) => (&put.machine_cfg_count, Some(&put.machine_cfg_fails)),
         ("PUT", "metrics", None) => (&put.metrics_count, Some(&put.metrics_fails)),

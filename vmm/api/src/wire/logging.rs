@@ -1,9 +1,11 @@
-//! The wire types of `/logger` and `/metrics`.
+//! The wire types of `/logger`, `/metrics` and `/serial`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::TokenBucket;
 #[cfg(feature = "schema")]
 use utoipa::ToSchema;
 
@@ -42,6 +44,20 @@ pub enum LineFormat {
     Text,
     /// A JSON object.
     Json,
+}
+
+/// PUT `/serial`: where the guest's serial console goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// The file or named pipe that it is written to, from the front of a file on; standard output when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub serial_out_path: Option<PathBuf>,
+    /// No limit only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<TokenBucket>,
 }
 
 /// PUT `/metrics`.

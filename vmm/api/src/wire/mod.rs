@@ -21,7 +21,7 @@ pub use generation::{
     NewGeneration, Watchers,
 };
 pub use kinds::*;
-pub use logging::{LineFormat, Logger, Metrics};
+pub use logging::{LineFormat, Logger, Metrics, Serial};
 pub use machine::{BootSourceBody, HugePages, MachineConfiguration, MachineConfigurationPatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use ready::{Gate, GateState, OnTimeout, Ready, Stage};

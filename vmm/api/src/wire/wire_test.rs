@@ -13,6 +13,11 @@ fn of_a_newer_server() -> Value {
         "network-interfaces": [{ "iface_id": "n", "host_dev_name": "t", "new": 1 }],
         "vsock": { "guest_cid": 3, "uds_path": "v", "new": 1 },
         "entropy": { "rate_limiter": limiter, "new": 1 },
+        "balloon": { "amount_mib": 1 },
+        "cpu-config": { "new": 1 },
+        "mmds-config": { "version": "V2" },
+        "pmem": [{ "id": "p" }],
+        "memory-hotplug": { "total_size_mib": 1 },
         "new": 1,
     })
 }

@@ -44,6 +44,8 @@ pub struct ConsoleOutput {
     /// For those who attach to the console.
     history: Option<Arc<ConsoleHistory>>,
     lost: u64,
+    /// How long a vCPU waits for the reader with each byte, in milliseconds.
+    patience_ms: libc::c_int,
     /// How many times standard output had become another file when `fd` was taken from it; none for other files.
     rotations: Option<u64>,
 }
@@ -72,8 +74,17 @@ impl ConsoleOutput {
             on_behind: None,
             history: None,
             lost: 0,
+            patience_ms: PATIENCE_MS,
             rotations: None,
         }
+    }
+
+    /// Output to a file or named pipe that was opened so that writes to it do not block. What it does not take at once waits
+    /// here, and is lost when that is too much: no vCPU waits.
+    pub fn to_file(fd: OwnedFd) -> Self {
+        let mut output = Self::new(fd).that_never_blocks();
+        output.patience_ms = 0;
+        output
     }
 
     /// Has `handler` called when bytes begin to wait for the reader.
@@ -248,7 +259,7 @@ impl Write for ConsoleOutput {
         self.waiting.extend_from_slice(&bytes[..taken]);
         self.lost += (bytes.len() - taken) as u64;
         let was_behind = taken < self.waiting.len();
-        self.drain(PATIENCE_MS)?;
+        self.drain(self.patience_ms)?;
         if let (false, false, Some(handler)) =
             (was_behind, self.waiting.is_empty(), &self.on_behind)
         {

@@ -71,8 +71,20 @@ fn check_link(link: &Path, uid: u32) -> Result<(), TrustError> {
 /// # Errors
 /// It may not be followed or used, or cannot be opened.
 pub fn open_append(path: &Path) -> io::Result<File> {
+    open_for_output(path, OFlags::APPEND)
+}
+
+/// The same, but what is written begins at the front of the file, whose other bytes stay.
+///
+/// # Errors
+/// As [`open_append`].
+pub fn open_at_front(path: &Path) -> io::Result<File> {
+    open_for_output(path, OFlags::empty())
+}
+
+fn open_for_output(path: &Path, more: OFlags) -> io::Result<File> {
     let mut place = follow(path).map_err(io::Error::other)?;
-    let mut flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
+    let mut flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | more;
     // A named pipe that has no reader yet is not waited for.
     flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
     if place.starts_with("/proc") {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use directory::OwnDir;
-pub use links::{follow, is_trusted_dir, open_append};
+pub use links::{follow, is_trusted_dir, open_append, open_at_front};
 pub use lock::{DirLock, LockError, Purpose, is_locked_name, lock};
 pub use rotation::{output_grew, output_rotations, rotate_output};
 pub use sync::{sync_directory, uninterrupted};

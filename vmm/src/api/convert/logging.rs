@@ -1,9 +1,12 @@
-//! `/logger` and `/metrics`.
+//! `/logger`, `/metrics` and `/serial`.
+
+use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
-use vmgenie_api::wire::{LineFormat, Logger, Metrics};
+use vmgenie_api::wire::{LineFormat, Logger, Metrics, RateLimiter, Serial};
 
 use super::{Checked, WireError, not_empty};
+use crate::checked::unlimited;
 use crate::logging::{DIALECT_LEVEL, LogConfig, LogFormat};
 use crate::metrics::MetricsConfig;
 
@@ -36,6 +39,20 @@ impl Checked<LogConfig> for Logger {
                 LineFormat::Json => LogFormat::Json,
             }),
         })
+    }
+}
+
+/// Where the guest's serial console goes.
+impl Checked<Option<PathBuf>> for Serial {
+    fn checked(self) -> Result<Option<PathBuf>, WireError> {
+        let limiter = RateLimiter {
+            bandwidth: self.rate_limiter,
+            ops: None,
+        };
+        unlimited("rate_limiter", Some(&limiter))?;
+        let path = self.serial_out_path;
+        path.map(|path| not_empty("serial_out_path", path))
+            .transpose()
     }
 }
 

@@ -34,13 +34,12 @@ use crate::kinds::{self, KINDS};
 use crate::metrics::METRICS;
 
 /// What of Firecracker's API is not here: how its paths begin, and what it is.
-const ABSENT: [(&str, &str); 6] = [
+const ABSENT: [(&str, &str); 5] = [
     ("/balloon", "the balloon device"),
     ("/cpu-config", "a CPU configuration"),
     ("/hotplug", "hot-plugging"),
     ("/mmds", "the metadata service (MMDS)"),
     ("/pmem", "a pmem device"),
-    ("/serial", "a configuration of the serial port"),
 ];
 
 /// What the handlers share.
@@ -90,6 +89,7 @@ routes! {
     "/openapi.json": get => monitor::openapi;
     "/logger": put => monitor::put_logger;
     "/metrics": get => monitor::get_metrics, put => monitor::put_metrics;
+    "/serial": put => monitor::put_serial;
     "/vm": patch => machine::patch_vm;
     "/vm/config": get => machine::full_config;
     "/machine-config": get => machine::machine_config, put => machine::put_machine_config, patch => machine::patch_machine_config;

@@ -59,6 +59,14 @@ pub(super) async fn put_metrics(State(api): Api, Json(body): Json<wire::Metrics>
     api.done(Command::SetMetrics(body.checked()?)).await
 }
 
+/// Where the guest's serial console goes; before the start or a restore only.
+#[utoipa::path(put, path = "/serial", request_body = wire::Serial, responses(
+    (status = 204, description = "Done"), (status = 400, body = wire::Fault)
+))]
+pub(super) async fn put_serial(State(api): Api, Json(body): Json<wire::Serial>) -> Answer {
+    api.done(Command::SetSerial(body.checked()?)).await
+}
+
 /// The metrics as Prometheus reads them. Ours.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "Prometheus' text format", content_type = "text/plain", body = String),

@@ -282,7 +282,7 @@ fn vsock_and_entropy_are_set() {
 }
 
 #[test]
-fn log_and_metrics_are_set() {
+fn log_metrics_and_serial_console_are_set() {
     let api = willing();
     api.done("PUT", "/logger", json!({}));
     let all = json!({
@@ -291,6 +291,9 @@ fn log_and_metrics_are_set() {
     api.done("PUT", "/logger", all);
     let metrics = json!({ "metrics_path": "/m", "emit_id": true, "properties": { "a": "b" } });
     api.done("PUT", "/metrics", metrics);
+    api.done("PUT", "/serial", json!({ "serial_out_path": "/s" }));
+    let unlimited = json!({ "size": 0, "refill_time": 0 });
+    api.done("PUT", "/serial", json!({ "rate_limiter": unlimited }));
     let plain = LogConfig {
         level: Some(tracing::level_filters::LevelFilter::INFO),
         ..LogConfig::default()
@@ -313,13 +316,22 @@ fn log_and_metrics_are_set() {
         [
             Command::SetLog(plain),
             Command::SetLog(full),
-            Command::SetMetrics(metrics)
+            Command::SetMetrics(metrics),
+            Command::SetSerial(Some("/s".into())),
+            Command::SetSerial(None),
         ]
     );
     for (path, body, expected) in [
         ("/logger", json!({ "level": "Loud" }), "no log level"),
         ("/logger", json!({ "log_path": "" }), "empty path"),
         ("/logger", json!({ "colour": true }), "unknown field"),
+        ("/serial", json!({ "serial_out_path": "" }), "empty path"),
+        ("/serial", json!({ "path": "/s" }), "unknown field"),
+        (
+            "/serial",
+            json!({ "rate_limiter": { "size": 1, "refill_time": 1 } }),
+            "rate_limiter",
+        ),
         ("/metrics", json!({}), "metrics_path"),
         ("/metrics", json!({ "metrics_path": "" }), "empty path"),
     ] {
@@ -352,7 +364,6 @@ fn what_is_not_here_says_so() {
         ("PATCH", "/hotplug/memory"),
         ("GET", "/mmds"),
         ("PUT", "/mmds/config"),
-        ("PUT", "/serial"),
         ("DELETE", "/drives/d"),
         ("DELETE", "/network-interfaces/n"),
     ] {

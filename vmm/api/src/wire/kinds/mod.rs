@@ -27,7 +27,7 @@ pub use vsock::{Vsock, VsockPeers};
 pub struct FullConfig {
     /// Null, as there is none.
     #[serde(default)]
-    pub balloon: Option<Absent>,
+    pub balloon: Option<serde_json::Value>,
     /// The drives, the root drive first.
     #[serde(default)]
     pub drives: Vec<Drive>,
@@ -36,18 +36,18 @@ pub struct FullConfig {
     pub boot_source: BootSourceBody,
     /// Null.
     #[serde(default)]
-    pub cpu_config: Option<Absent>,
+    pub cpu_config: Option<serde_json::Value>,
     /// Null.
     #[serde(default)]
-    pub logger: Option<Absent>,
+    pub logger: Option<serde_json::Value>,
     /// vCPUs and memory.
     pub machine_config: MachineConfiguration,
     /// Null.
     #[serde(default)]
-    pub metrics: Option<Absent>,
+    pub metrics: Option<serde_json::Value>,
     /// Null, as there is none.
     #[serde(default)]
-    pub mmds_config: Option<Absent>,
+    pub mmds_config: Option<serde_json::Value>,
     /// The network interfaces.
     #[serde(default)]
     pub network_interfaces: Vec<NetworkInterface>,
@@ -59,16 +59,11 @@ pub struct FullConfig {
     pub entropy: Option<EntropyDevice>,
     /// Empty, as there are none.
     #[serde(default)]
-    pub pmem: Vec<Absent>,
+    pub pmem: Vec<serde_json::Value>,
     /// Null, as there is none.
     #[serde(default)]
-    pub memory_hotplug: Option<Absent>,
+    pub memory_hotplug: Option<serde_json::Value>,
 }
-
-/// What Firecracker has and vmgenie has not: there is no value of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(ToSchema))]
-pub enum Absent {}
 
 impl FullConfig {
     /// A machine without any device, of which it is not known what is booted.
