@@ -16,8 +16,18 @@ use crate::cache::Cache;
 use crate::chroot;
 use crate::progress::Progress;
 
-/// The Debian release that the emulator comes from.
+/// The Debian release that the emulator comes from, from its backports: the release's own QEMU 10.0 at times loses an
+/// interrupt where a `vmrun` begins, and a host of one processor then stands still.
 const SUITE: &str = "trixie";
+/// Adds the backports of the mirror that the rest comes from, and prefers them. Its argument is the new root.
+const PREFER_BACKPORTS: &str = r#"
+mirror=$(sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*\) trixie main.*/\2/p' "$1/etc/apt/sources.list" | head -n 1)
+test -n "$mirror"
+echo "deb $mirror trixie-backports main" > "$1/etc/apt/sources.list.d/backports.list"
+mkdir -p "$1/etc/apt/preferences.d"
+printf 'Package: src:qemu src:seabios\nPin: release n=trixie-backports\nPin-Priority: 990\n' \
+    > "$1/etc/apt/preferences.d/backports"
+"#;
 /// The emulator and the firmware that it loads ELF kernels with.
 const PACKAGES: &str = "qemu-system-x86,seabios";
 /// Where Debian keeps libraries.
@@ -80,7 +90,7 @@ impl Emulator {
 
 /// The emulator, fetched if it is not there.
 pub(crate) fn emulator(cache: &Cache, progress: &Progress) -> Result<Emulator> {
-    let dir = cache.place("emulator", &format!("{SUITE}; {PACKAGES}; 1"));
+    let dir = cache.place("emulator", &format!("{SUITE} + backports; {PACKAGES}; 1"));
     if !dir.exists() {
         cache
             .make(&dir, |inside| unpack(inside, cache, progress))
@@ -97,6 +107,7 @@ fn unpack(inside: &Path, cache: &Cache, progress: &Progress) -> Result<()> {
     command
         .args(["--variant=extract", "--format=directory"])
         .arg("--aptopt=APT::Install-Recommends \"false\"")
+        .arg(format!("--setup-hook={PREFER_BACKPORTS}"))
         .arg(format!("--include={PACKAGES}"))
         .arg(SUITE)
         .arg(inside);
