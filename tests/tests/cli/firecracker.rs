@@ -169,7 +169,10 @@ fn a_configuration_file_that_cannot_be_used_is_152_whatever_is_wrong_with_it() {
             "/nowhere/m",
         ),
         (json!({ "balloon": {} }), "balloon"),
-        (json!({ "no-such-thing": 1 }), "no-such-thing"),
+        (
+            json!({ "entropy": { "no-such-thing": 1 } }),
+            "no-such-thing",
+        ),
     ] {
         let file = config(place.dir(), &more);
         fail(["--no-api", "--config-file", &file], 152, part);
