@@ -324,8 +324,11 @@ fn vm_part(options: &Options, place: &Place) -> Result<Report> {
         Kvm::Native => run(&plan, None)?,
         Kvm::Emulated => run_in_lanes(plan, run)?,
     };
-    if let (Some(filter), true) = (&options.filter, report.tests.is_empty()) {
-        bail!("no test's name contains {filter:?}");
+    if report.tests.is_empty() {
+        match &options.filter {
+            Some(filter) => bail!("no test's name contains {filter:?}"),
+            None => bail!("no test on a KVM was run"),
+        }
     }
     Ok(report)
 }
