@@ -45,6 +45,16 @@ pub(super) enum Resumed {
     CalledOff,
 }
 
+impl Resumed {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Clone => "clone",
+            Self::CalledOff => "called-off",
+        }
+    }
+}
+
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {

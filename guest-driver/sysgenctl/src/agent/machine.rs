@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sysgenid::{ForkRequest, ReadyError, RoleError};
 
+use super::contracts::Contract;
 use super::cycle::Resumed;
 use super::error::AgentError;
 use super::freezer::{FreezeError, Freezer};
@@ -26,6 +27,8 @@ pub(super) struct Agent<'a, S> {
     pub(super) groups: Option<Groups>,
     pub(super) freezer: Result<Freezer, FreezeError>,
     pub(super) watcher: S,
+    /// What takes part beside the hooks, in the order in which programs go on.
+    pub(super) contracts: Vec<Box<dyn Contract>>,
     /// Set while services are quiesced.
     pub(super) mark: Mark,
     /// Whom `resume.d` was run for last, if it has not succeeded.
@@ -118,6 +121,7 @@ impl<'a, S: Source> Agent<'a, S> {
             groups: None,
             freezer: Err(FreezeError::NoHierarchy),
             watcher,
+            contracts: Vec::new(),
             mark: Mark::below(&args.run),
             unresumed: None,
             old,
@@ -135,6 +139,10 @@ impl<'a, S: Source> Agent<'a, S> {
 
     pub(super) fn with_freezer(self, freezer: Result<Freezer, FreezeError>) -> Self {
         Self { freezer, ..self }
+    }
+
+    pub(super) fn with_contracts(self, contracts: Vec<Box<dyn Contract>>) -> Self {
+        Self { contracts, ..self }
     }
 
     /// Takes the role to which the host's requests come. Without it, all else goes on.

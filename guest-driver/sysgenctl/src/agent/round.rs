@@ -1,10 +1,11 @@
-//! The hooks of one stage, one after another.
+//! The hooks and the contracts of one stage, one after another.
 
 use std::time::{Duration, Instant};
 
 use sysgenid::Reason;
 
-use super::cycle::Answer;
+use super::contracts::{Contract, ContractError, Turn};
+use super::cycle::{Answer, Resumed};
 use super::hooks::Finding;
 use super::machine::{Agent, milliseconds};
 use super::runner::{HookError, Runner};
@@ -13,9 +14,70 @@ use super::stages::Stage;
 use crate::output::report;
 
 impl<S: Source> Agent<'_, S> {
-    /// Runs the hooks of the runner's stage, and says how that ended. One that fails ends the stage only
-    /// before a snapshot: there, nothing comes of it any more.
+    /// Runs the hooks of the runner's stage and has the contracts take part in it, and says how that ended.
+    /// What fails ends the stage only before a snapshot: there, nothing comes of it any more.
     pub(super) fn round(&self, runner: &Runner<'_>) -> Answer {
+        let outcome = match (runner.stage, runner.outcome) {
+            (Stage::Quiesce, _) => {
+                let before = |contract: &dyn Contract, turn: &Turn<'_>| contract.before(turn);
+                return match self.contracts(runner, self.contracts.iter().rev(), before) {
+                    Answer::Done => self.hooks(runner),
+                    ended => ended,
+                };
+            }
+            (Stage::Service, _) => {
+                self.contracts
+                    .iter()
+                    .for_each(|contract| contract.adapting(runner.new));
+                Resumed::Clone
+            }
+            (Stage::Resume, Some(outcome @ (Resumed::Original | Resumed::CalledOff))) => outcome,
+            // The contracts of a clone have let their programs go on in the stage before.
+            (Stage::Identity | Stage::Resume, _) => return self.hooks(runner),
+        };
+        let hooks = self.hooks(runner);
+        if !matches!(hooks, Answer::Done | Answer::Failed(_)) {
+            return hooks;
+        }
+        let after = |contract: &dyn Contract, turn: &Turn<'_>| contract.after(outcome, turn);
+        match self.contracts(runner, self.contracts.iter(), after) {
+            Answer::Done => hooks,
+            contracts => contracts,
+        }
+    }
+
+    /// Calls these contracts.
+    fn contracts<'c>(
+        &self,
+        runner: &Runner<'_>,
+        contracts: impl Iterator<Item = &'c Box<dyn Contract>>,
+        call: impl Fn(&dyn Contract, &Turn<'_>) -> Result<(), ContractError>,
+    ) -> Answer {
+        let mut round = Answer::Done;
+        for contract in contracts {
+            let start = Instant::now();
+            let called = Turn::of(runner).and_then(|turn| call(&**contract, &turn));
+            let (event, answer, error) = match called {
+                Ok(()) => ("contract-done", Answer::Done, None),
+                Err(error) => ("contract-failed", error.answer(), Some(report(&error))),
+            };
+            self.say(
+                runner,
+                event,
+                ("contract", contract.name()),
+                start.elapsed(),
+                error,
+            );
+            match answer {
+                Answer::Done => {}
+                failed @ Answer::Failed(_) if runner.stage != Stage::Quiesce => round = failed,
+                ended => return ended,
+            }
+        }
+        round
+    }
+
+    fn hooks(&self, runner: &Runner<'_>) -> Answer {
         let stage = runner.stage;
         let found = match stage.find(self.args) {
             Ok(found) => found,
@@ -66,22 +128,17 @@ impl<S: Source> Agent<'_, S> {
                 }
             },
         };
-        let name = path.file_name().unwrap_or_default();
-        self.say_hook(
-            runner,
-            event,
-            &name.to_string_lossy(),
-            start.elapsed(),
-            error,
-        );
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.say(runner, event, ("hook", &name), start.elapsed(), error);
         answer
     }
 
-    fn say_hook(
+    /// How a hook or a contract ended, which `who` names.
+    fn say(
         &self,
         runner: &Runner<'_>,
         event: &str,
-        hook: &str,
+        (kind, name): (&'static str, &str),
         took: Duration,
         error: Option<String>,
     ) {
@@ -93,11 +150,11 @@ impl<S: Source> Agent<'_, S> {
         let fields = [
             ("new", new.into()),
             ("stage", stage.into()),
-            ("hook", hook.into()),
+            (kind, name.into()),
             ("milliseconds", milliseconds(took)),
             ("error", error.into()),
         ];
-        let text = format!("generation {new}: {stage} hook {hook}: {ended}");
+        let text = format!("generation {new}: {stage} {kind} {name}: {ended}");
         self.log.say(event, fields, &text);
     }
 }

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::cycle::Resumed;
 use super::group::{Groups, PATIENCE};
 use super::signals::{self, Signals};
 use super::stages::Stage;
@@ -57,7 +58,7 @@ pub(super) struct Runner<'a> {
     /// `SYSGENID_STAGE`.
     pub(super) stage: Stage,
     /// `SYSGENID_OUTCOME`, if there is one yet.
-    pub(super) outcome: Option<&'a str>,
+    pub(super) outcome: Option<Resumed>,
     /// The counter that was acknowledged last.
     pub(super) old: u32,
     /// The counter now.
@@ -136,7 +137,10 @@ impl Runner<'_> {
             .env("SYSGENID_OLD", self.old.to_string())
             .env("SYSGENID_NEW", self.new.to_string())
             .env("SYSGENID_STAGE", self.stage.name())
-            .envs(self.outcome.map(|outcome| ("SYSGENID_OUTCOME", outcome)))
+            .envs(
+                self.outcome
+                    .map(|outcome| ("SYSGENID_OUTCOME", outcome.name())),
+            )
             // Whatever it says to the service manager is not the agent's word.
             .env_remove("NOTIFY_SOCKET")
             .current_dir("/")
@@ -264,7 +268,7 @@ mod tests {
         fn runner(&self, limit: Duration) -> Runner<'_> {
             Runner {
                 stage: Stage::Resume,
-                outcome: Some("clone"),
+                outcome: Some(Resumed::Clone),
                 old: 3,
                 new: 5,
                 limit,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use sysgenid::{Prepared, Reason};
 
+use super::contracts::Contract;
 use super::fake::{Fake, Host};
 use super::freezer::Freezer;
 use super::machine::Agent;
@@ -100,6 +101,16 @@ impl Scene {
 
     /// Does what the agent does until there is nothing left to do or it gets a signal.
     pub(super) fn follow(&self, options: &str, watcher: Fake) -> Fake {
+        self.follow_with(options, watcher, Vec::new())
+    }
+
+    /// The same with these contracts.
+    pub(super) fn follow_with(
+        &self,
+        options: &str,
+        watcher: Fake,
+        contracts: Vec<Box<dyn Contract>>,
+    ) -> Fake {
         let line = format!(
             "sysgenctl agent --retry 10ms --directory {} --state {} --run {} {options}",
             self.path("etc").display(),
@@ -113,7 +124,8 @@ impl Scene {
         let (log, signals) = (Log { json: true }, Signals::block().unwrap());
         let freezer = Freezer::at(self.path("cgroup"), &self.path("run"));
         let mut agent = Agent::new(args, log, signals, watcher, 3, true)
-            .with_freezer(Ok(freezer.keeping("agent.slice")));
+            .with_freezer(Ok(freezer.keeping("agent.slice")))
+            .with_contracts(contracts);
         // SAFETY: the call takes nothing.
         let thread = unsafe { libc::pthread_self() };
         let (done, wait) = mpsc::channel();

@@ -458,14 +458,10 @@ impl<S: Source> Agent<'_, S> {
 
     /// To its end, whatever comes: services are to go on. If a hook fails they may not, and it is tried again.
     fn resume(&mut self, resumed: Resumed, new: u32) -> Answer {
-        let outcome = match resumed {
-            Resumed::Original => "original",
-            Resumed::Clone => "clone",
-            Resumed::CalledOff => "called-off",
-        };
+        let outcome = resumed.name();
         let answer = self.round(&Runner {
             stage: Stage::Resume,
-            outcome: Some(outcome),
+            outcome: Some(resumed),
             old: self.old,
             new,
             limit: self.args.limit,
