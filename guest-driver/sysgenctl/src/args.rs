@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::contract_args::ContractArgs;
+
 const AFTER_HELP: &str = "\
 Exit status:
   0  success
@@ -88,10 +90,15 @@ The agent tells the service manager that it is ready (Type=notify) when they hav
 --require-success, when they have succeeded. To the host it is ready at start only if it knows that
 nothing was missed: by its state file, or because no generation has begun since boot.
 
+The contracts are for programs that have hooks of another kind already. None is kept unless it is asked
+for. They come before quiesce.d, the last one first, and after adapt.d/service or resume.d, the first one
+first. One that fails or hangs is as a hook that does, and has the same --limit.
+
 Examples:
   sysgenctl agent
   sysgenctl agent --hooks ./hooks --limit 10s --require-success --json
-  sysgenctl agent --freeze required --keep system.slice/watchdog.service";
+  sysgenctl agent --freeze required --keep system.slice/watchdog.service
+  sysgenctl agent --require-success --lambda 127.0.0.1:9001";
 
 const THAW_HELP: &str = "\
 An agent that was killed cannot thaw what it has frozen; its unit does so by ExecStopPost=. What somebody
@@ -262,6 +269,8 @@ pub(crate) struct AgentArgs {
     /// Where marks are kept for the next agent and for `sysgenctl thaw`. They have to be lost at a reboot.
     #[arg(long, default_value = RUN)]
     pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) contracts: ContractArgs,
 }
 
 /// What becomes of a snapshot if programs cannot be frozen.

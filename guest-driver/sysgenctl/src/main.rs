@@ -3,6 +3,7 @@
 mod agent;
 mod args;
 mod commands;
+mod contract_args;
 mod data;
 mod output;
 

@@ -1,6 +1,7 @@
 //! Why the agent cannot go on.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use sysgenid::{AcknowledgeError, IdentityError, ReadyError, RequestError, WaitError};
@@ -24,6 +25,8 @@ pub(crate) enum AgentError {
     Request(#[from] RequestError),
     #[error(transparent)]
     Hooks(#[from] HooksError),
+    #[error("could not serve the runtime API at {0}")]
+    Lambda(SocketAddr, #[source] io::Error),
     #[error("could not take signals from a file")]
     Signals(#[source] io::Error),
     #[error("could not wait for a generation or a signal")]

@@ -11,8 +11,6 @@
 //! told by another call that it is ready, and never unless all hooks have succeeded.
 
 mod cgroup;
-// Not all of it is used before the first contract is there.
-#[allow(dead_code)]
 mod contracts;
 mod cycle;
 mod error;
@@ -80,11 +78,12 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
     };
     let watcher = cli.open(true)?;
     stages::check(args)?;
+    let contracts = contracts::of(args)?;
     let freezer = Freezer::of_machine(&args.run, &args.keep);
     let mut agent = Agent::new(args, log, signals, watcher, old, nothing_missed)
         .with_groups(Groups::of_service())
         .with_freezer(freezer)
-        .with_contracts(Vec::new());
+        .with_contracts(contracts);
     let hooks = args.hooks.as_ref().unwrap_or(&args.directory);
     let text = format!(
         "watching from generation {old} on, hooks in {}",

@@ -10,12 +10,15 @@ use super::*;
 use crate::agent::fake::{Fake, Host};
 use crate::agent::snapshot_test::{LIMIT, Scene, asked};
 
+/// What is too short for what never comes.
+const SHORT: Duration = Duration::from_millis(300);
+
 /// What a contract does when it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Kept,
     Fails,
-    Hangs,
+    Hangs(Duration),
 }
 
 /// Notes its calls among those of the hooks.
@@ -40,10 +43,14 @@ impl Noting {
         match way {
             Way::Kept => Ok(()),
             Way::Fails => Err(ContractError::Failed("on purpose".into())),
-            Way::Hangs => turn.wait("nobody comes", |slice| {
-                std::thread::sleep(slice);
-                None
-            }),
+            Way::Hangs(limit) => {
+                let limit = limit.min(turn.limit);
+                let turn = Turn { limit, ..*turn };
+                turn.wait("nobody comes", |slice| {
+                    std::thread::sleep(slice);
+                    None
+                })
+            }
         }
     }
 }
@@ -141,11 +148,11 @@ fn contracts_come_first_and_backwards_before_and_last_after() {
 fn a_contract_that_fails_or_hangs_before_is_a_refusal_and_all_are_let_go_on() {
     for (way, reason) in [
         (Way::Fails, Reason::HookFailed),
-        (Way::Hangs, Reason::HookHung),
+        (Way::Hangs(SHORT), Reason::HookHung),
     ] {
         let scene = Scene::new();
         let (contracts, _) = two(&scene, way, Way::Kept);
-        let watcher = scene.follow_with("--limit 300ms", asked(Host::Original), contracts);
+        let watcher = scene.follow_with("", asked(Host::Original), contracts);
         let expected = [
             "second before",
             "resume 10-a 0 called-off",
@@ -161,13 +168,12 @@ fn a_contract_that_fails_or_hangs_before_is_a_refusal_and_all_are_let_go_on() {
 
 #[test]
 fn a_contract_that_is_not_kept_in_a_clone_is_tried_again_and_the_host_not_told() {
-    for way in [Way::Fails, Way::Hangs] {
+    for way in [Way::Fails, Way::Hangs(SHORT)] {
         let scene = Scene::new();
         let (contracts, _) = two(&scene, Way::Kept, way);
         let watcher = Fake::new(3, u32::MAX);
         watcher.begin(5);
-        let options = "--require-success --limit 300ms";
-        let watcher = scene.follow_with(options, watcher, contracts);
+        let watcher = scene.follow_with("--require-success", watcher, contracts);
         assert!(tries(&scene) > 1);
         assert_eq!(
             (watcher.told.take(), watcher.acknowledged.get()),
@@ -220,7 +226,7 @@ fn a_contract_that_fails_in_the_original_is_tried_again_before_it_is_cloned() {
 #[test]
 fn a_wait_ends_when_the_request_is_withdrawn_overtaken_or_the_agent_is_to_end() {
     let scene = Scene::new();
-    let (contracts, _) = two(&scene, Way::Hangs, Way::Kept);
+    let (contracts, _) = two(&scene, Way::Hangs(LIMIT), Way::Kept);
     let watcher = asked(Host::Original);
     watcher
         .withdrawn
@@ -230,7 +236,7 @@ fn a_wait_ends_when_the_request_is_withdrawn_overtaken_or_the_agent_is_to_end() 
     assert_eq!(scene.ran().last().unwrap(), "second after called-off");
 
     let scene = Scene::new();
-    let (contracts, _) = two(&scene, Way::Hangs, Way::Kept);
+    let (contracts, _) = two(&scene, Way::Hangs(LIMIT), Way::Kept);
     let watcher = asked(Host::Original);
     watcher
         .later
@@ -240,7 +246,7 @@ fn a_wait_ends_when_the_request_is_withdrawn_overtaken_or_the_agent_is_to_end() 
     assert_eq!(watcher.told.take(), [3, 5]);
 
     let scene = Scene::new();
-    let (contracts, _) = two(&scene, Way::Hangs, Way::Kept);
+    let (contracts, _) = two(&scene, Way::Hangs(LIMIT), Way::Kept);
     let watcher = asked(Host::Original);
     let _blocked = Signals::block().unwrap();
     watcher.end();

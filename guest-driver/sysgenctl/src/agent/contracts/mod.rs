@@ -6,14 +6,34 @@
 
 #[cfg(test)]
 mod contracts_test;
+mod lambda;
+mod uuid;
 
 use std::time::{Duration, Instant};
 
 use sysgenid::Reason;
 
 use super::cycle::{Answer, Resumed};
+use super::error::AgentError;
 use super::runner::{Cut, LOOK, Runner};
 use super::signals::Signals;
+use crate::args::AgentArgs;
+
+/// The contracts that the command line asks for, in the order in which programs go on.
+///
+/// # Errors
+/// When one cannot be kept at all.
+pub(super) fn of(args: &AgentArgs) -> Result<Vec<Box<dyn Contract>>, AgentError> {
+    let mut contracts: Vec<Box<dyn Contract>> = Vec::new();
+    let lambda = &args.contracts.lambda;
+    if let Some(address) = lambda.lambda {
+        let served = lambda::Lambda::start(address, lambda, &args.run);
+        contracts.push(Box::new(
+            served.map_err(|error| AgentError::Lambda(address, error))?,
+        ));
+    }
+    Ok(contracts)
+}
 
 /// One contract. It keeps what it knows itself: all calls come from the agent's thread.
 pub(super) trait Contract {
@@ -46,6 +66,7 @@ pub(super) trait Contract {
 #[derive(Clone, Copy)]
 pub(super) struct Turn<'a> {
     /// The counter now.
+    #[allow(dead_code, reason = "not every set of contracts wants it")]
     pub(super) new: u32,
     /// How long this turn may take.
     pub(super) limit: Duration,
@@ -92,6 +113,18 @@ impl<'a> Turn<'a> {
             signals: runner.signals,
             cut: runner.cut,
         })
+    }
+
+    /// A turn that nothing ends but its limit.
+    #[cfg(test)]
+    pub(super) fn within(limit: Duration) -> Self {
+        Self {
+            new: 5,
+            limit,
+            start: Instant::now(),
+            signals: None,
+            cut: &|| None,
+        }
     }
 
     /// What is left of the limit.
