@@ -98,7 +98,8 @@ Examples:
   sysgenctl agent
   sysgenctl agent --hooks ./hooks --limit 10s --require-success --json
   sysgenctl agent --freeze required --keep system.slice/watchdog.service
-  sysgenctl agent --require-success --lambda 127.0.0.1:9001";
+  sysgenctl agent --require-success --lambda 127.0.0.1:9001
+  sysgenctl agent --microvm-hooks http://127.0.0.1:9000 --microvm-enable ready,suspend,run,resume";
 
 const THAW_HELP: &str = "\
 An agent that was killed cannot thaw what it has frozen; its unit does so by ExecStopPost=. What somebody

@@ -11,6 +11,8 @@ use clap::{Args, ValueEnum};
 pub(crate) struct ContractArgs {
     #[command(flatten)]
     pub(crate) lambda: LambdaArgs,
+    #[command(flatten)]
+    pub(crate) microvm: MicrovmArgs,
 }
 
 #[derive(Debug, Args)]
@@ -25,6 +27,59 @@ pub(crate) struct LambdaArgs {
     /// How long the runtime may take for an event.
     #[arg(long, default_value = "5m", requires = "lambda", value_parser = humantime::parse_duration)]
     pub(crate) lambda_timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MicrovmArgs {
+    /// Call the HTTP hooks of AWS Lambda MicroVMs of the program that listens at this loopback address, such as
+    /// http://127.0.0.1:9000.
+    #[arg(long, value_name = "URL", value_parser = loopback_url)]
+    pub(crate) microvm_hooks: Option<SocketAddr>,
+    /// Which of them the program has.
+    #[arg(
+        long,
+        value_name = "HOOK,...",
+        value_delimiter = ',',
+        default_value = "ready,suspend,run,resume",
+        requires = "microvm_hooks"
+    )]
+    pub(crate) microvm_enable: Vec<MicrovmHook>,
+}
+
+/// A hook of Lambda MicroVMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MicrovmHook {
+    /// Before a snapshot: the program is ready for it. It may ask for more time.
+    Ready,
+    /// Then: it is to come to rest.
+    Suspend,
+    /// In a clone: it is on a new machine.
+    Run,
+    /// Then: it works there. It may ask for more time.
+    Validate,
+    /// In the original, or when there is no snapshot: it goes on.
+    Resume,
+    /// The agent ends.
+    Terminate,
+}
+
+impl MicrovmHook {
+    /// Its name in the path.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Suspend => "suspend",
+            Self::Run => "run",
+            Self::Validate => "validate",
+            Self::Resume => "resume",
+            Self::Terminate => "terminate",
+        }
+    }
+
+    /// Whether the program may answer that it needs more time.
+    pub(crate) const fn may_be_early(self) -> bool {
+        matches!(self, Self::Ready | Self::Validate)
+    }
 }
 
 /// What the runtime of the original does.
@@ -45,6 +100,13 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
         true => Ok(address),
         false => Err("it is no loopback address, such as 127.0.0.1".into()),
     }
+}
+
+fn loopback_url(text: &str) -> Result<SocketAddr, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .ok_or("it does not begin with http://")?;
+    loopback(rest.strip_suffix('/').unwrap_or(rest))
 }
 
 #[cfg(test)]
@@ -73,5 +135,21 @@ mod tests {
             assert!(parse(&format!("--lambda {bad}")).is_err(), "{bad}");
         }
         assert!(parse("--lambda-original return").is_err());
+        for good in ["http://127.0.0.1:9000", "http://[::1]:9000/"] {
+            parse(&format!(
+                "--microvm-hooks {good} --microvm-enable run,validate"
+            ))
+            .unwrap();
+        }
+        for bad in [
+            "http://10.0.0.1:9000",
+            "https://127.0.0.1:9000",
+            "127.0.0.1:9000",
+            "http://127.0.0.1:9000/hooks",
+            "http://127.0.0.1",
+        ] {
+            assert!(parse(&format!("--microvm-hooks {bad}")).is_err(), "{bad}");
+        }
+        assert!(parse("--microvm-hooks http://[::1]:9 --microvm-enable start").is_err());
     }
 }

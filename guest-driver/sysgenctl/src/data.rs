@@ -18,8 +18,13 @@ const LEN: u64 = 4096;
 const READS: usize = 16;
 
 pub(crate) fn data(cli: &Cli) -> Result<(), Failure> {
-    let text = settled(|| File::open(FILE).and_then(read)).map_err(Failure::Data)?;
+    let text = instance().map_err(Failure::Data)?;
     Ok(line(cli.json, &json!({ "data": text }), &text)?)
+}
+
+/// The string now.
+pub(crate) fn instance() -> io::Result<String> {
+    settled(|| File::open(FILE).and_then(read))
 }
 
 /// What two reads in a row agree on. A read in the midst of which the machine was snapshotted has the beginning of one string and the

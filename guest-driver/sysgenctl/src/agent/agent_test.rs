@@ -9,6 +9,8 @@ use std::thread;
 use clap::Parser;
 
 use super::*;
+use crate::agent::contracts::{Contract, ContractError, Turn};
+use crate::agent::cycle::Resumed;
 use crate::agent::fake::Fake;
 use crate::agent::signals::Signals;
 use crate::agent::state;
@@ -76,7 +78,8 @@ impl Scene {
             panic!("not an agent");
         };
         let (log, signals) = (Log { json: true }, Signals::block().unwrap());
-        let mut agent = Agent::new(args, log, signals, watcher, old, true);
+        let mut agent = Agent::new(args, log, signals, watcher, old, true)
+            .with_contracts(vec![Box::new(Ending(self.path("ended")))]);
         // SAFETY: the call takes nothing.
         let thread = unsafe { libc::pthread_self() };
         let (done, wait) = mpsc::channel();
@@ -93,6 +96,37 @@ impl Scene {
         });
         agent.watcher
     }
+}
+
+/// A contract that notes in a file that the agent ends.
+struct Ending(PathBuf);
+
+impl Contract for Ending {
+    fn name(&self) -> &'static str {
+        "ending"
+    }
+
+    fn before(&self, _: &Turn<'_>) -> Result<(), ContractError> {
+        Ok(())
+    }
+
+    fn after(&self, _: Resumed, _: &Turn<'_>) -> Result<(), ContractError> {
+        assert!(!self.0.exists());
+        Ok(())
+    }
+
+    fn end(&self, turn: &Turn<'_>) -> Result<(), ContractError> {
+        assert!(!turn.left().is_zero());
+        fs::write(&self.0, "").unwrap();
+        Ok(())
+    }
+}
+
+#[test]
+fn contracts_are_told_when_a_signal_ends_the_agent() {
+    let scene = Scene::new("");
+    scene.follow("", 3, Fake::new(5, 5));
+    assert!(scene.path("ended").exists());
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub(crate) enum AgentError {
     Hooks(#[from] HooksError),
     #[error("could not serve the runtime API at {0}")]
     Lambda(SocketAddr, #[source] io::Error),
+    #[error("could not make a client for the MicroVM hooks")]
+    Microvm(#[source] io::Error),
     #[error("could not take signals from a file")]
     Signals(#[source] io::Error),
     #[error("could not wait for a generation or a signal")]

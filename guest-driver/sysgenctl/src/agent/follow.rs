@@ -30,7 +30,7 @@ impl<S: Source> Agent<'_, S> {
             if let Some(signal) = self.signals.pending() {
                 let text = format!("ending on signal {signal}");
                 self.log.say("ended", [("signal", signal.into())], &text);
-                self.contracts.iter().for_each(|contract| contract.end());
+                self.end_contracts();
                 return Ok(());
             }
         }

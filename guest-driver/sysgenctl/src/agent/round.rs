@@ -77,6 +77,19 @@ impl<S: Source> Agent<'_, S> {
         round
     }
 
+    /// Tells the contracts that the agent ends.
+    pub(super) fn end_contracts(&self) {
+        for contract in self.contracts.iter().rev() {
+            let turn = Turn::within(self.old, self.args.limit);
+            if let Err(error) = contract.end(&turn) {
+                let (name, error) = (contract.name(), report(&error));
+                let text = format!("contract {name}, at the end: {error}");
+                let fields = [("contract", name.into()), ("error", error.into())];
+                self.log.say("contract-failed", fields, &text);
+            }
+        }
+    }
+
     fn hooks(&self, runner: &Runner<'_>) -> Answer {
         let stage = runner.stage;
         let found = match stage.find(self.args) {

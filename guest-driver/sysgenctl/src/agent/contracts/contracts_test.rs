@@ -43,14 +43,10 @@ impl Noting {
         match way {
             Way::Kept => Ok(()),
             Way::Fails => Err(ContractError::Failed("on purpose".into())),
-            Way::Hangs(limit) => {
-                let limit = limit.min(turn.limit);
-                let turn = Turn { limit, ..*turn };
-                turn.wait("nobody comes", |slice| {
-                    std::thread::sleep(slice);
-                    None
-                })
-            }
+            Way::Hangs(limit) => turn.at_most(limit).wait("nobody comes", |slice| {
+                std::thread::sleep(slice);
+                None
+            }),
         }
     }
 }
@@ -74,8 +70,9 @@ impl Contract for Noting {
         self.go(self.after.get(), turn)
     }
 
-    fn end(&self) {
+    fn end(&self, _: &Turn<'_>) -> Result<(), ContractError> {
         self.note("end");
+        Ok(())
     }
 }
 

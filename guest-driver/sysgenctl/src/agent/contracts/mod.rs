@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod contracts_test;
 mod lambda;
+mod microvm;
 mod uuid;
 
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use super::error::AgentError;
 use super::runner::{Cut, LOOK, Runner};
 use super::signals::Signals;
 use crate::args::AgentArgs;
+use crate::data;
 
 /// The contracts that the command line asks for, in the order in which programs go on.
 ///
@@ -31,6 +33,11 @@ pub(super) fn of(args: &AgentArgs) -> Result<Vec<Box<dyn Contract>>, AgentError>
         contracts.push(Box::new(
             served.map_err(|error| AgentError::Lambda(address, error))?,
         ));
+    }
+    let microvm = &args.contracts.microvm;
+    if let Some(address) = microvm.microvm_hooks {
+        let client = microvm::Microvm::new(address, &microvm.microvm_enable, data::instance);
+        contracts.push(Box::new(client.map_err(AgentError::Microvm)?));
     }
     Ok(contracts)
 }
@@ -59,14 +66,19 @@ pub(super) trait Contract {
     fn after(&self, outcome: Resumed, turn: &Turn<'_>) -> Result<(), ContractError>;
 
     /// The agent ends by a signal.
-    fn end(&self) {}
+    ///
+    /// # Errors
+    /// Nobody can do anything about it any more.
+    fn end(&self, turn: &Turn<'_>) -> Result<(), ContractError> {
+        let _ = turn;
+        Ok(())
+    }
 }
 
 /// What a contract's turn may take.
 #[derive(Clone, Copy)]
 pub(super) struct Turn<'a> {
     /// The counter now.
-    #[allow(dead_code, reason = "not every set of contracts wants it")]
     pub(super) new: u32,
     /// How long this turn may take.
     pub(super) limit: Duration,
@@ -115,16 +127,21 @@ impl<'a> Turn<'a> {
         })
     }
 
-    /// A turn that nothing ends but its limit.
-    #[cfg(test)]
-    pub(super) fn within(limit: Duration) -> Self {
+    /// A turn in the generation `new` that nothing ends but its limit.
+    pub(super) fn within(new: u32, limit: Duration) -> Self {
         Self {
-            new: 5,
+            new,
             limit,
             start: Instant::now(),
             signals: None,
             cut: &|| None,
         }
+    }
+
+    /// The same with less time.
+    pub(super) fn at_most(&self, limit: Duration) -> Self {
+        let limit = self.limit.min(limit);
+        Self { limit, ..*self }
     }
 
     /// What is left of the limit.

@@ -41,13 +41,13 @@ impl Scene {
 
     fn before(&self, limit: Duration) -> Result<(), String> {
         self.lambda
-            .before(&Turn::within(limit))
+            .before(&Turn::within(5, limit))
             .map_err(|error| error.to_string())
     }
 
     fn after(&self, outcome: Resumed, limit: Duration) -> Result<(), String> {
         self.lambda
-            .after(outcome, &Turn::within(limit))
+            .after(outcome, &Turn::within(5, limit))
             .map_err(|error| error.to_string())
     }
 
