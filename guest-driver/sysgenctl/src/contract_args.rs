@@ -2,6 +2,7 @@
 //! asked for.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -13,6 +14,10 @@ pub(crate) struct ContractArgs {
     pub(crate) lambda: LambdaArgs,
     #[command(flatten)]
     pub(crate) microvm: MicrovmArgs,
+    /// Mount a file there of which a read waits until the machine is forked, and returns as JSON which one this is; such as
+    /// /run/vmgenie/forkpoint. Anybody may read it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) forkpoint_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,8 @@ pub(crate) enum AgentError {
     Lambda(SocketAddr, #[source] io::Error),
     #[error("could not make a client for the MicroVM hooks")]
     Microvm(#[source] io::Error),
+    #[error("could not mount {0}, which takes root's rights and FUSE")]
+    ForkpointFile(PathBuf, #[source] io::Error),
     #[error("could not take signals from a file")]
     Signals(#[source] io::Error),
     #[error("could not wait for a generation or a signal")]

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod contracts_test;
+mod forkpoint_file;
 mod lambda;
 mod microvm;
 mod uuid;
@@ -27,6 +28,11 @@ use crate::data;
 /// When one cannot be kept at all.
 pub(super) fn of(args: &AgentArgs) -> Result<Vec<Box<dyn Contract>>, AgentError> {
     let mut contracts: Vec<Box<dyn Contract>> = Vec::new();
+    if let Some(path) = &args.contracts.forkpoint_file {
+        let mounted = forkpoint_file::ForkpointFile::mount(path);
+        let failed = |error| AgentError::ForkpointFile(path.clone(), error);
+        contracts.push(Box::new(mounted.map_err(failed)?));
+    }
     let lambda = &args.contracts.lambda;
     if let Some(address) = lambda.lambda {
         let served = lambda::Lambda::start(address, lambda, &args.run);
