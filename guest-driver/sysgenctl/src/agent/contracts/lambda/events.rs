@@ -9,7 +9,7 @@ use hyper::{Request, StatusCode};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::super::uuid;
-use super::server::{BODY_TIMEOUT, Response, accepted, body, empty, refusal};
+use super::exchange::{BODY_TIMEOUT, Response, accepted, body, empty, refusal};
 use super::state::{Answer, Event, Shared};
 
 /// How long an event or its answer may be, in bytes: as with Lambda.

@@ -3,6 +3,7 @@
 //! event says that it has adapted.
 
 mod events;
+mod exchange;
 mod fault;
 #[cfg(test)]
 mod lambda_test;
