@@ -10,7 +10,7 @@ pub(crate) const BUILD_DIR: &str = "/mnt/build";
 /// A kernel whose build tree is complete enough for modules.
 #[derive(Debug, Clone)]
 pub(crate) struct Target<'a> {
-    /// The kernel's name in the guest directory.
+    /// The kernel's name, for people and the cache.
     pub(crate) name: &'a str,
     /// The kernel's source.
     pub(crate) source: &'a Path,

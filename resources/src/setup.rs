@@ -102,12 +102,11 @@ fn ours(
     let extras = match small {
         Some(small) => {
             let faults = Sources::of_workspace(FAULTS)?;
-            let targets = [prepared, small.target()];
-            let modules = targets.map(|target| {
-                Ok((
-                    target.name,
-                    driver(cache, root, &faults, &target, progress)?,
-                ))
+            // By the names of the guests: the small one has one name, with whichever kernel.
+            let targets = [("debian", prepared), ("small", small.target())];
+            let modules = targets.map(|(guest, target)| {
+                let modules = driver(cache, root, &faults, &target, progress)?;
+                Ok((guest, modules))
             });
             let modules: Result<Vec<_>> = modules.into_iter().collect();
             Some(extras::extras(cache, root, &modules?, progress)?)
