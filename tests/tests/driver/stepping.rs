@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vm_agent::patience::Patience;
 use vmgenie_api::wire::GenerationChoice;
+use vmgenie_tests::guest::is_debug_kernel;
 use vmgenie_tests::snapshot::Snapshot;
 use vmgenie_tests::{Guest, Vm};
 
@@ -60,12 +61,16 @@ fn busy(guest: Guest) -> Vm {
 }
 
 fn no_step_is_the_user_s(guest: Guest) {
+    // A kernel that looks at each access to memory takes hours for all of them, one by one.
+    let to_the_end = !(guest == Guest::Small && is_debug_kernel());
+    let limit = if to_the_end { 20_000_000 } else { 1 << 16 };
     let mut vm = busy(guest);
     let (snapshot, _) = fork(&mut vm);
     drop(vm);
-    let steps = step(&snapshot, 20_000_000, LIMIT).expect("the steps are told");
+    let steps = step(&snapshot, limit, LIMIT).expect("the steps are told");
     println!("{guest:?}: {steps:?}");
-    assert!(steps.reseeded && steps.users == 0, "{steps:?}");
+    assert!(steps.users == 0, "{steps:?}");
+    assert_eq!(steps.reseeded, to_the_end, "{steps:?}");
     // It was stepped at all.
     assert!(steps.all > 1000, "{steps:?}");
 }
