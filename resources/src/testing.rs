@@ -1,26 +1,25 @@
 //! `cargo xtask test`: every check there is, in order, with one summary at the end.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use vm_agent::{Report, TestPlan, TestReport, Work};
 
 use crate::build::{self, Profile, TESTS_PACKAGE, Wanted};
+use crate::counted::counted;
 use crate::detect::{self, Kvm};
 use crate::driver_patch;
 use crate::host::{self, Lane, Request};
 use crate::lanes::run_in_lanes;
-use crate::lifetime;
+use crate::languages;
 use crate::package;
 use crate::progress::Progress;
 use crate::setup::{self, Guests, Resources};
 use crate::small::Flavor;
-use crate::summary::{Count, Line, count, libtest_result, summary};
+use crate::summary::{Line, count, libtest_result, summary};
 
 /// How often a test is tried in the emulated host if its guest ends in a triple fault or falls silent. With two
 /// processors the emulator at times finds none of a guest's kernel pages right after a `vmrun`: its log has the page
@@ -221,7 +220,7 @@ fn unit_part() -> Vec<Line> {
         .map(|(name, args)| {
             println!("=== {name}");
             let begun = Instant::now();
-            let result = step(&mut build::cargo(args));
+            let result = counted(&mut build::cargo(args), libtest_result);
             if let Err(error) = &result {
                 eprintln!("error: {error:#}");
             }
@@ -233,28 +232,8 @@ fn unit_part() -> Vec<Line> {
                 count,
             }
         })
+        .chain([languages::part()])
         .collect()
-}
-
-/// Runs a command, shows its output, and counts the tests in it. Whether it succeeded, and how
-/// many tests there were, if any.
-fn step(command: &mut Command) -> Result<(bool, Option<Count>)> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = lifetime::bind(command)
-        .spawn()
-        .context("could not run cargo")?;
-    let output = child.stdout.take().context("cargo has no output")?;
-    let mut count: Option<Count> = None;
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("could not read what cargo says")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        if let Some(more) = libtest_result(&line) {
-            count = Some(count.unwrap_or_default().plus(more));
-        }
-    }
-    let status = child.wait().context("could not wait for cargo")?;
-    Ok((status.success(), count))
 }
 
 /// Makes the guest driver's patch series, applies it, and builds it in the kernel's tree: its line, and what there is to say.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 
@@ -24,6 +25,18 @@ const TOOLS: &[(&str, &str)] = &[
     ("/usr/include/stdlib.h", "libc6-dev"),
 ];
 
+/// What the tests of the packages for other languages need.
+const LANGUAGE_TOOLS: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/numpy", "python3-numpy"),
+    ("/usr/bin/cc", "gcc"),
+    ("/usr/bin/c++", "g++"),
+    ("/usr/include/stdlib.h", "libc6-dev"),
+];
+
+/// One at a time: the setup goes on beside the unit tests.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
 /// What a user who is not root needs besides, for the toolchain root.
 const USER_TOOLS: &[(&str, &str)] = &[("/usr/bin/newuidmap", "uidmap")];
 
@@ -33,7 +46,22 @@ pub(crate) fn install(cache: &Cache, progress: &Progress) -> Result<()> {
     if !is_root() {
         wanted.extend(USER_TOOLS);
     }
-    let missing = missing(&wanted, |path| Path::new(path).exists());
+    install_missing("host-tools", &wanted, cache, progress)
+}
+
+/// Makes sure that Python, C and C++ are there, for [`crate::languages`].
+pub(crate) fn install_languages(cache: &Cache, progress: &Progress) -> Result<()> {
+    install_missing("language-tools", LANGUAGE_TOOLS, cache, progress)
+}
+
+fn install_missing(
+    log: &str,
+    wanted: &[(&str, &'static str)],
+    cache: &Cache,
+    progress: &Progress,
+) -> Result<()> {
+    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let missing = missing(wanted, |path| Path::new(path).exists());
     if missing.is_empty() {
         return Ok(());
     }
@@ -47,8 +75,8 @@ pub(crate) fn install(cache: &Cache, progress: &Progress) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("there is no apt-get here to install {packages} with");
     }
-    let step = progress.step(&format!("host tools ({packages})"));
-    let log = cache.log("host-tools")?;
+    let step = progress.step(&format!("packages ({packages})"));
+    let log = cache.log(log)?;
     let apt = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive");
