@@ -19,10 +19,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmgenie_acpi::GpeNotify;
 
 use crate::random::{self, RandomError};
-use crate::{DeviceState, Persist};
+use crate::{DeviceState, Persist, bounded};
 
 /// Length of a generation ID in bytes.
 pub const ID_LEN: usize = 16;
+/// So many of the generations before the present one are known by their IDs.
+pub const MAX_ANCESTORS: usize = 32;
 /// The general-purpose event that is raised after a change.
 pub const GPE: u8 = 5;
 /// Path of the device in the guest's namespace.
@@ -138,10 +140,46 @@ pub struct VmGenIdState {
     pub changed_at_secs: u64,
     /// ... and the nanoseconds after that, less than 10^9.
     pub changed_at_nanos: u32,
+    /// The IDs that came before, the oldest first: of this guest, and of those whose clone it is. The last
+    /// [`MAX_ANCESTORS`] of them. Nothing but what is shown depends on them.
+    #[serde(deserialize_with = "bounded::at_most::<_, _, MAX_ANCESTORS>")]
+    pub ancestors: Vec<[u8; ID_LEN]>,
 }
 
 impl DeviceState for VmGenIdState {
+    const VERSION: u16 = 2;
+}
+
+/// Version 1 of the state: of a device that did not know the IDs before its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmGenIdStateV1 {
+    /// As in [`VmGenIdState`], as all of them.
+    pub gpa: u64,
+    /// The ID.
+    pub id: [u8; ID_LEN],
+    /// How many times it has changed.
+    pub changes: u64,
+    /// When it did so last, whole seconds ...
+    pub changed_at_secs: u64,
+    /// ... and nanoseconds.
+    pub changed_at_nanos: u32,
+}
+
+impl DeviceState for VmGenIdStateV1 {
     const VERSION: u16 = 1;
+}
+
+impl From<VmGenIdStateV1> for VmGenIdState {
+    fn from(old: VmGenIdStateV1) -> Self {
+        Self {
+            gpa: old.gpa,
+            id: old.id,
+            changes: old.changes,
+            changed_at_secs: old.changed_at_secs,
+            changed_at_nanos: old.changed_at_nanos,
+            ancestors: Vec::new(),
+        }
+    }
 }
 
 /// The VMGENID device.
@@ -151,6 +189,7 @@ pub struct VmGenId {
     id: GenerationId,
     changes: u64,
     changed_at: Duration,
+    ancestors: Vec<GenerationId>,
 }
 
 impl VmGenId {
@@ -180,6 +219,7 @@ impl VmGenId {
             id,
             changes: 0,
             changed_at: now(),
+            ancestors: Vec::new(),
         };
         device.write_to(memory)?;
         Ok(device)
@@ -199,6 +239,12 @@ impl VmGenId {
             // Too many nanoseconds, in a hostile file, must not carry over the end of the seconds.
             changed_at: Duration::from_secs(state.changed_at_secs)
                 .saturating_add(Duration::from_nanos(state.changed_at_nanos.into())),
+            ancestors: state
+                .ancestors
+                .iter()
+                .copied()
+                .map(GenerationId::from_bytes)
+                .collect(),
         };
         Ok(device)
     }
@@ -216,11 +262,14 @@ impl VmGenId {
     where
         M: Bytes<GuestAddress, E = GuestMemoryError> + ?Sized,
     {
+        let forgotten = (self.ancestors.len() + 1).saturating_sub(MAX_ANCESTORS);
+        let known = self.ancestors.iter().skip(forgotten).copied();
         let next = Self {
             gpa: self.gpa,
             id: GenerationId::random()?,
             changes: self.changes.saturating_add(1),
             changed_at: now(),
+            ancestors: known.chain([self.id]).collect(),
         };
         next.write_to(memory)?;
         *self = next;
@@ -262,6 +311,11 @@ impl VmGenId {
     pub fn changed_at(&self) -> Duration {
         self.changed_at
     }
+
+    /// The IDs that came before, the oldest first: the last [`MAX_ANCESTORS`] of them at most. A hostile snapshot may hold any.
+    pub fn ancestors(&self) -> &[GenerationId] {
+        &self.ancestors
+    }
 }
 
 impl Persist for VmGenId {
@@ -274,6 +328,7 @@ impl Persist for VmGenId {
             changes: self.changes,
             changed_at_secs: self.changed_at.as_secs(),
             changed_at_nanos: self.changed_at.subsec_nanos(),
+            ancestors: self.ancestors.iter().map(|id| id.to_bytes()).collect(),
         }
     }
 }

@@ -42,6 +42,23 @@ fn a_thousand_generations_have_a_thousand_ids() {
 }
 
 #[test]
+fn a_generation_knows_the_last_of_those_before_it() {
+    let memory = memory();
+    let mut device = VmGenId::new(&memory, GPA).unwrap();
+    assert_eq!(device.ancestors(), []);
+    let mut ids = vec![device.id()];
+    for _ in 0..MAX_ANCESTORS + 5 {
+        ids.push(device.regenerate(&memory).unwrap());
+        let (id, before) = ids.split_last().unwrap();
+        let last = before.len().saturating_sub(MAX_ANCESTORS);
+        assert_eq!((device.id(), device.ancestors()), (*id, &before[last..]));
+    }
+    // As a clone of a clone has them, which other processes were.
+    let clone = VmGenId::from_state(&device.save()).unwrap();
+    assert_eq!(clone.ancestors(), device.ancestors());
+}
+
+#[test]
 fn the_time_of_a_change_is_the_hosts() {
     let before = now();
     let memory = memory();
@@ -118,10 +135,12 @@ proptest! {
         gpa in any::<u64>(), id in any::<[u8; ID_LEN]>(), changes in any::<u64>(),
         changed_at_secs in prop_oneof![any::<u64>(), Just(u64::MAX)],
         changed_at_nanos in prop_oneof![any::<u32>(), Just(u32::MAX)],
+        ancestors in prop::collection::vec(any::<[u8; ID_LEN]>(), 0..=MAX_ANCESTORS),
     ) {
         let gpas = [gpa, gpa & !0xfff];
         for gpa in gpas {
-            let state = VmGenIdState { gpa, id, changes, changed_at_secs, changed_at_nanos };
+            let ancestors = ancestors.clone();
+            let state = VmGenIdState { gpa, id, changes, changed_at_secs, changed_at_nanos, ancestors };
             if let Ok(mut device) = VmGenId::from_state(&state) {
                 prop_assert_eq!(device.id().to_bytes(), id);
                 let _ = device.regenerate(&memory());
@@ -151,6 +170,7 @@ fn the_guest_reads_both_halves_of_the_address_from_addr() {
         changes: 0,
         changed_at_secs: 0,
         changed_at_nanos: 0,
+        ancestors: Vec::new(),
     };
     let mut aml = Vec::new();
     VmGenId::from_state(&state).unwrap().to_aml_bytes(&mut aml);

@@ -14,14 +14,15 @@ use vmgenie_devices::virtio::vsock::{Vsock, VsockState};
 use vmgenie_devices::virtio::{
     QueueRegisters, Transport, TransportState, VirtioDevice, VirtioMmio,
 };
-use vmgenie_devices::{Persist, Restore, VmClock, VmGenId};
+use vmgenie_devices::vmgenid::VmGenIdState;
+use vmgenie_devices::{Persist, Restore, VmClock};
 use vmgenie_machine::SavedMachine;
 use vmgenie_machine::config::{
     Cid, DeviceId, DriveConfig, InterfaceName, NetConfig, VsockConfig, VsockPeers,
 };
 use vmgenie_machine::layout;
 use vmgenie_machine::memory::GuestMemory;
-use vmgenie_machine::state::{MachineState, SysGenPart};
+use vmgenie_machine::state::{MachineState, SysGenPart, VmGenIdPart};
 use vmgenie_machine::virtio::drive_files::DriveFileState;
 use vmgenie_machine::virtio::kinds::{DevicesConfig, EntropyConfig};
 use vmgenie_machine::virtio::kinds::{DevicesPart, SavedDevices};
@@ -155,7 +156,15 @@ fn records() -> Vec<Record> {
         memory_mib: MEMORY_MIB,
         smt: false,
     };
-    let vmgenid = VmGenId::new(&memory, layout::generation_id(bytes).0).expect("an ID");
+    // The same each time, as hardly a part with IDs and times is.
+    let vmgenid = VmGenIdState {
+        gpa: layout::generation_id(bytes).0,
+        id: [7; 16],
+        changes: 2,
+        changed_at_secs: 1_700_000_000,
+        changed_at_nanos: 5,
+        ancestors: vec![[5; 16], [6; 16]],
+    };
     let sysgen = SysGen::new(&memory, layout::generation_counter(bytes).0, 0).expect("a counter");
     let vmclock = VmClock::new(&memory, layout::vmclock(bytes).0).expect("a clock");
     let mut records = vec![
@@ -170,7 +179,10 @@ fn records() -> Vec<Record> {
         once("platform", &platform()),
         once("pm", &PowerManagementState::default()),
         once("com1", &SerialPort::new(Nowhere, Vec::new()).save()),
-        once("vmgenid", &vmgenid.save()),
+        Record {
+            version: VmGenIdPart::VERSION,
+            ..once("vmgenid", &vmgenid)
+        },
         Record {
             version: SysGenPart::VERSION,
             ..once("sgen", &sysgen.save())

@@ -1,5 +1,6 @@
 //! Clones of clones, and snapshots that are written over while clones run from them.
 
+use vmgenie_api::wire::GenerationChoice;
 use vmgenie_tests::process::open_files;
 use vmgenie_tests::tiny::{self, Memory, echo};
 use vmgenie_tests::{Snapshot, Vm};
@@ -20,6 +21,39 @@ fn a_clone_of_a_clone_of_a_clone_has_what_each_of_them_wrote() {
     original.client.resume().unwrap();
     echo(&mut original, "alone");
     assert_eq!(Memory::of(&original.snapshot()).kept(), "one-alone");
+}
+
+#[test]
+fn a_generation_knows_those_that_came_before_it() {
+    let mut original = tiny::boot("echo");
+    let of = |vm: &mut Vm| {
+        let generation = tiny::generation(vm);
+        (generation.id, generation.ancestors)
+    };
+    let (first, before) = of(&mut original);
+    assert_eq!(before, [""; 0]);
+    let snapshot = original.snapshot();
+    original.kill();
+    // Its original is gone, and the snapshot was copied and may lie anywhere.
+    let copied = Snapshot::new();
+    for (from, to) in [
+        (snapshot.state(), copied.state()),
+        (snapshot.memory(), copied.memory()),
+    ] {
+        std::fs::copy(from, to).unwrap();
+    }
+    let mut clone = Vm::restore(&copied);
+    let (second, before) = of(&mut clone);
+    assert_eq!(before, std::slice::from_ref(&first));
+    // The same machine in another generation, and one that keeps it.
+    clone.client.new_generation().unwrap();
+    let (third, before) = of(&mut clone);
+    assert_eq!(before, [first.clone(), second.clone()]);
+    let snapshot = clone.snapshot();
+    let mut kept = Vm::restore_as(&snapshot, GenerationChoice::Keep);
+    assert_eq!(of(&mut kept), (third.clone(), before));
+    let mut grandchild = Vm::restore(&snapshot);
+    assert_eq!(of(&mut grandchild).1, [first, second, third]);
 }
 
 #[test]

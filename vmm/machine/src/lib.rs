@@ -382,6 +382,7 @@ impl Machine {
         let sysgen = self.devices.generation.sysgen();
         Ok(Generation {
             id: vmgenid.id(),
+            ancestors: vmgenid.ancestors().to_vec(),
             changes: vmgenid.changes(),
             since: vmgenid.changed_at(),
             counter: sysgen.counter(self.memory.map())?,

@@ -151,10 +151,12 @@ pub enum RestoreAs {
 }
 
 /// A generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
     /// The generation ID.
     pub id: GenerationId,
+    /// Those that came before it, the oldest first; not all of a long line.
+    pub ancestors: Vec<GenerationId>,
     /// How many times the ID has changed since the machine was first booted (through snapshots and clones).
     pub changes: u64,
     /// When the ID last changed, since the Unix epoch.

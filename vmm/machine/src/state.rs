@@ -12,7 +12,7 @@ use vmgenie_devices::pm::PowerManagementState;
 use vmgenie_devices::serial::SerialPortState;
 use vmgenie_devices::sgen::{SysGenState, SysGenStateV1, SysGenStateV2};
 use vmgenie_devices::vmclock::VmClockState;
-use vmgenie_devices::vmgenid::VmGenIdState;
+use vmgenie_devices::vmgenid::{VmGenIdState, VmGenIdStateV1};
 
 use vmgenie_snapshot::Part;
 
@@ -127,7 +127,13 @@ device_part!(
     "PM1, GPE0 and the PM timer."
 );
 device_part!(SerialPart, SerialPortState, "com1", "The serial port.");
-device_part!(VmGenIdPart, VmGenIdState, "vmgenid", "The generation ID.");
+device_part!(
+    VmGenIdPart,
+    VmGenIdState,
+    "vmgenid",
+    "The generation ID, and those before it.",
+    older 1: VmGenIdStateV1
+);
 device_part!(
     SysGenPart,
     SysGenState,
@@ -168,7 +174,7 @@ mod tests {
         const VERSION: u16 = 1;
     }
 
-    fn read_sysgen(part: &impl Part) -> Result<SysGenPart, vmgenie_snapshot::StateError> {
+    fn read_as<T: Part>(part: &impl Part) -> Result<T, StateError> {
         let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
         writer.part(part).unwrap();
         StateReader::from_bytes(writer.finish().unwrap())
@@ -187,10 +193,15 @@ mod tests {
             reseeded: true,
         };
         // The vector's length is a byte too many.
-        assert!(read_sysgen(&OldSysGen(old.clone(), vec![])).is_err());
-        let read = read_sysgen(&OldSysGenPart(old.clone())).unwrap().0;
+        assert!(read_as::<SysGenPart>(&OldSysGen(old.clone(), vec![])).is_err());
+        let read = read_as::<SysGenPart>(&OldSysGenPart(old.clone()))
+            .unwrap()
+            .0;
         assert_eq!(read, old.clone().into());
-        assert_eq!(read_sysgen(&SysGenPart(read.clone())).unwrap().0, read);
+        assert_eq!(
+            read_as::<SysGenPart>(&SysGenPart(read.clone())).unwrap().0,
+            read
+        );
     }
 
     /// The part as it was written before SGEN had fork points.
@@ -218,10 +229,54 @@ mod tests {
             ..LaterRegisters::default()
         };
         let old = SysGenStateV2 { first, later };
-        let read = read_sysgen(&SecondSysGenPart(old.clone())).unwrap().0;
+        let read = read_as::<SysGenPart>(&SecondSysGenPart(old.clone()))
+            .unwrap()
+            .0;
         assert_eq!(read, old.clone().into());
         assert_eq!((read.base, read.later), (7, old.later));
         assert_eq!(read.fork, ForkState::default());
+    }
+
+    /// The part as it was written before it knew earlier IDs, and as a hostile one may be.
+    #[derive(Serialize, Deserialize)]
+    struct AnyVmGenId<const VERSION: u16>(VmGenIdStateV1, Vec<[u8; 16]>);
+
+    impl<const VERSION: u16> Part for AnyVmGenId<VERSION> {
+        const TAG: &'static str = VmGenIdPart::TAG;
+        const VERSION: u16 = VERSION;
+    }
+
+    /// The same without a list.
+    #[derive(Serialize, Deserialize)]
+    struct OldVmGenId(VmGenIdStateV1);
+
+    impl Part for OldVmGenId {
+        const TAG: &'static str = VmGenIdPart::TAG;
+        const VERSION: u16 = 1;
+    }
+
+    #[test]
+    fn a_state_file_without_earlier_ids_is_read_and_one_with_too_many_is_refused() {
+        use vmgenie_devices::vmgenid::MAX_ANCESTORS;
+        let first = VmGenIdStateV1 {
+            gpa: 0x9_f000,
+            id: [1; 16],
+            changes: 3,
+            changed_at_secs: 4,
+            changed_at_nanos: 5,
+        };
+        let ids = |count: usize| (0..count).map(|n| [n as u8; 16]).collect::<Vec<_>>();
+        let old = read_as::<VmGenIdPart>(&OldVmGenId(first.clone()))
+            .unwrap()
+            .0;
+        assert_eq!(old, first.clone().into());
+        assert_eq!((old.changes, old.ancestors.len()), (3, 0));
+        // Version 1 has no list.
+        assert!(read_as::<VmGenIdPart>(&AnyVmGenId::<1>(first.clone(), ids(0))).is_err());
+        let most =
+            read_as::<VmGenIdPart>(&AnyVmGenId::<2>(first.clone(), ids(MAX_ANCESTORS))).unwrap();
+        assert_eq!(most.0.ancestors, ids(MAX_ANCESTORS));
+        assert!(read_as::<VmGenIdPart>(&AnyVmGenId::<2>(first, ids(MAX_ANCESTORS + 1))).is_err());
     }
 
     /// Encodes as a state whose string has not been checked.
@@ -231,14 +286,6 @@ mod tests {
     impl Part for Forged {
         const TAG: &'static str = FwCfgPart::TAG;
         const VERSION: u16 = FwCfgPart::VERSION;
-    }
-
-    fn read<P: Part>(part: &P) -> Result<FwCfgPart, vmgenie_snapshot::StateError> {
-        let mut writer = StateWriter::new(SnapshotId::generate().unwrap(), 32 << 20);
-        writer.part(part).unwrap();
-        StateReader::from_bytes(writer.finish().unwrap())
-            .unwrap()
-            .take()
     }
 
     /// Encodes as a vCPU's state up to a list that has so many entries, of one byte each, which take 40 bytes in memory.
@@ -302,10 +349,13 @@ mod tests {
     fn a_state_file_gives_back_the_instance_data_and_no_string_that_is_none() {
         use vmgenie_devices::Persist;
         let device = FwCfg::new(InstanceData::new("web-1").unwrap());
-        assert_eq!(read(&FwCfgPart(device.save())).unwrap().0, device.save());
-        assert!(read(&Forged(0, 0, "x".repeat(FILE_LEN))).is_ok());
+        assert_eq!(
+            read_as::<FwCfgPart>(&FwCfgPart(device.save())).unwrap().0,
+            device.save()
+        );
+        assert!(read_as::<FwCfgPart>(&Forged(0, 0, "x".repeat(FILE_LEN))).is_ok());
         for wrong in ["x".repeat(FILE_LEN + 1), "a\0b".to_owned()] {
-            assert!(read(&Forged(0, 0, wrong)).is_err());
+            assert!(read_as::<FwCfgPart>(&Forged(0, 0, wrong)).is_err());
         }
     }
 }

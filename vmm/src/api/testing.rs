@@ -115,6 +115,7 @@ pub(crate) fn generation(changes: u64) -> Generation {
     let id = std::array::from_fn(|index| u8::try_from(index).unwrap() * 0x11);
     Generation {
         id: GenerationId::from_bytes(id),
+        ancestors: vec![GenerationId::from_bytes([0x11; 16])],
         changes,
         since: Duration::from_millis(1_700_000_000_123),
         counter: 7,

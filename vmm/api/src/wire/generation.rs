@@ -28,6 +28,10 @@ pub struct GenerationInfo {
     pub since: String,
     /// The same in milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
+    /// The IDs that came before, as GUID text, the oldest first: of this machine, and of those whose clone it is. The last
+    /// 32 of them; `changes` tells how many there were. What a snapshot says of them is not checked.
+    #[serde(default)]
+    pub ancestors: Vec<String>,
     /// The generation counter as it stands in guest memory: the host and the guest's driver move it.
     pub counter: u32,
     /// What the guest's driver has told of this generation.

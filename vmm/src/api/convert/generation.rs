@@ -19,6 +19,7 @@ impl Convert<GenerationInfo> for Generation {
             changes: generation.changes,
             since: rfc3339(generation.since),
             since_unix_ms: u64::try_from(generation.since.as_millis()).unwrap_or(u64::MAX),
+            ancestors: generation.ancestors.iter().map(|id| id.to_guid()).collect(),
             counter: generation.counter,
             driver: generation.driver.convert(),
         }

@@ -312,6 +312,7 @@ fn the_generation_is_shown_and_begun_anew() {
             "changes": changes,
             "since": "2023-11-14T22:13:20.123Z",
             "since_unix_ms": 1_700_000_000_123_u64,
+            "ancestors": ["11111111-1111-1111-1111-111111111111"],
         "counter": 7,
         "driver": {"present": false, "version": 0, "reached": false, "reseeded": false, "outdated_watchers": 0, "required_watchers": 0, "ready_agents": 0, "expected_agents": 0, "adapted": false},
         })
