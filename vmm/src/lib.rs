@@ -9,6 +9,7 @@ pub mod controller;
 pub mod fatal;
 pub mod kinds;
 mod line_file;
+pub mod lineage;
 pub mod logging;
 pub mod metrics;
 pub mod process;

@@ -1,5 +1,6 @@
 //! `vmgenie ps` and `vmgenie stop`.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use crate::{stderr, stdout, vmgenie};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Machines that only this test lists.
-struct Place(Snapshot);
+pub(crate) struct Place(Snapshot);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Snapshot::new())
     }
 
@@ -31,26 +32,37 @@ impl Place {
         vm
     }
 
-    fn tiny(&self, id: &str) -> Vm {
+    pub(crate) fn tiny(&self, id: &str) -> Vm {
         let kernel = Guest::Tiny.kernel();
         let kernel = kernel.to_str().unwrap();
         let arguments = ["run", "--kernel", kernel, "--memory=32M", "--id", id];
         self.start(&arguments, "ready\n")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A VMM that has no machine yet.
+    pub(crate) fn empty(&self, id: &str) -> Vm {
+        let arguments = ["api".to_owned(), format!("--id={id}")];
+        Vm::spawn(&arguments, &[("XDG_RUNTIME_DIR", self.runtime_dir())])
+    }
+
+    /// Where they are listed.
+    pub(crate) fn dir(&self) -> &Path {
+        self.0.dir()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = vmgenie(arguments);
         command.env("XDG_RUNTIME_DIR", self.runtime_dir());
         command
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = self.command(arguments).arg("--json").output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn fail(&self, arguments: &[&str], part: &str) {
+    pub(crate) fn fail(&self, arguments: &[&str], part: &str) {
         let output = self.command(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(stderr(&output).contains(part), "{output:?}");

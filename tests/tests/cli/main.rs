@@ -25,6 +25,7 @@ mod names;
 mod restores;
 mod templates;
 mod terminal;
+mod tree;
 mod truncated;
 mod trust;
 

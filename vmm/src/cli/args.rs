@@ -18,6 +18,7 @@ use super::help::{
 pub use super::reboot::OnReboot;
 pub use super::restored_args::{ChangedDrives, Clock, Generation, OverrideArgs};
 use super::self_snapshot::parse_self_snapshot;
+pub use super::tree::TreeArgs;
 use super::units::{parse_id, parse_memory_mib, parse_vcpus, parse_wait};
 use crate::kinds::DeviceFlags;
 
@@ -115,6 +116,8 @@ pub enum Command {
     /// List the machines that this user runs on this host.
     #[command(after_help = PS_HELP)]
     Ps,
+    /// Show where the machines that this user runs on this host come from, and how far they have come.
+    Tree(TreeArgs),
     /// Have this terminal be the console of a machine that runs elsewhere.
     Console(ConsoleArgs),
     /// End a machine.

@@ -29,6 +29,7 @@ Examples:
   vmgenie clone snapshot -n 3
   vmgenie fork vm.sock -n 3
   vmgenie console clone-1
+  vmgenie tree
   vmgenie generation vm.sock --json
   vmgenie --api-sock fc.sock --help    (Firecracker's own command line, for programs written for it)";
 
@@ -84,6 +85,20 @@ Each machine has a file in $XDG_RUNTIME_DIR/vmgenie, or /run/vmgenie.
 Examples:
   vmgenie ps
   vmgenie ps --json";
+
+pub(super) const TREE_HELP: &str = "\
+A machine stands below the generation that it came from: that of its original, or of a clone if it
+is a clone's. (ended) stands for a generation that no machine is in any more. A = before a name says
+that the machine has kept the generation of the one above it: to their guests both are the same.
+GENERATION is the beginning of the generation's ID, SINCE when it began. The times are those of
+the guest, from its restore on. Machines without an API, or without an answer within a second, are
+shown as such.
+
+Examples:
+  vmgenie tree
+  vmgenie tree --json
+  vmgenie tree --html machines.html
+  watch vmgenie tree";
 
 pub(super) const STOP_HELP: &str = "\
 Examples:

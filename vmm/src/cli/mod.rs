@@ -25,6 +25,7 @@ mod requests;
 mod restored_args;
 mod self_snapshot;
 mod templates;
+mod tree;
 mod units;
 mod vmm;
 
@@ -101,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             None => vmm::restore(args),
         },
         Command::Ps => machines::ps(json),
+        Command::Tree(args) => tree::tree(&args, json),
         Command::Console(args) => console::console(&args),
         Command::Stop(args) => machines::stop(&args, json),
         Command::Clone(args) => clone::clone(&args, json),

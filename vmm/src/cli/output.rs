@@ -69,8 +69,14 @@ pub(super) fn pairs(rows: Vec<(&str, String)>) -> String {
 }
 
 fn trimmed(table: &Table) -> String {
-    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
-    lines.join("\n")
+    // What stands before the first column, and no space of its own: a tree's branches have some.
+    let line = |line: String| {
+        line.strip_prefix(' ')
+            .unwrap_or(&line)
+            .trim_end()
+            .to_owned()
+    };
+    table.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
