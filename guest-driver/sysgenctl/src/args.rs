@@ -92,14 +92,16 @@ nothing was missed: by its state file, or because no generation has begun since 
 
 The contracts are for programs that have hooks of another kind already. None is kept unless it is asked
 for. They come before quiesce.d, the last one first, and after adapt.d/service or resume.d, the first one
-first. One that fails or hangs is as a hook that does, and has the same --limit.
+first. One that fails or hangs is as a hook that does, and has the same --limit. --system-sleep and then
+--fsfreeze-hooks are the last before a snapshot, and the first after it: in a clone before adapt.d/identity.
 
 Examples:
   sysgenctl agent
   sysgenctl agent --hooks ./hooks --limit 10s --require-success --json
   sysgenctl agent --freeze required --keep system.slice/watchdog.service
   sysgenctl agent --require-success --lambda 127.0.0.1:9001
-  sysgenctl agent --microvm-hooks http://127.0.0.1:9000 --microvm-enable ready,suspend,run,resume";
+  sysgenctl agent --microvm-hooks http://127.0.0.1:9000 --microvm-enable ready,suspend,run,resume
+  sysgenctl agent --fsfreeze-hooks /etc/qemu/fsfreeze-hook.d --system-sleep /etc/systemd/system-sleep";
 
 const THAW_HELP: &str = "\
 An agent that was killed cannot thaw what it has frozen; its unit does so by ExecStopPost=. What somebody

@@ -18,6 +18,8 @@ pub(crate) struct ContractArgs {
     /// /run/vmgenie/forkpoint. Anybody may read it.
     #[arg(long, value_name = "FILE")]
     pub(crate) forkpoint_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) directories: DirectoryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +87,18 @@ impl MicrovmHook {
     pub(crate) const fn may_be_early(self) -> bool {
         matches!(self, Self::Ready | Self::Validate)
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DirectoryArgs {
+    /// Run the executables of this directory with `freeze` before a snapshot and with `thaw` after it, as QEMU's
+    /// guest agent runs those of fsfreeze-hook.d.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) fsfreeze_hooks: Option<PathBuf>,
+    /// Run the executables of this directory with `pre suspend` before a snapshot and with `post suspend` after
+    /// it, as systemd runs those of system-sleep.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) system_sleep: Option<PathBuf>,
 }
 
 /// What the runtime of the original does.

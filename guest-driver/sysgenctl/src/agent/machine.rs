@@ -1,5 +1,6 @@
 //! The agent itself: what it has and what it knows.
 
+use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(super) struct Agent<'a, S> {
     pub(super) contracts: Vec<Box<dyn Contract>>,
     /// Set while services are quiesced.
     pub(super) mark: Mark,
+    /// Hooks that others have defined may have been told to hold something, and not yet to let go.
+    pub(super) held: Cell<bool>,
     /// Whom `resume.d` was run for last, if it has not succeeded.
     pub(super) unresumed: Option<Resumed>,
     /// The counter that was acknowledged last.
@@ -114,7 +117,9 @@ impl<'a, S: Source> Agent<'a, S> {
         old: u32,
         nothing_missed: bool,
     ) -> Self {
+        let mark = Mark::below(&args.run);
         Self {
+            held: Cell::new(mark.is_set()),
             args,
             log,
             signals,
@@ -122,7 +127,7 @@ impl<'a, S: Source> Agent<'a, S> {
             freezer: Err(FreezeError::NoHierarchy),
             watcher,
             contracts: Vec::new(),
-            mark: Mark::below(&args.run),
+            mark,
             unresumed: None,
             old,
             nothing_missed,

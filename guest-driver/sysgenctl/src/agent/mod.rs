@@ -19,6 +19,7 @@ mod fake;
 mod follow;
 mod freezer;
 mod group;
+mod held;
 mod hooks;
 mod machine;
 mod net;
@@ -78,6 +79,7 @@ pub(crate) fn run(cli: &Cli, args: &AgentArgs) -> Result<(), AgentError> {
     };
     let watcher = cli.open(true)?;
     stages::check(args)?;
+    held::check(args)?;
     let contracts = contracts::of(args)?;
     let freezer = Freezer::of_machine(&args.run, &args.keep);
     let mut agent = Agent::new(args, log, signals, watcher, old, nothing_missed)

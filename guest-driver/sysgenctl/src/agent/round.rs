@@ -6,7 +6,7 @@ use sysgenid::Reason;
 
 use super::contracts::{Contract, ContractError, Turn};
 use super::cycle::{Answer, Resumed};
-use super::hooks::Finding;
+use super::hooks::{Finding, HooksError};
 use super::machine::{Agent, milliseconds};
 use super::runner::{HookError, Runner};
 use super::source::Source;
@@ -90,9 +90,37 @@ impl<S: Source> Agent<'_, S> {
         }
     }
 
+    /// The agent's own hooks and those of others.
     fn hooks(&self, runner: &Runner<'_>) -> Answer {
+        let own = || self.each(runner, runner.stage.find(self.args), &[]);
+        match runner.stage {
+            Stage::Quiesce => match own() {
+                Answer::Done => self.hold(runner),
+                ended => ended,
+            },
+            Stage::Service => own(),
+            Stage::Identity | Stage::Resume => {
+                let held = self.let_go(runner);
+                if !matches!(held, Answer::Done | Answer::Failed(_)) {
+                    return held;
+                }
+                match own() {
+                    Answer::Done => held,
+                    ended => ended,
+                }
+            }
+        }
+    }
+
+    /// Runs these hooks with these arguments.
+    pub(super) fn each(
+        &self,
+        runner: &Runner<'_>,
+        found: Result<Vec<Finding>, HooksError>,
+        arguments: &[&str],
+    ) -> Answer {
         let stage = runner.stage;
-        let found = match stage.find(self.args) {
+        let found = match found {
             Ok(found) => found,
             Err(error) => {
                 let text = format!("{}: {}", stage.name(), report(&error));
@@ -107,7 +135,7 @@ impl<S: Source> Agent<'_, S> {
         };
         let mut round = Answer::Done;
         for finding in found {
-            match self.hook(runner, finding) {
+            match self.hook(runner, finding, arguments) {
                 Answer::Done => {}
                 failed @ Answer::Failed(_) if stage != Stage::Quiesce => round = failed,
                 ended => return ended,
@@ -117,7 +145,7 @@ impl<S: Source> Agent<'_, S> {
     }
 
     /// Runs one hook if it may be run, and says how that ended.
-    fn hook(&self, runner: &Runner<'_>, finding: Finding) -> Answer {
+    fn hook(&self, runner: &Runner<'_>, finding: Finding, arguments: &[&str]) -> Answer {
         let start = Instant::now();
         let failed = Answer::Failed(Reason::HookFailed);
         let (path, event, answer, error) = match finding {
@@ -125,7 +153,7 @@ impl<S: Source> Agent<'_, S> {
             Finding::Refused { path, reason } => {
                 (path, "hook-refused", failed, Some(reason.to_string()))
             }
-            Finding::Hook(path) => match runner.run(&path) {
+            Finding::Hook(path) => match runner.run(&path, arguments) {
                 Ok(()) => (path, "hook-done", Answer::Done, None),
                 Err(error) => {
                     let answer = match &error {
@@ -142,7 +170,8 @@ impl<S: Source> Agent<'_, S> {
             },
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        self.say(runner, event, ("hook", &name), start.elapsed(), error);
+        let said = [&[&*name], arguments].concat().join(" ");
+        self.say(runner, event, ("hook", &said), start.elapsed(), error);
         answer
     }
 

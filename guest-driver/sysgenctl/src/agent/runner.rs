@@ -91,14 +91,14 @@ enum Event {
 
 impl Runner<'_> {
     /// Runs the hook and waits for it; for what it leaves running only if it has to be killed.
-    pub(super) fn run(&self, hook: &Path) -> Result<(), HookError> {
+    pub(super) fn run(&self, hook: &Path, arguments: &[&str]) -> Result<(), HookError> {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let left = self.deadline.map(left);
         if left.is_some_and(|left| left.is_zero()) {
             return Err(HookError::NoTime);
         }
         let limit = left.map_or(self.limit, |left| left.min(self.limit));
-        let mut child = self.start(hook).map_err(HookError::Start)?;
+        let mut child = self.start(hook, arguments).map_err(HookError::Start)?;
         match self.wait(&child, limit, true) {
             Ok(Event::Exited) => {
                 let status = child.wait().map_err(HookError::Wait)?;
@@ -130,10 +130,11 @@ impl Runner<'_> {
         }
     }
 
-    fn start(&self, hook: &Path) -> io::Result<Child> {
+    fn start(&self, hook: &Path, arguments: &[&str]) -> io::Result<Child> {
         let output = io::stderr().as_fd().try_clone_to_owned()?;
         let mut command = Command::new(hook);
         command
+            .args(arguments)
             .env("SYSGENID_OLD", self.old.to_string())
             .env("SYSGENID_NEW", self.new.to_string())
             .env("SYSGENID_STAGE", self.stage.name())
@@ -262,7 +263,7 @@ mod tests {
 
         fn run(&self, script: &str, limit: Duration) -> Result<(), HookError> {
             let hook = self.hook(script);
-            self.runner(limit).run(&hook)
+            self.runner(limit).run(&hook, &[])
         }
 
         fn runner(&self, limit: Duration) -> Runner<'_> {
@@ -331,7 +332,7 @@ mod tests {
         let hook = scene.hook("exit 0");
         fs::remove_file(&hook).unwrap();
         let runner = scene.runner(LIMIT);
-        assert!(matches!(runner.run(&hook), Err(HookError::Start(_))));
+        assert!(matches!(runner.run(&hook, &[]), Err(HookError::Start(_))));
     }
 
     #[test]
@@ -370,7 +371,7 @@ mod tests {
             let scene = &scene;
             scope.spawn(move || {
                 let limit = Duration::from_secs(3);
-                done.send(scene.runner(limit).run(&hook)).unwrap();
+                done.send(scene.runner(limit).run(&hook, &[])).unwrap();
             });
             let ended = wait.recv_timeout(LIMIT);
             let pid = fs::read_to_string(&pid).unwrap();
@@ -399,7 +400,7 @@ mod tests {
             deadline: Some(Instant::now()),
             ..scene.runner(LIMIT)
         };
-        assert!(matches!(runner.run(&hook), Err(HookError::NoTime)));
+        assert!(matches!(runner.run(&hook, &[]), Err(HookError::NoTime)));
         assert!(!out.exists());
     }
 

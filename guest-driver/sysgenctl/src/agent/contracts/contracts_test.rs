@@ -227,7 +227,7 @@ fn a_wait_ends_when_the_request_is_withdrawn_overtaken_or_the_agent_is_to_end() 
     let watcher = asked(Host::Original);
     watcher
         .withdrawn
-        .set(Some(Instant::now() + Duration::from_millis(300)));
+        .set(Some(Instant::now() + Duration::from_secs(2)));
     let watcher = scene.follow_with("--limit 1h", watcher, contracts);
     assert_eq!(watcher.refused.take(), []);
     assert_eq!(scene.ran().last().unwrap(), "second after called-off");
@@ -237,7 +237,7 @@ fn a_wait_ends_when_the_request_is_withdrawn_overtaken_or_the_agent_is_to_end() 
     let watcher = asked(Host::Original);
     watcher
         .later
-        .set(Some((Instant::now() + Duration::from_millis(300), 5)));
+        .set(Some((Instant::now() + Duration::from_secs(2), 5)));
     let watcher = scene.follow_with("--limit 1h", watcher, contracts);
     assert_eq!(watcher.refused.take(), [Reason::Busy]);
     assert_eq!(watcher.told.take(), [3, 5]);

@@ -9,7 +9,7 @@ use std::thread;
 use super::*;
 
 const LIMIT: Duration = Duration::from_secs(20);
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_secs(2);
 
 /// What the program was asked: the hook and the body.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
