@@ -110,6 +110,23 @@ else has frozen stays frozen.
 Example:
   sysgenctl thaw --json";
 
+const PARTICIPATE_HELP: &str = "\
+The program starts this command with pipes as its standard input and output, and reads JSON, one object
+for each line:
+  {\"event\":\"ready\",\"generation\":N,\"parks\":BOOL}    at start; false: the driver does not ask
+  {\"event\":\"pending\",\"request\":N}                  the host asks: come to rest
+  {\"event\":\"called-off\",\"request\":N}               it is over; this program did not park
+  {\"event\":\"forked\",\"role\":ROLE,\"generation\":N}  this program was parked; original or clone
+  {\"event\":\"generation\",\"generation\":N}            restored, and nobody has asked
+Its answers are lines, too:
+  parked REQUEST      at rest: this command parks. The program must do nothing until the next line comes
+  adapted GENERATION  after \"forked\" of a clone and \"generation\": this command acknowledges
+A program that does not answer is not parked, and the host's limit decides. An original that was
+parked hears \"forked\" also if nothing came of the snapshot. The command ends with its standard input.
+
+Example:
+  sysgenctl participate";
+
 const FORK_SELF_HELP: &str = "\
 This is no fork(2) of a process: every other program of the machine is cloned as well. The command ends
 in the original with status 0 and prints \"original\". In each clone that somebody makes of the snapshot
@@ -187,6 +204,9 @@ pub(crate) enum Command {
     /// host asks for.
     #[command(after_help = AGENT_HELP)]
     Agent(Box<AgentArgs>),
+    /// Take part in snapshots for a program whose language has no ioctl(2), by lines over pipes.
+    #[command(after_help = PARTICIPATE_HELP)]
+    Participate,
     /// Thaw all programs that an agent has frozen.
     #[command(after_help = THAW_HELP)]
     Thaw(ThawArgs),

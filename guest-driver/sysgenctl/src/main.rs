@@ -6,6 +6,7 @@ mod commands;
 mod contract_args;
 mod data;
 mod output;
+mod participate;
 
 use std::io;
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Failure {
     Fork(#[from] sysgenid::ForkPointError),
     #[error(transparent)]
     Agent(#[from] agent::AgentError),
+    #[error(transparent)]
+    Participate(#[from] participate::ParticipateError),
     #[error(transparent)]
     Thaw(#[from] agent::FreezeError),
     #[error(
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
+        Err(Failure::Participate(error)) if error.is_end() => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("sysgenctl: {}", output::report(&failure));
             failure.exit_code()
@@ -81,6 +85,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Trigger(args) => commands::trigger(cli, args),
         Command::Data => data::data(cli),
         Command::Agent(args) => Ok(agent::run(cli, args)?),
+        Command::Participate => Ok(participate::participate(cli)?),
         Command::Thaw(args) => commands::thaw(cli, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
