@@ -53,14 +53,9 @@ impl Scene {
 
     /// Sends a request, whose answer is to be waited for.
     fn send(&self, line: &str, body: &[u8]) -> Call {
-        let mut stream = TcpStream::connect(self.lambda.address).unwrap();
+        let stream = TcpStream::connect(self.lambda.address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        let length = body.len();
-        let head = format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        // Where the body is refused, it may not be taken.
-        let _ = stream.write_all(body);
-        Call(stream)
+        Call(stream).again(line, body)
     }
 
     fn ask(&self, line: &str, body: &str) -> (u16, String) {
@@ -85,6 +80,16 @@ impl Scene {
 struct Call(TcpStream);
 
 impl Call {
+    /// Sends one more request on the same connection.
+    fn again(mut self, line: &str, body: &[u8]) -> Self {
+        let length = body.len();
+        let head = format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        self.0.write_all(head.as_bytes()).unwrap();
+        // Where the body is refused, it may not be taken.
+        let _ = self.0.write_all(body);
+        self
+    }
+
     /// Status, head and body.
     fn answer(mut self) -> (u16, String, String) {
         let mut bytes = Vec::new();
@@ -207,8 +212,6 @@ fn a_runtime_that_was_not_asked_to_wait_is_told_at_once() {
 fn a_runtime_that_fails_or_hangs_after_the_restore_is_told_until_another_one_serves() {
     let scene = Scene::new("");
     let runtime = scene.waiting();
-    // Nobody was let go, so that nobody can have failed.
-    assert_eq!(scene.post("restore/error", "{}").0, 202);
     let error = scene.after(Resumed::Clone, SHORT).unwrap_err();
     let hung = "was let go, but has not asked for an event since";
     assert!(
@@ -252,6 +255,8 @@ fn a_runtime_that_ends_after_the_restore_is_told_by_name() {
 #[test]
 fn a_machine_without_a_runtime_has_nobody_to_adapt_and_the_next_agent_knows_that_it_was_restored() {
     let scene = Scene::new("");
+    // Nobody was let go, so that nobody can have failed.
+    assert_eq!(scene.post("restore/error", "{}").0, 202);
     scene.after(Resumed::Clone, LIMIT).unwrap();
     let next = Scene::in_machine(scene.dir, "");
     assert_eq!(next.ask(RESTORE, "").0, 200);
@@ -335,6 +340,21 @@ fn a_client_that_gives_up_or_waits_for_too_long_spoils_nothing() {
     let (id, _) = take(&scene, "3");
     scene.post(&format!("invocation/{id}/response"), "in time");
     assert_eq!(third.answer().2, "in time");
+}
+
+#[test]
+fn a_runtime_s_connection_lasts_while_it_is_at_work() {
+    let scene = Scene::new("");
+    let client = scene.send(INVOKE, b"1");
+    let runtime = scene.send(NEXT, b"");
+    let connection = Call(runtime.0.try_clone().unwrap());
+    let (_, head, _) = runtime.answer();
+    // Longer than the head of a request may take.
+    thread::sleep(Duration::from_secs(2));
+    let id = value(&head, "lambda-runtime-aws-request-id");
+    let answer = format!("POST /2018-06-01/runtime/invocation/{id}/response");
+    assert_eq!(connection.again(&answer, b"done").answer().0, 202);
+    assert_eq!(client.answer().2, "done");
 }
 
 #[test]

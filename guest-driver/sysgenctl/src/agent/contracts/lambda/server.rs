@@ -26,8 +26,9 @@ use super::state::Shared;
 
 /// How many connections there may be.
 const CONNECTIONS: usize = 64;
-/// How long the head of a request may take, and a connection be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the head of a request may take, and a connection be idle. While a runtime is at work for an event, its
+/// connection is idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// How long a head may be, in bytes.
 const HEAD_LIMIT: usize = 64 << 10;
 /// How long a report of a failure may be, in bytes.
@@ -58,6 +59,7 @@ pub(super) fn start(
     };
     let server = Arc::new(Server {
         address,
+        timeout,
         events: Events::new(Arc::clone(&shared), timeout),
         shared,
     });
@@ -69,6 +71,8 @@ pub(super) fn start(
 
 struct Server {
     address: SocketAddr,
+    /// How long the runtime may take for an event.
+    timeout: Duration,
     shared: Arc<Shared>,
     events: Events,
 }
@@ -93,13 +97,14 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>) {
 
 /// Serves one connection until its client is done with it, or gone: what it waits for is dropped then.
 async fn serve(stream: TcpStream, peer: SocketAddr, server: Arc<Server>) {
+    let idle = HEAD_TIMEOUT.saturating_add(server.timeout);
     let service = service_fn(move |request| {
         let server = Arc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request, peer).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(idle)
         .max_buf_size(HEAD_LIMIT)
         .serve_connection(TokioIo::new(stream), service)
         .await;
