@@ -29,6 +29,7 @@ const TOOLS: &[(&str, &str)] = &[
 const LANGUAGE_TOOLS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/numpy", "python3-numpy"),
+    ("/usr/bin/node", "nodejs"),
     ("/usr/bin/cc", "gcc"),
     ("/usr/bin/c++", "g++"),
     ("/usr/include/stdlib.h", "libc6-dev"),
@@ -49,7 +50,7 @@ pub(crate) fn install(cache: &Cache, progress: &Progress) -> Result<()> {
     install_missing("host-tools", &wanted, cache, progress)
 }
 
-/// Makes sure that Python, C and C++ are there, for [`crate::languages`].
+/// Makes sure that Python, Node, C and C++ are there, for [`crate::languages`].
 pub(crate) fn install_languages(cache: &Cache, progress: &Progress) -> Result<()> {
     install_missing("language-tools", LANGUAGE_TOOLS, cache, progress)
 }
