@@ -29,7 +29,7 @@ const STAGES: [&str; 4] = [
 const PARTICIPANTS: [&str; 2] = ["c/participant", "rust/participant"];
 
 /// Writes a hook that notes its stage and its name, and then does `command`.
-fn hook(vm: &mut Vm, stage: &str, name: &str, command: &str) {
+pub(super) fn hook(vm: &mut Vm, stage: &str, name: &str, command: &str) {
     let note = format!("echo $SYSGENID_STAGE {name} $SYSGENID_OUTCOME >> /tmp/ran");
     let script = format!("#!/bin/sh\\n{note}\\n{command}\\n");
     vm.shell(&format!("mkdir -p {ETC}/{stage}"));
@@ -38,7 +38,7 @@ fn hook(vm: &mut Vm, stage: &str, name: &str, command: &str) {
 }
 
 /// Starts the agent, and waits until requests come to it.
-fn start_agent(vm: &mut Vm, options: &str) {
+pub(super) fn start_agent(vm: &mut Vm, options: &str) {
     vm.shell(&format!("mkdir -p {ETC}; : > /tmp/agent"));
     vm.shell(&format!(
         "{AGENT} {options} > /tmp/agent 2>&1 & echo $! > /tmp/pid"
@@ -47,7 +47,7 @@ fn start_agent(vm: &mut Vm, options: &str) {
 }
 
 /// Waits until the agent has said that.
-fn until(vm: &mut Vm, said: &str) {
+pub(super) fn until(vm: &mut Vm, said: &str) {
     until_in(vm, "/tmp/agent", said);
 }
 
@@ -94,13 +94,13 @@ fn ask(
 }
 
 /// The same with time enough, where it must succeed.
-fn taken(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
+pub(super) fn taken(vm: &mut Vm) -> (Snapshot, CooperativeCreated) {
     let taken = ask(vm, stretched(LIMIT), SnapshotFallback::Refuse);
     taken.unwrap_or_else(|error| panic!("{error}: {}", vm.shell("cat /tmp/agent")))
 }
 
 /// The same where it must be refused: why.
-fn refused(vm: &mut Vm, quiesce: Duration) -> String {
+pub(super) fn refused(vm: &mut Vm, quiesce: Duration) -> String {
     match ask(vm, stretched(quiesce), SnapshotFallback::Refuse) {
         Ok((_, made)) => panic!("{made:?}: {}", vm.shell("cat /tmp/agent")),
         Err(why) => why,
@@ -108,7 +108,7 @@ fn refused(vm: &mut Vm, quiesce: Duration) -> String {
 }
 
 /// What the hooks have noted, when the last of it is there.
-fn ran(vm: &mut Vm, last: &str) -> Vec<String> {
+pub(super) fn ran(vm: &mut Vm, last: &str) -> Vec<String> {
     let mut patience = Patience::new(LIMIT);
     loop {
         let text = vm.shell(RAN);

@@ -10,6 +10,7 @@
 mod agent;
 mod aws_lc;
 mod conformance;
+mod contracts;
 mod cooperative;
 mod crng;
 mod examples;
