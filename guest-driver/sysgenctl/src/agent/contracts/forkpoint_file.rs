@@ -35,7 +35,8 @@ const MOST: usize = 4096;
 const ROOT: u64 = 1;
 /// A regular file that everybody may read, as the mount takes it: in octal.
 const ROOT_MODE: u32 = 100_444;
-/// No page of it is kept: `FOPEN_DIRECT_IO`.
+/// No page of it is kept: `FOPEN_DIRECT_IO`. Positions are taken and mean nothing: programs that take it for a regular file
+/// go back to the end of the line that they have read.
 const DIRECT_IO: u32 = 1;
 /// How long the kernel believes what it was told of the file.
 const TTL: Duration = Duration::from_secs(1);
@@ -189,9 +190,10 @@ struct Open {
     waiting: HashMap<u64, oneshot::Sender<()>>,
 }
 
-/// An open file: what it has been told, with the number of that.
+/// An open file: what it has been told, with the number of that, and how much of it it has read.
 struct File {
     told: News,
+    read: usize,
     nonblocking: bool,
 }
 
@@ -207,12 +209,17 @@ impl Server {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for what this file was not told yet, and notes it.
-    async fn next(&self, request: u64, file: u64) -> fuse3::Result<Arc<str>> {
+    /// The next bytes of this file: what is left of the line that it was told, or the next line, which is waited
+    /// for.
+    async fn next(&self, request: u64, file: u64, size: usize) -> fuse3::Result<Vec<u8>> {
         let mut news = self.news.clone();
         let (number, nonblocking, interrupted) = {
             let mut open = self.open_files();
-            let found = open.files.get(&file).ok_or(Errno::from(libc::EBADF))?;
+            let found = open.files.get_mut(&file).ok_or(Errno::from(libc::EBADF))?;
+            let left = found.take(size);
+            if !left.is_empty() {
+                return Ok(left);
+            }
             let (number, nonblocking) = (found.told.number, found.nonblocking);
             let (interrupt, interrupted) = oneshot::channel();
             open.waiting.insert(request, interrupt);
@@ -229,11 +236,27 @@ impl Server {
         let mut open = self.open_files();
         open.waiting.remove(&request);
         let told = told?;
-        let text = Arc::clone(&told.text);
-        if let Some(found) = open.files.get_mut(&file) {
-            found.told = told;
+        let found = open.files.get_mut(&file).ok_or(Errno::from(libc::EBADF))?;
+        // Two may read the same open file: the line is told once.
+        if found.told.number != told.number {
+            (found.told, found.read) = (told, 0);
         }
-        Ok(text)
+        Ok(found.take(size))
+    }
+}
+
+impl File {
+    /// The next bytes of its line, at most `size`.
+    fn take(&mut self, size: usize) -> Vec<u8> {
+        let left = self
+            .told
+            .text
+            .as_bytes()
+            .get(self.read..)
+            .unwrap_or_default();
+        let taken = left[..left.len().min(size)].to_vec();
+        self.read += taken.len();
+        taken
     }
 }
 
@@ -301,7 +324,12 @@ impl Filesystem for Server {
         open.last += 1;
         let fh = open.last;
         let nonblocking = flags & libc::O_NONBLOCK.cast_unsigned() != 0;
-        open.files.insert(fh, File { told, nonblocking });
+        let file = File {
+            told,
+            read: 0,
+            nonblocking,
+        };
+        open.files.insert(fh, file);
         Ok(ReplyOpen {
             fh,
             flags: DIRECT_IO,
@@ -313,26 +341,11 @@ impl Filesystem for Server {
         request: Request,
         _: u64,
         fh: u64,
-        offset: u64,
+        _: u64,
         size: u32,
     ) -> fuse3::Result<ReplyData> {
-        let text = match offset {
-            0 => self.next(request.unique, fh).await?,
-            // The rest of what it was told; behind it the end.
-            _ => {
-                let open = self.open_files();
-                let found = open.files.get(&fh).ok_or(Errno::from(libc::EBADF))?;
-                Arc::clone(&found.told.text)
-            }
-        };
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| text.as_bytes().get(offset..))
-            .unwrap_or_default();
-        let rest = &rest[..rest.len().min(size as usize)];
-        Ok(ReplyData {
-            data: rest.to_vec().into(),
-        })
+        let data = self.next(request.unique, fh, size as usize).await?;
+        Ok(ReplyData { data: data.into() })
     }
 
     async fn interrupt(&self, _: Request, unique: u64) -> fuse3::Result<()> {

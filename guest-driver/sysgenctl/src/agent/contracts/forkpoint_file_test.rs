@@ -63,17 +63,16 @@ fn a_read_returns_when_the_machine_was_forked_to_all_who_have_it_open() {
         return;
     };
     let mut readers = [
-        reader(&file, "exec cat"),
-        reader(&file, "sleep 0.5; exec cat"),
+        reader(&file, "exec head -n 1"),
+        reader(&file, "sleep 0.5; exec head -n 1"),
     ];
     file.adapting(3);
     for (child, said) in &mut readers {
         assert_eq!(line(said), told("clone", 3));
-        // Behind it the file ends: cat does.
         assert!(child.wait().unwrap().success());
     }
     // Who comes later waits for the next one.
-    let (mut child, mut said) = reader(&file, "exec cat");
+    let (mut child, mut said) = reader(&file, "exec head -n 1");
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(child.try_wait().unwrap(), None);
     file.before(&turn(3)).unwrap();
@@ -87,7 +86,7 @@ fn a_snapshot_that_was_not_taken_and_a_second_attempt_tell_nothing() {
     let Some((_dir, file)) = mounted() else {
         return;
     };
-    let (mut child, mut said) = reader(&file, "exec cat");
+    let (mut child, mut said) = reader(&file, "exec head -n 1");
     file.before(&turn(0)).unwrap();
     file.after(Resumed::CalledOff, &turn(0)).unwrap();
     // Nobody has asked.
@@ -103,18 +102,24 @@ fn a_snapshot_that_was_not_taken_and_a_second_attempt_tell_nothing() {
 }
 
 #[test]
-fn one_who_has_it_open_misses_nothing_and_reads_on_from_the_beginning() {
+fn one_who_has_it_open_misses_nothing_while_it_works() {
     let Some((_dir, file)) = mounted() else {
         return;
     };
-    // As a program that keeps the file open, and has read nothing yet.
-    let script = "exec perl -e '$| = 1; for (1..2) { sysseek STDIN, 0, 0; sysread STDIN, $_, 4096 or die $!; print }'";
-    let (mut child, mut said) = reader(&file, &format!("sleep 0.5; {script}"));
+    // The loop of the documentation. What it does with the first fork takes until after the second.
+    let script = "while read -r fork; do echo \"$fork\"; read -r go < \"$0.go\"; done";
+    let go = file.path.with_extension("go");
+    let made = Command::new("mkfifo").arg(&go).status().unwrap();
+    assert!(made.success());
+    let script = script.replace("$0.go", &go.display().to_string());
+    let (mut child, mut said) = reader(&file, &script);
     file.adapting(2);
     assert_eq!(line(&mut said), told("clone", 2));
     file.adapting(4);
+    fs::write(&go, "go\n").unwrap();
     assert_eq!(line(&mut said), told("clone", 4));
-    assert!(child.wait().unwrap().success());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -155,7 +160,7 @@ fn what_a_killed_agent_left_is_no_hindrance_and_the_file_goes_with_the_agent() {
     let (mut child, _said) = reader(&file, "cat; exit 7");
     // A second agent, in the place of the first.
     let second = ForkpointFile::mount(&path).unwrap();
-    let (mut late, mut said) = reader(&second, "exec cat");
+    let (mut late, mut said) = reader(&second, "exec head -n 1");
     second.adapting(1);
     assert_eq!(line(&mut said), told("clone", 1));
     late.wait().unwrap();
