@@ -115,7 +115,8 @@ The program starts this command with pipes as its standard input and output, and
 for each line:
   {\"event\":\"ready\",\"generation\":N,\"parks\":BOOL}    at start; false: the driver does not ask
   {\"event\":\"pending\",\"request\":N}                  the host asks: come to rest
-  {\"event\":\"called-off\",\"request\":N}               it is over; this program did not park
+  {\"event\":\"called-off\",\"request\":N}               it is over; this program did not park. In a clone
+                                               \"generation\" comes before it
   {\"event\":\"forked\",\"role\":ROLE,\"generation\":N}  this program was parked; original or clone
   {\"event\":\"generation\",\"generation\":N}            restored, and nobody has asked
 Its answers are lines, too:

@@ -100,6 +100,8 @@ trait Source {
     /// Sleeps until something happens. `pending`: a request was told of. `told`: so was this generation.
     fn next(&mut self, pending: bool, told: Option<u32>) -> Result<Happening, ParticipateError>;
     fn current(&self) -> Result<u32, ParticipateError>;
+    /// The generation, if it was not acknowledged yet.
+    fn unacknowledged(&self) -> Result<Option<u32>, ParticipateError>;
     fn park(&self) -> Result<Outcome, ParkError>;
     fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError>;
 }
@@ -139,12 +141,9 @@ impl<S: Source, W: Write> Session<S, W> {
                 }
                 Happening::Over => {
                     self.pending = false;
-                    self.say(&json!({"event": "called-off", "request": self.requests}))?;
+                    self.call_off(self.requests)?;
                 }
-                Happening::Moved(generation) => {
-                    self.told = Some(generation);
-                    self.say(&json!({"event": "generation", "generation": generation}))?;
-                }
+                Happening::Moved(generation) => self.tell(generation)?,
                 Happening::Said(line) => self.answer(line)?,
             }
         }
@@ -163,10 +162,26 @@ impl<S: Source, W: Write> Session<S, W> {
                     result => Ok(result?),
                 }
             }
-            // To what was over when it was said.
-            Some(_) => Ok(()),
+            // The request was over when it was said, and the program stands still.
+            Some(Answer::Parked(request)) => self.call_off(request),
+            // Another one has begun, or it was acknowledged before.
+            Some(Answer::Adapted(_)) => Ok(()),
             None => Err(ParticipateError::Said(line)),
         }
+    }
+
+    fn tell(&mut self, generation: u32) -> Result<(), ParticipateError> {
+        self.told = Some(generation);
+        self.say(&json!({"event": "generation", "generation": generation}))
+    }
+
+    /// A clone hears of its generation first, so that it does not go on as the original.
+    fn call_off(&mut self, request: u32) -> Result<(), ParticipateError> {
+        match self.source.unacknowledged()? {
+            Some(generation) if self.told != Some(generation) => self.tell(generation)?,
+            _ => {}
+        }
+        self.say(&json!({"event": "called-off", "request": request}))
     }
 
     fn park(&mut self) -> Result<(), ParticipateError> {
@@ -179,9 +194,11 @@ impl<S: Source, W: Write> Session<S, W> {
         self.pending = false;
         // After the park: what is told is never older than the clone.
         let generation = self.source.current()?;
+        // A park that begins when the request is over ends at once, as in an original.
+        let late = self.source.unacknowledged()?.is_some();
         let role = match outcome {
-            Outcome::Original => "original",
-            Outcome::Clone => {
+            Outcome::Original if !late => "original",
+            _ => {
                 self.told = Some(generation);
                 "clone"
             }
@@ -226,7 +243,7 @@ impl Source for Device {
             if pending && !self.watcher.asked(none).map_err(ParticipateError::Wait)? {
                 return Ok(Happening::Over);
             }
-            match self.watcher.try_next().map_err(ParticipateError::Wait)? {
+            match self.unacknowledged()? {
                 Some(generation) if told != Some(generation) => {
                     return Ok(Happening::Moved(generation));
                 }
@@ -237,6 +254,10 @@ impl Source for Device {
 
     fn current(&self) -> Result<u32, ParticipateError> {
         self.watcher.current().map_err(ParticipateError::Wait)
+    }
+
+    fn unacknowledged(&self) -> Result<Option<u32>, ParticipateError> {
+        self.watcher.try_next().map_err(ParticipateError::Wait)
     }
 
     fn park(&self) -> Result<Outcome, ParkError> {

@@ -12,7 +12,10 @@ struct Script {
     happenings: VecDeque<Happening>,
     seen: RefCell<Vec<String>>,
     generation: Cell<u32>,
+    acknowledged: Cell<u32>,
     clone: bool,
+    /// The request was over before anybody parked, so that the driver does not say that this is a clone.
+    late: bool,
     interrupted: Cell<bool>,
 }
 
@@ -30,22 +33,30 @@ impl Source for &mut Script {
         Ok(self.generation.get())
     }
 
+    fn unacknowledged(&self) -> Result<Option<u32>, ParticipateError> {
+        let generation = self.generation.get();
+        Ok((generation != self.acknowledged.get()).then_some(generation))
+    }
+
     fn park(&self) -> Result<Outcome, ParkError> {
         if self.interrupted.take() {
             return Err(ParkError::Interrupted);
         }
         self.seen.borrow_mut().push("parks".into());
-        if self.clone {
+        if self.clone || self.late {
             self.generation.set(self.generation.get() + 2);
-            return Ok(Outcome::Clone);
         }
-        Ok(Outcome::Original)
+        match self.clone {
+            true => Ok(Outcome::Clone),
+            false => Ok(Outcome::Original),
+        }
     }
 
     fn acknowledge(&self, generation: u32) -> Result<(), AcknowledgeError> {
         if generation != self.generation.get() {
             return Err(AcknowledgeError::Stale(generation));
         }
+        self.acknowledged.set(generation);
         self.seen
             .borrow_mut()
             .push(format!("acknowledges {generation}"));
@@ -59,15 +70,19 @@ impl Script {
             happenings: happenings.into_iter().collect(),
             seen: RefCell::default(),
             generation: Cell::new(4),
+            acknowledged: Cell::new(4),
             clone: false,
+            late: false,
             interrupted: Cell::new(false),
         }
     }
 
     fn take(&mut self) -> Happening {
         let next = self.happenings.pop_front().unwrap_or(Happening::End);
-        if let Happening::Moved(generation) = next {
-            self.generation.set(generation);
+        match next {
+            Happening::Moved(generation) => self.generation.set(generation),
+            Happening::Over if self.late => self.generation.set(self.generation.get() + 2),
+            _ => {}
         }
         next
     }
@@ -139,7 +154,46 @@ fn an_answer_to_a_request_that_is_over_is_none_to_the_next_one() {
     let mut script = Script::new([Happening::Asked, Happening::Over, Happening::Asked, late]);
     let (heard, seen) = script.run().unwrap();
     assert_eq!(heard[2], r#"{"event":"pending","request":2}"#);
+    // Who said so stands still until a line comes.
+    assert_eq!(heard[3], r#"{"event":"called-off","request":1}"#);
     assert_eq!(seen, ["waits (true, None)"; 3]);
+}
+
+#[test]
+fn a_clone_that_parks_when_the_request_is_over_is_no_original() {
+    let mut script = Script::new([Happening::Asked, says("parked 1"), says("adapted 6")]);
+    script.late = true;
+    let (heard, seen) = script.run().unwrap();
+    assert_eq!(
+        heard[1],
+        r#"{"event":"forked","generation":6,"role":"clone"}"#
+    );
+    assert_eq!(seen.last().unwrap(), "acknowledges 6");
+}
+
+#[test]
+fn a_clone_that_did_not_park_hears_of_its_generation_first() {
+    let mut script = Script::new([Happening::Asked, Happening::Over, says("adapted 6")]);
+    script.late = true;
+    let (heard, seen) = script.run().unwrap();
+    assert_eq!(
+        heard[1..],
+        [
+            r#"{"event":"generation","generation":6}"#,
+            r#"{"event":"called-off","request":1}"#,
+        ]
+    );
+    assert_eq!(seen.last().unwrap(), "acknowledges 6");
+}
+
+#[test]
+fn a_generation_that_was_not_acknowledged_is_told_again_after_a_park() {
+    let mut script = Script::new([Happening::Moved(9), Happening::Asked, says("parked 1")]);
+    let (heard, _) = script.run().unwrap();
+    assert_eq!(
+        heard[2],
+        r#"{"event":"forked","generation":9,"role":"clone"}"#
+    );
 }
 
 #[test]
