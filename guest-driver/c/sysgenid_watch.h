@@ -41,8 +41,9 @@ extern "C" {
 /* Before sysgenid_open(), and where there is no device: nothing changes. */
 static const uint32_t sysgenid_nothing[2] = { 0, 0 };
 
-/* The mapped page; for this file alone, if it is included in several. */
-static const uint32_t *sysgenid_page = sysgenid_nothing;
+/* The mapped page: one for all files of a program that include this. */
+extern const uint32_t *sysgenid_page;
+__attribute__((weak)) const uint32_t *sysgenid_page = sysgenid_nothing;
 
 /*
  * Maps the counter. Returns 0, or -1 with errno; the functions below may be
@@ -111,9 +112,10 @@ struct sysgenid_part {
 	 */
 	int (*before)(void *data);
 	/*
-	 * It is over, whatever `before` said. `clone` is 0 in the original,
-	 * also if nothing came of it, and 1 in a clone. Returns 0; else the
-	 * generation is not acknowledged.
+	 * It is over; or `before` has failed, and it still stands. `clone` is 0
+	 * in the original, also if nothing came of it, and 1 in a clone. Returns
+	 * 0; else the generation is not acknowledged, and a clone is told again.
+	 * An original is not.
 	 */
 	int (*after)(void *data, int clone, uint32_t generation);
 	void *data;
@@ -150,21 +152,26 @@ static inline int sysgenid_join(void)
 	return sysgenid_join_at(SYSGENID_WATCH_DEVICE);
 }
 
-/* Tells of the generation that this file has not acknowledged. 0: a failure. */
+/*
+ * Tells of the generation that this file has not acknowledged. Returns 1, 0 if
+ * there is none, and -1 for a failure.
+ */
 static inline int sysgenid_adapt(int fd, const struct sysgenid_part *part)
 {
 	uint32_t generation;
+	int told = 0;
 
 	while (read(fd, &generation, sizeof(generation)) ==
 	       (ssize_t)sizeof(generation)) {
 		if (part->after && part->after(part->data, 1, generation))
-			return 0;
+			return -1;
+		told = 1;
 		/* EINVAL: another one has begun meanwhile. */
 		if (write(fd, &generation, sizeof(generation)) < 0 &&
 		    errno != EINVAL)
-			return 0;
+			return -1;
 	}
-	return 1;
+	return told;
 }
 
 /*
@@ -180,12 +187,12 @@ static inline int sysgenid_take_part(int fd, const struct sysgenid_part *part,
 {
 	struct pollfd file = { fd, POLLPRI | POLLIN, 0 };
 	int clone = 0;
-	int error, rests;
+	int error, rests, told;
 
 	if (poll(&file, 1, milliseconds) < 0)
 		return errno == EINTR ? 0 : -1;
 	if (!(file.revents & POLLPRI)) {
-		if (!(file.revents & POLLIN) || sysgenid_adapt(fd, part))
+		if (!(file.revents & POLLIN) || sysgenid_adapt(fd, part) >= 0)
 			return 0;
 		errno = ECANCELED;
 		return -1;
@@ -196,19 +203,18 @@ static inline int sysgenid_take_part(int fd, const struct sysgenid_part *part,
 		if (clone >= 0 || errno != EINTR)
 			break;
 	}
-	if (clone == 1) {
-		if (sysgenid_adapt(fd, part))
-			return 0;
-		errno = ECANCELED;
-		return -1;
-	}
-	error = rests ? errno : ECANCELED;
-	if (part->after && part->after(part->data, 0, sysgenid_generation())) {
-		clone = -1;
+	error = !rests ? ECANCELED : clone < 0 ? errno : 0;
+	/*
+	 * A clone that parks when the request is over hears 0, as an original
+	 * does: what has happened is in the file.
+	 */
+	told = sysgenid_adapt(fd, part);
+	if (told < 0 ||
+	    (!told && part->after &&
+	     part->after(part->data, clone == 1, sysgenid_generation())))
 		error = ECANCELED;
-	}
 	errno = error;
-	return rests && clone == 0 ? 0 : -1;
+	return error ? -1 : 0;
 }
 
 #ifdef __cplusplus

@@ -2,7 +2,7 @@
 /*
  * The header with a stand-in for the device. Compiled as C and as C++:
  *
- *	cc -std=c11 -Wall -Wextra -Werror test.c && ./a.out
+ *	cc -std=c11 -Wall -Wextra -Werror test.c test_other.c && ./a.out
  */
 #define _DEFAULT_SOURCE
 #include <errno.h>
@@ -18,7 +18,7 @@
 static uint32_t words[2] = { 5, 0 };
 static uint32_t acknowledged = 5;
 static int counter_file = -1;
-static int asks, outcome, interruptions, park_error;
+static int asks, outcome, interruptions, park_error, late;
 static char told[256];
 
 static void tell(const char *what, long number)
@@ -62,7 +62,8 @@ static int fake_ioctl(int fd, unsigned long request, unsigned long argument)
 	asks = 0;
 	tell("park", outcome);
 	move(words[0] + (uint32_t)outcome);
-	return outcome;
+	/* Over before anybody parked: the device does not say what this is. */
+	return late ? 0 : outcome;
 }
 
 static ssize_t fake_read(int fd, void *buffer, size_t length)
@@ -97,6 +98,12 @@ static ssize_t fake_write(int fd, const void *buffer, size_t length)
 #define read(fd, buffer, length)	fake_read(fd, buffer, length)
 #define write(fd, buffer, length)	fake_write(fd, buffer, length)
 #include "sysgenid_watch.h"
+
+/* Of test_other.c. */
+#ifdef __cplusplus
+extern "C"
+#endif
+uint32_t other_generation(void);
 
 static int fails;
 static uint32_t moves_to;
@@ -157,6 +164,7 @@ static void test_counter(void)
 	words[1] = 1;
 	move(5);
 	check("the counter is mapped", sysgenid_open_at(path) == 0);
+	check("and so it is for other files", other_generation() == 5);
 	unlink(path);
 	check("the first look finds a change", sysgenid_changed(&since));
 	check("the second none", !sysgenid_changed(&since));
@@ -179,6 +187,10 @@ static void test_taking_part(void)
 	interruptions = 2;
 	check("a signal does not keep a clone from parking and adapting",
 	      turn(0, "before 0;park 1;clone 6;acknowledge 6;"));
+	asks = late = 1;
+	check("a clone that parks too late is no original",
+	      turn(0, "before 0;park 1;clone 7;acknowledge 7;"));
+	late = 0;
 	move(9);
 	check("a generation that nobody asked for is told of",
 	      turn(0, "clone 9;acknowledge 9;"));
@@ -194,9 +206,13 @@ static void test_taking_part(void)
 	asks = fails = 1;
 	check("who does not come to rest does not park",
 	      turn(ECANCELED, "before 1;original 13;") && asks);
+	move(14);
+	check("nor is a clone that did not come to rest",
+	      turn(ECANCELED, "before 1;clone 14;") && asks);
+	acknowledged = 14;
 	fails = 0;
 	park_error = EPERM;
-	check("an error is handed on", turn(EPERM, "before 0;original 13;"));
+	check("an error is handed on", turn(EPERM, "before 0;original 14;"));
 }
 
 int main(void)

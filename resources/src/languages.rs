@@ -88,6 +88,10 @@ fn c(package: &Path) -> Result<Count> {
         let mut compile = Command::new(compiler);
         compile.current_dir(package).args(STRICT).args(["-I", "."]);
         compile.args(args).arg("-o").arg(&program).arg(source);
+        if source == "test.c" {
+            // A program of two files that include the header.
+            compile.arg("test_other.c");
+        }
         let (compiled, _) = counted(&mut compile, |_| None)?;
         ensure!(compiled, "{compiler} does not take {source}");
         if source == "test.c" {
