@@ -6,42 +6,48 @@
 const { spawn } = require('node:child_process');
 const readline = require('node:readline');
 const { workerData } = require('node:worker_threads');
-const { STATE, ROLE, GENERATION, GOES_ON, ORIGINAL, CLONE } = require('./words.js');
+const { STATE, ROLE, GENERATION, GOES_ON, GONE, ORIGINAL, CLONE } = require('./words.js');
 
 const { command, port, words } = workerData;
+// The request that the program stands still for, and the generation it knew then.
 let parked = 0;
+let known;
 let calledOff = 0;
-let started = false;
 let gone = false;
 
-function goOn(role) {
+function goOn(role, state = GOES_ON) {
   parked = 0;
   Atomics.store(words, ROLE, role);
-  Atomics.store(words, STATE, GOES_ON);
+  Atomics.store(words, STATE, state);
   Atomics.notify(words, STATE);
+}
+
+// A program that was slow to come to rest may be in a clone by then.
+function present() {
+  return Atomics.load(words, GENERATION) === known ? ORIGINAL : CLONE;
 }
 
 const events = {
   ready(event) {
-    started = true;
     port.postMessage(event);
     goOn(ORIGINAL);
   },
   pending: (event) => port.postMessage(event),
   generation: (event) => port.postMessage(event),
   'called-off'(event) {
-    calledOff = event.request;
+    calledOff = Math.max(calledOff, event.request);
     port.postMessage(event);
-    if (parked === calledOff) goOn(ORIGINAL);
+    if (parked && parked <= calledOff) goOn(present());
   },
-  forked: (event) => goOn(event.role === 'clone' ? CLONE : ORIGINAL),
+  forked: (event) => goOn(event.role === 'clone' ? CLONE : present()),
 };
 
 function end(why) {
   if (gone) return;
   gone = true;
   port.postMessage({ event: 'gone', why });
-  if (parked || !started) goOn(ORIGINAL);
+  // Nobody knows any more. A clone that is taken for the original is worse.
+  goOn(CLONE, GONE);
   port.unref();
 }
 
@@ -60,10 +66,12 @@ readline.createInterface({ input: child.stdout }).on('line', (line) => {
   events[event.event]?.(event);
 });
 
-port.on('message', ({ answer, number }) => {
+port.on('message', ({ answer, number, generation }) => {
+  if (gone) return;
   if (answer === 'parked') {
-    if (gone || calledOff === number) {
-      goOn(ORIGINAL);
+    known = generation;
+    if (number <= calledOff) {
+      goOn(present());
       return;
     }
     parked = number;

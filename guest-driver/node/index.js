@@ -8,7 +8,7 @@ const https = require('node:https');
 const path = require('node:path');
 const { MessageChannel, Worker, receiveMessageOnPort } = require('node:worker_threads');
 const random = require('./random.js');
-const { STATE, ROLE, GENERATION, COUNT, WAITS, CLONE } = require('./words.js');
+const { STATE, ROLE, GENERATION, COUNT, WAITS, GOES_ON, CLONE } = require('./words.js');
 
 const UNDICI = Symbol.for('undici.globalDispatcher.1');
 
@@ -19,7 +19,9 @@ const after = [];
 const words = new Int32Array(new SharedArrayBuffer(4 * COUNT));
 let helper;
 let closes = false;
-let resting = false;
+// The request that this thread came to rest for, and the generation it has adapted to.
+let resting = 0;
+let known;
 let queue = Promise.resolve();
 
 // The program's thread stands still until the helper wakes it: no JavaScript runs.
@@ -32,7 +34,7 @@ function generation() {
 }
 
 function answer(word, number) {
-  helper?.postMessage({ answer: word, number });
+  helper?.postMessage({ answer: word, number, generation: known });
 }
 
 async function callBefore() {
@@ -61,38 +63,41 @@ async function callAfter(role) {
 }
 
 async function adapt(number) {
+  resting = 0;
+  known = number | 0;
   if (closes) closeConnections();
   if (await callAfter('clone')) answer('adapted', number);
 }
 
 async function takePart(request) {
-  resting = true;
+  resting = request;
   if (!(await callBefore())) return;
-  // From here to the end of stand() nothing is awaited.
-  Atomics.store(words, STATE, WAITS);
+  // From here to the end of stand() nothing is awaited. If nobody is there any more, it is no wait.
+  Atomics.compareExchange(words, STATE, GOES_ON, WAITS);
   answer('parked', request);
   stand();
-  const cloned = Atomics.load(words, ROLE) === CLONE;
-  resting = false;
-  if (cloned) await adapt(generation());
-  else await callAfter('original');
+  if (Atomics.load(words, ROLE) === CLONE) await adapt(generation());
+  else await goOn(request);
 }
 
 // A request that is over, and that this process did not park for.
-async function goOn() {
-  if (!resting) return;
-  resting = false;
+async function goOn(request) {
+  if (!resting || request < resting) return;
+  resting = 0;
   await callAfter('original');
 }
 
 const events = {
   pending: (event) => takePart(event.request),
-  'called-off': goOn,
-  generation: (event) => adapt(event.generation),
+  'called-off': (event) => goOn(event.request),
+  async generation(event) {
+    // One that was found on going on is adapted to by now.
+    if ((event.generation | 0) !== known) await adapt(event.generation);
+  },
   async gone(event) {
     helper = undefined;
     console.error('sysgenid: this process takes part no more:', event.why);
-    await goOn();
+    if (resting) await adapt(generation());
   },
 };
 
@@ -135,6 +140,7 @@ function install(options = {}) {
   }
   if (!first.parks) console.error('sysgenid: the driver tells of clones, not before snapshots');
   helper = port1;
+  known = first.generation | 0;
   helper.on('message', (event) => {
     queue = queue.then(() => events[event.event]?.(event));
   });

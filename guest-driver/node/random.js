@@ -47,9 +47,10 @@ const replaced = {
       if (!takes || !Number.isInteger(size) || size < 0 || size > MOST_BYTES) {
         return original(size, callback);
       }
-      const bytes = fill(Buffer.alloc(size));
-      if (callback === undefined) return bytes;
-      setImmediate(callback, null, bytes);
+      const bytes = Buffer.alloc(size);
+      if (callback === undefined) return fill(bytes);
+      // Drawn when it is handed out: the machine may be cloned before that.
+      setImmediate(() => callback(null, fill(bytes)));
       return undefined;
     },
   randomFillSync: (original) =>
@@ -75,9 +76,9 @@ const replaced = {
       if (!fits || bounds.length > 2 || max <= min || max - min > MOST_RANGE) {
         return original(...given);
       }
-      const number = min + below(max - min);
-      if (!callback) return number;
-      setImmediate(callback, undefined, number);
+      const draw = () => min + below(max - min);
+      if (!callback) return draw();
+      setImmediate(() => callback(undefined, draw()));
       return undefined;
     },
   randomUUID: (original) =>

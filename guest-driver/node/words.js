@@ -9,6 +9,8 @@ module.exports = {
   COUNT: 3,
   WAITS: 1,
   GOES_ON: 2,
+  // Nobody is there who could wake it.
+  GONE: 3,
   ORIGINAL: 1,
   CLONE: 2,
 };

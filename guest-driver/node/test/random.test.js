@@ -3,6 +3,7 @@
 const assert = require('node:assert/strict');
 const { spawnSync } = require('node:child_process');
 const crypto = require('node:crypto');
+const fs = require('node:fs');
 const path = require('node:path');
 const { test } = require('node:test');
 const { replace } = require('../random.js');
@@ -65,6 +66,29 @@ test('bytes are as many as asked for', async () => {
   assert.notDeepEqual(crypto.randomBytes(16), crypto.randomBytes(16));
   const later = await new Promise((done) => crypto.randomBytes(5, (_, bytes) => done(bytes)));
   assert.equal(later.length, 5);
+});
+
+test('what is asked for with a callback is drawn when it is handed out', async () => {
+  const { readSync } = fs;
+  let reads = 0;
+  fs.readSync = (...given) => {
+    reads++;
+    return readSync(...given);
+  };
+  try {
+    for (const ask of [
+      (done) => crypto.randomBytes(8, done),
+      (done) => crypto.randomInt(9, done),
+      (done) => crypto.randomFill(Buffer.alloc(8), done),
+    ]) {
+      const handed = new Promise((done) => ask(() => done(reads)));
+      assert.equal(reads, 0, 'a fork may come here');
+      assert.equal(await handed, 1);
+      reads = 0;
+    }
+  } finally {
+    fs.readSync = readSync;
+  }
 });
 
 test('only the part that was asked for is filled', async () => {

@@ -14,7 +14,9 @@ function run(scenario, kind = '', name = 'program.js') {
   const log = path.join(directory, 'log');
   const env = { ...process.env, FAKE_SCENARIO: scenario, FAKE_LOG: log };
   const program = path.join(__dirname, '../fixtures', name);
-  const { stdout, stderr, status } = spawnSync(process.execPath, [program, kind], { env });
+  // One that stands still for ever is ended at last.
+  const options = { env, timeout: 300_000 };
+  const { stdout, stderr, status } = spawnSync(process.execPath, [program, kind], options);
   const told = fs.existsSync(log) ? fs.readFileSync(log, 'utf8').split('\n').slice(0, -1) : [];
   fs.rmSync(directory, { recursive: true });
   assert.equal(status, 0, stderr.toString());
@@ -60,6 +62,25 @@ test('a program that is ready too late is not held up', () => {
   assert.deepEqual(told, []);
 });
 
+test('one that is ready too late for two requests goes on', () => {
+  const { seen } = run('called-off-twice', 'slow');
+  assert.deepEqual(seen.slice(0, 3), ['before b', 'before a', 'after a original 4']);
+});
+
+test('a clone that was not ready in time is never told that it is the original', () => {
+  for (const scenario of ['late', 'late-parked']) {
+    const { seen, told } = run(scenario, 'slow');
+    assert.deepEqual(seen, [
+      'before b',
+      'before a',
+      'after a clone 6',
+      'ticks 0',
+      'after b clone 6',
+    ]);
+    assert.equal(told.at(-1), 'adapted 6');
+  }
+});
+
 test('a restore that nobody asked for is told', () => {
   const { seen, told } = run('generation');
   assert.deepEqual(seen, ['after a clone 9', 'after b clone 9']);
@@ -73,10 +94,17 @@ test('a generation in which a callback fails is not acknowledged', () => {
   assert.match(stderr, /not well/);
 });
 
-test('a program whose helper dies goes on', () => {
-  const { seen, stderr } = run('dies-parked');
-  assert.deepEqual(seen.slice(2), ['after a original 4', 'ticks 0', 'after b original 4']);
-  assert.match(stderr, /takes part no more: it ended with status 7/);
+test('a program whose helper dies goes on, as a clone: it may be one', () => {
+  for (const [scenario, kind] of [
+    ['dies-parked', ''],
+    ['dies', 'slow'],
+    ['dies', 'unready'],
+  ]) {
+    const { seen, stderr } = run(scenario, kind);
+    assert.equal(seen.at(-1), 'after b clone 4', scenario + kind);
+    assert.equal(seen.filter((line) => line.startsWith('after')).length, 2);
+    assert.match(stderr, /takes part no more: it ended with status 7/);
+  }
 });
 
 test('a clone that is asked to has connections of its own, the original keeps its own', () => {
