@@ -16,6 +16,7 @@ mod crng;
 mod examples;
 mod fork_point;
 mod hooks;
+mod languages;
 mod long_draws;
 mod modules;
 mod notifiers;
