@@ -4,7 +4,9 @@
 import ctypes
 import errno
 import functools
+import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -47,7 +49,7 @@ class Participant:
         while not self._ends:
             try:
                 self._turn()
-            except Exception:
+            except BaseException:
                 # Whatever it was: the next request is still waited for.
                 traceback.print_exc()
                 self._device.wait(_LATER, moved=False)
@@ -64,39 +66,49 @@ class Participant:
             self._take_part()
         elif moved:
             # A restore that nobody asked for first. Threads have run in the new generation already.
-            self._adapt("clone", close=self._close)
+            self._go_on(None)
 
     def _take_part(self):
-        if not self._before():
-            # Not parked: the host's limit decides. Requests that are over are seen in the mapping.
+        parked = self._park() if self._before() else None
+        if parked is None:
+            # The host's limit decides. Requests that are over are seen in the mapping.
             while self._device.counter.pending() and not self._ends:
                 time.sleep(_SOON)
-            if self._device.read() is None:
-                self._after("original", self._device.counter.generation())
-            return
-        outcome = -1
-        while outcome < 0:
-            renewal = Renewal(self._hooks.generators(), connections=self._close)
-            outcome = renewal.run(self._device.park())
-            if outcome < 0 and ctypes.get_errno() != errno.EINTR:
-                code = ctypes.get_errno()
-                self._after("original", self._device.counter.generation())
-                raise OSError(code, "could not park")
-        if outcome == 1:
-            self._adapt("clone", close=False)
-        else:
-            self._after("original", self._device.counter.generation())
+        self._go_on(parked)
 
-    def _adapt(self, role, close):
-        """Looks at the generation before anything is renewed for it: so none is missed."""
+    def _park(self):
+        """0 or 1 as the device has it; None: not parked, or not everything was renewed."""
+        parked = -1
+        while parked == -1:
+            parked = self._renew(self._device.park(), self._close)
+            if parked == -1 and ctypes.get_errno() != errno.EINTR:
+                print("sysgenid: could not park:", os.strerror(ctypes.get_errno()), file=sys.stderr)
+                return None
+        return parked
+
+    def _renew(self, park, close):
+        try:
+            return Renewal(self._hooks.generators(), connections=close).run(park)
+        except BaseException:
+            traceback.print_exc()
+            return None
+
+    def _go_on(self, parked):
+        """As a clone, if there is a generation: one that parks too late is told 0 all the same.
+
+        It is looked at before anything is renewed for it: so none is missed.
+        """
         generation = self._device.read()
         if generation is None:
+            role = "clone" if parked == 1 else "original"
             self._after(role, self._device.counter.generation())
             return
-        Renewal(self._hooks.generators(), connections=close).run(functools.partial(int, 1))
         self._unhandled = generation
+        # Those that were made since a park are the clone's own.
+        close = self._close and parked != 1
+        well = self._renew(functools.partial(int, 1), close) is not None
         # A generation that began meanwhile is found by the next turn.
-        if self._after(role, generation):
+        if self._after("clone", generation) and well:
             self._device.acknowledge(generation)
             self._unhandled = None
 
@@ -104,7 +116,7 @@ class Participant:
         for hook in reversed(self._hooks.before):
             try:
                 hook()
-            except Exception:
+            except BaseException:
                 traceback.print_exc()
                 return False
         return True
@@ -114,7 +126,7 @@ class Participant:
         for hook in list(self._hooks.after):
             try:
                 hook(role, generation)
-            except Exception:
+            except BaseException:
                 traceback.print_exc()
                 well = False
         return well

@@ -21,6 +21,8 @@ import operator
 import os
 import socket
 import sys
+import threading
+import time
 import traceback
 import _random
 
@@ -36,9 +38,17 @@ _SEED = 64
 _TCP_REPAIR = getattr(socket, "TCP_REPAIR", 19)
 # Of one wait for threads that draw from numpy's generators.
 LOCKS_SECONDS = 1.0
+# Lets a fork(2) of another thread come in between.
+_PAUSE = 0.001
 
 _step = functools.partial
 _call = functools.partial.__call__
+
+# No fork(2) while locks are held: nobody would give them back in the child.
+_forks = threading.Lock()
+os.register_at_fork(
+    before=_forks.acquire, after_in_parent=_forks.release, after_in_child=_forks.release
+)
 
 
 class Renewal:
@@ -62,6 +72,7 @@ class Renewal:
         self._add_uuid()
         if RAND_add is not None:
             self.steps.append(_step(RAND_add, self._fresh(_SEED), 0.0))
+        self._connections = connections
         if connections:
             self._add_connections()
 
@@ -81,7 +92,10 @@ class Renewal:
         numbers = self._fresh_int(_SEED)
         seed = map(_random.Random.seed, itertools.repeat(generator), numbers)
         self.steps.append(_step(next, seed))
-        self.steps.append(_step(setattr, generator, "gauss_next", None))
+        if type(generator) is sys.modules["random"].Random:
+            generator.__class__ = _forgetful()
+        elif not isinstance(getattr(type(generator), "gauss_next", None), property):
+            self.steps.append(_step(setattr, generator, "gauss_next", None))
 
     def _add_uuid(self):
         uuid = sys.modules.get("uuid")
@@ -104,31 +118,42 @@ class Renewal:
         client = sys.modules.get("http.client")
         if client is None:
             return
-        repeat = itertools.repeat
-        kind = _step(type.__instancecheck__, client.HTTPConnection)
-        found = map(filter, repeat(kind), map(_call, repeat(_step(gc.get_objects))))
-        sockets = map(operator.attrgetter("sock"), self._open)
+        repeat, objects = itertools.repeat, []
+        # By their types: asking an object for its class may run its code.
+        kinds = map(issubclass, map(type, objects), repeat(client.HTTPConnection))
+        sockets = map(getattr, self._open, repeat("sock"), repeat(None))
         cut = map(setattr, self._open, repeat("sock"), repeat(None))
-        self.in_clone += [
-            _step(next, map(self._open.extend, found)),
+        self.in_clone = [
+            _step(next, map(objects.extend, map(_call, repeat(_step(gc.get_objects))))),
+            _step(self._open.extend, itertools.compress(objects, kinds)),
+            _step(objects.clear),
             _step(self._sockets.extend, sockets),
             _step(collections.deque, cut, 0),
         ]
 
     def run(self, park):
-        """Parks and renews; returns what parking returned."""
-        with contextlib.ExitStack() as locks:
+        """Parks and renews; returns what parking returned. Raises if something was not renewed."""
+        well, late = True, []
+        with _forks, contextlib.ExitStack() as locks:
             busy = [generator for generator in self._numpy if not _lock(locks, generator)]
-            self._run(park)
-            for generator in self._numpy:
-                if generator not in busy:
-                    _renew_numpy(generator)
-        for generator in busy:
+            try:
+                self._run(park)
+            finally:
+                for generator in self._numpy:
+                    if generator not in busy:
+                        well &= _renew_numpy(generator)
+        while busy:
             # Whoever draws from it ends at some time; a later version of numpy waits in any case.
-            with _bits(generator).lock:
-                _renew_numpy(generator)
+            with _forks, contextlib.ExitStack() as locks:
+                if _lock(locks, busy[0]):
+                    late.append(busy.pop(0))
+                    well &= _renew_numpy(late[-1])
+            time.sleep(_PAUSE)
+        for _ in late:
             _say("a generator of numpy was drawn from for long; it was renewed late")
         self._close()
+        if not well:
+            raise RuntimeError("a generator of numpy could not be renewed")
         return self.outcome[0]
 
     def _run(self, park):
@@ -161,19 +186,25 @@ class Renewal:
         _say("renewing failed and is done again; other threads may have run in between")
         if not self.outcome:
             raise failed
-        for step in self.steps:
+        self._drawn.clear()
+        again = list(self.steps)
+        if self.outcome[0] == 1 and self._connections:
+            self._add_connections()
+            again += self.in_clone
+        well = True
+        for step in again:
             try:
                 step()
             except Exception:
                 traceback.print_exc()
+                well = False
         for generator in self._random:
             _random.Random.seed(generator, int.from_bytes(os.urandom(_SEED), "little"))
+        if not well or any(drawn <= 0 for drawn in self._drawn):
+            raise RuntimeError("renewing has failed twice")
 
     def _close(self):
         """Without a word to the peer where that is allowed: the original may still use it."""
-        for connection in self._open:
-            with contextlib.suppress(Exception):
-                connection.close()
         for sock in self._sockets:
             if sock is None:
                 continue
@@ -181,6 +212,24 @@ class Renewal:
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
             with contextlib.suppress(OSError):
                 sock.close()
+        # They have no sockets any more.
+        for connection in self._open:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+
+@functools.lru_cache(maxsize=None)
+def _forgetful():
+    """random.Random that keeps nothing: gauss() may be about to, while it is renewed."""
+    import random
+
+    class Random(random.Random):
+        gauss_next = property(lambda self: None, lambda self, value: None)
+
+        def __reduce__(self):
+            return random.Random, (), self.getstate()
+
+    return Random
 
 
 def _of_the_runtime():
@@ -213,13 +262,19 @@ def _lock(stack, generator):
 
 
 def _renew_numpy(generator):
-    bits = _bits(generator)
-    state = type(bits)(int.from_bytes(os.urandom(_SEED), "little")).state
-    if hasattr(generator, "set_state"):
-        # The old RandomState, which keeps every other normal number for later.
-        generator.set_state({**state, "has_gauss": 0, "gauss": 0.0})
-    else:
-        bits.state = state
+    """Whether it went well. If not, the others are renewed all the same."""
+    try:
+        bits = _bits(generator)
+        state = type(bits)(int.from_bytes(os.urandom(_SEED), "little")).state
+        if hasattr(generator, "set_state"):
+            # The old RandomState, which keeps every other normal number for later.
+            generator.set_state({**state, "has_gauss": 0, "gauss": 0.0})
+        else:
+            bits.state = state
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def is_generator(generator):

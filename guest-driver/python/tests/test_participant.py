@@ -38,6 +38,7 @@ class Fake:
         self.said = queue.Queue()
         self.outcome = 0
         self.moves_at_write = False
+        self.late = False
         self._changed = threading.Condition()
         self._ends = False
 
@@ -77,7 +78,8 @@ class Fake:
         self.said.put("parked")
         self.counter.asks = False
         self.counter.number += self.outcome
-        yield self.outcome
+        # Over before anybody parked: the device does not say what this is.
+        yield 0 if self.late else self.outcome
 
     def wake(self):
         self._ends = True
@@ -128,6 +130,26 @@ class TakesPart(unittest.TestCase):
         self.hears("before b", "before a", "parked")
         self.hears(("after a", "clone", 2), ("after b", "clone", 2), ("acknowledged", 2))
         self.assertNotEqual(random.random(), stale)
+
+    def test_a_clone_that_parks_too_late_is_no_original(self):
+        self.device.outcome, self.device.late = 1, True
+        self.device.happen(asks=True)
+        self.hears("before b", "before a", "parked")
+        self.hears(("after a", "clone", 2), ("after b", "clone", 2), ("acknowledged", 2))
+
+    def test_a_program_is_told_that_it_is_over_if_renewal_fails(self):
+        self.hooks.generators = self.fails
+        self.device.happen(asks=True)
+        self.hears("before b", "before a")
+        self.device.happen(asks=False)
+        self.hears(("after a", "original", 1), ("after b", "original", 1))
+
+    def test_a_callback_that_ends_its_thread_does_not_end_this_one(self):
+        self.hooks.before[0] = sys.exit
+        self.device.happen(asks=True)
+        self.hears("before b")
+        self.device.happen(asks=False)
+        self.hears(("after a", "original", 1), ("after b", "original", 1))
 
     def test_a_restore_that_nobody_asked_for_is_told_as_well(self):
         state = random.getstate()

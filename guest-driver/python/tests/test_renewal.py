@@ -2,6 +2,7 @@
 """Renewal without a device: a call that sleeps and keeps the GIL stands for parking."""
 
 import contextlib
+import copy
 import ctypes
 import functools
 import gc
@@ -16,6 +17,8 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
+import weakref
 import uuid
 
 import numpy
@@ -130,10 +133,54 @@ class Renewed(unittest.TestCase):
         self.differ(random.random, lambda: random.setstate(state))
 
     def test_a_normal_number_that_was_kept_for_later(self):
-        random.gauss(0, 1)
-        state = random.getstate()
-        self.assertIsNotNone(state[2])
-        self.differ(lambda: random.gauss(0, 1), lambda: random.setstate(state))
+        generator, twin = random.Random(1), random.Random(1)
+        for each in (generator, twin):
+            each.gauss(0, 1)
+        self.renew(generator)
+        self.assertNotEqual(generator.gauss(0, 1), twin.gauss(0, 1))
+        self.assertIs(type(copy.copy(generator)), random.Random)
+
+    def test_a_normal_number_that_a_thread_keeps_too_late_is_not_given(self):
+        generator, twin = random.Random(1), random.Random(1)
+        twin.gauss(0, 1)
+        inside, goes_on, sine = threading.Event(), threading.Event(), random._sin
+
+        def slow(angle):
+            inside.set()
+            goes_on.wait()
+            return sine(angle)
+
+        with unittest.mock.patch.object(random, "_sin", slow):
+            thread = threading.Thread(target=generator.gauss, args=(0, 1))
+            thread.start()
+            inside.wait()
+            self.renew(generator)
+            goes_on.set()
+            thread.join()
+        self.assertNotEqual(generator.gauss(0, 1), twin.gauss(0, 1))
+
+    def test_a_child_of_a_fork_has_no_lock_that_nobody_gives_back(self):
+        generator = numpy.random.default_rng(1)
+        held, forks = threading.Event(), threading.Event()
+        lock = _renewal._lock
+
+        def slow(*given):
+            result = lock(*given)
+            if given[1] is generator:
+                held.set()
+                forks.wait(0.2)
+            return result
+
+        with unittest.mock.patch.object(_renewal, "_lock", slow):
+            thread = threading.Thread(target=self.renew, args=(generator,))
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if generator.bit_generator.lock.acquire(timeout=1) else 9)
+            forks.set()
+            thread.join()
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
 
     def test_registered_generators_get_states_of_their_own(self):
         one, other = random.Random(1), random.Random(1)
@@ -237,7 +284,7 @@ class Renewed(unittest.TestCase):
         random.setstate(state)
         odd = Odd(1)
         odd.odd = True
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(RuntimeError):
             Renewal((odd,)).run(CLONE)
         self.assertNotEqual(random.random(), stale)
         self.assertNotEqual(odd.random(), random.Random(1).random())
@@ -249,7 +296,7 @@ class Renewed(unittest.TestCase):
         try:
             for _ in range(2):
                 random.setstate(state)
-                with contextlib.redirect_stderr(io.StringIO()):
+                with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(RuntimeError):
                     Renewal().run(CLONE)
                 seen.add(random.random())
         finally:
@@ -270,6 +317,30 @@ class Connections(unittest.TestCase):
         Renewal(connections=True).run(CLONE)
         self.assertIsNone(self.client.sock)
         self.assertEqual(before.fileno(), -1)
+
+    def test_whatever_else_there_is_in_memory(self):
+        ran = []
+
+        class Lazy:
+            @property
+            def __class__(self):
+                ran.append(1)
+                return Lazy
+
+        lazy = Lazy()
+        kept = [lazy, weakref.proxy(lambda: None)]
+        lazy.itself = kept
+        Renewal(connections=True).run(CLONE)
+        self.assertEqual(ran, [])
+        self.assertIsNone(self.client.sock)
+
+    def test_also_if_another_step_fails(self):
+        renewal = Renewal(connections=True)
+        # It can be called, but not in the one call: that ends, and is done again.
+        renewal.steps.append(unittest.mock.Mock())
+        with contextlib.redirect_stderr(io.StringIO()):
+            renewal.run(CLONE)
+        self.assertIsNone(self.client.sock)
 
     def test_the_original_keeps_its_own(self):
         Renewal(connections=True).run(ORIGINAL)
