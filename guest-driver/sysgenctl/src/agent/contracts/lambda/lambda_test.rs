@@ -9,25 +9,25 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::args::{Cli, Command as Commands};
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 /// What is too short for what never comes.
-const SHORT: Duration = Duration::from_millis(400);
+pub(super) const SHORT: Duration = Duration::from_millis(400);
 
-const RESTORE: &str = "GET /2018-06-01/runtime/restore/next";
-const NEXT: &str = "GET /2018-06-01/runtime/invocation/next";
-const INVOKE: &str = "POST /2015-03-31/functions/function/invocations";
+pub(super) const RESTORE: &str = "GET /2018-06-01/runtime/restore/next";
+pub(super) const NEXT: &str = "GET /2018-06-01/runtime/invocation/next";
+pub(super) const INVOKE: &str = "POST /2015-03-31/functions/function/invocations";
 
-struct Scene {
-    dir: tempfile::TempDir,
-    lambda: Lambda,
+pub(super) struct Scene {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) lambda: Lambda,
 }
 
 impl Scene {
-    fn new(options: &str) -> Self {
+    pub(super) fn new(options: &str) -> Self {
         Self::in_machine(tempfile::tempdir().unwrap(), options)
     }
 
-    fn in_machine(dir: tempfile::TempDir, options: &str) -> Self {
+    pub(super) fn in_machine(dir: tempfile::TempDir, options: &str) -> Self {
         use clap::Parser;
         let line = format!("sysgenctl agent --lambda 127.0.0.1:0 {options}");
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
@@ -39,32 +39,32 @@ impl Scene {
         Self { dir, lambda }
     }
 
-    fn before(&self, limit: Duration) -> Result<(), String> {
+    pub(super) fn before(&self, limit: Duration) -> Result<(), String> {
         self.lambda
             .before(&Turn::within(5, limit))
             .map_err(|error| error.to_string())
     }
 
-    fn after(&self, outcome: Resumed, limit: Duration) -> Result<(), String> {
+    pub(super) fn after(&self, outcome: Resumed, limit: Duration) -> Result<(), String> {
         self.lambda
             .after(outcome, &Turn::within(5, limit))
             .map_err(|error| error.to_string())
     }
 
     /// Sends a request, whose answer is to be waited for.
-    fn send(&self, line: &str, body: &[u8]) -> Call {
+    pub(super) fn send(&self, line: &str, body: &[u8]) -> Call {
         let stream = TcpStream::connect(self.lambda.address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         Call(stream).again(line, body)
     }
 
-    fn ask(&self, line: &str, body: &str) -> (u16, String) {
+    pub(super) fn ask(&self, line: &str, body: &str) -> (u16, String) {
         let (status, _, body) = self.send(line, body.as_bytes()).answer();
         (status, body)
     }
 
     /// A runtime that waits for the restore.
-    fn waiting(&self) -> Call {
+    pub(super) fn waiting(&self) -> Call {
         let call = self.send(RESTORE, b"");
         let there = |state: &mut State| state.waiting.is_some().then_some(());
         self.lambda.shared.wait(LIMIT, there).unwrap();
@@ -72,12 +72,12 @@ impl Scene {
         call
     }
 
-    fn post(&self, path: &str, body: &str) -> (u16, String) {
+    pub(super) fn post(&self, path: &str, body: &str) -> (u16, String) {
         self.ask(&format!("POST /2018-06-01/runtime/{path}"), body)
     }
 }
 
-struct Call(TcpStream);
+pub(super) struct Call(TcpStream);
 
 impl Call {
     /// Sends one more request on the same connection.
@@ -91,7 +91,7 @@ impl Call {
     }
 
     /// Status, head and body.
-    fn answer(mut self) -> (u16, String, String) {
+    pub(super) fn answer(mut self) -> (u16, String, String) {
         let mut bytes = Vec::new();
         let mut buffer = [0; 65536];
         loop {
@@ -105,7 +105,7 @@ impl Call {
         }
     }
 
-    fn is_answered(&self) -> bool {
+    pub(super) fn is_answered(&self) -> bool {
         self.0.set_read_timeout(Some(SHORT)).unwrap();
         let answered = self.0.peek(&mut [0]).is_ok();
         self.0.set_read_timeout(Some(LIMIT)).unwrap();

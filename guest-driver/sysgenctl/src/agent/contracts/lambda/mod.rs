@@ -2,6 +2,8 @@
 //! snapshot waits in `GET .../restore/next`. In a clone that call returns, and the runtime's next request for an
 //! event says that it has adapted.
 
+#[cfg(test)]
+mod clone_test;
 mod events;
 mod exchange;
 mod fault;
@@ -39,7 +41,12 @@ impl Lambda {
     pub(super) fn start(address: SocketAddr, args: &LambdaArgs, run: &Path) -> io::Result<Self> {
         let mark = run.join("lambda-restored");
         let shared = Arc::new(Shared::default());
-        shared.change(|state| state.released = mark.exists());
+        let left = fs::read_to_string(&mark).ok();
+        shared.change(|state| {
+            state.released = left.is_some();
+            state.restored = left.and_then(|left| left.parse().ok());
+            state.generation = state.restored;
+        });
         let address = server::start(address, Arc::clone(&shared), args.lambda_timeout)?;
         Ok(Self {
             address,
@@ -50,22 +57,27 @@ impl Lambda {
     }
 
     /// Lets the runtime that waits go on, and every one that comes to wait.
-    fn release(&self) -> Result<(), ContractError> {
+    fn release(&self, new: u32) -> Result<(), ContractError> {
         let directory = self.mark.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(directory)
-            .and_then(|()| fs::write(&self.mark, ""))
-            .map_err(|error| {
-                let mark = self.mark.display();
-                ContractError::Failed(format!("could not leave the mark {mark}: {error}"))
-            })?;
-        self.shared.change(|state| {
+        let released = self.shared.change(|state| {
+            state.generation = Some(new);
+            // The mark names the generation of a runtime that was let go, if there was one.
+            let waits = state.waiting.as_ref().map(|_| new);
+            let restored = waits.or(state.restored);
+            let text = restored.map_or_else(String::new, |generation| generation.to_string());
+            fs::create_dir_all(directory)?;
+            fs::write(&self.mark, text)?;
             state.released = true;
             if let Some(runtime) = state.waiting.take() {
-                state.adapting = Some(runtime);
+                state.let_go(runtime);
                 state.restore = None;
             }
+            Ok(())
         });
-        Ok(())
+        released.map_err(|error: io::Error| {
+            let mark = self.mark.display();
+            ContractError::Failed(format!("could not leave the mark {mark}: {error}"))
+        })
     }
 }
 
@@ -87,14 +99,18 @@ impl Contract for Lambda {
     fn after(&self, outcome: Resumed, turn: &Turn<'_>) -> Result<(), ContractError> {
         match (outcome, self.original) {
             // It goes on waiting: for the next snapshot.
-            (Resumed::CalledOff, _) | (Resumed::Original, LambdaOriginal::Wait) => return Ok(()),
-            (Resumed::Clone, _) | (Resumed::Original, LambdaOriginal::Return) => self.release()?,
+            (Resumed::CalledOff, _) | (Resumed::Original, LambdaOriginal::Wait) => {
+                self.shared.change(|state| state.missed = false);
+                return Ok(());
+            }
+            (Resumed::Clone, _) | (Resumed::Original, LambdaOriginal::Return) => {
+                self.release(turn.new)?;
+            }
         }
-        let who = self.shared.change(|state| match &state.adapting {
-            Some(runtime) => runtime.to_string(),
-            None => "the runtime".into(),
+        let hung = self.shared.change(|state| match &state.adapting {
+            Some(runtime) => format!("{runtime} was let go, but has not asked for an event since"),
+            None => "a runtime waited before the snapshot, but none has come since".into(),
         });
-        let hung = format!("{who} was let go, but has not asked for an event since");
         turn.wait(&hung, |slice| self.shared.wait(slice, adapted))?
             .map_err(ContractError::Failed)
     }
@@ -108,6 +124,7 @@ fn quiesced(state: &mut State) -> Option<Result<(), String>> {
         return Some(Err(text.into()));
     }
     if state.waiting.is_some() {
+        state.missed = true;
         return Some(Ok(()));
     }
     if let Some(fault) = state.init.take() {
@@ -120,13 +137,22 @@ fn quiesced(state: &mut State) -> Option<Result<(), String>> {
 
 /// Whether the runtime has adapted, as soon as that is known. Without any there is nobody to wait for.
 fn adapted(state: &mut State) -> Option<Result<(), String>> {
+    if let Some(before) = state
+        .restored
+        .filter(|_| state.restored != state.generation)
+    {
+        return Some(Err(format!(
+            "the runtime was restored in generation {before}, and its contract has no way to ask it \
+             once more: start it anew"
+        )));
+    }
     if let Some(fault) = state.restore.take() {
         return Some(Err(format!(
             "the runtime failed after the restore: {fault}"
         )));
     }
     let Some(runtime) = &state.adapting else {
-        return Some(Ok(()));
+        return (!state.missed).then_some(Ok(()));
     };
     let ended = || Err(format!("{runtime} has ended before it asked for an event"));
     runtime.has_ended().then(ended)

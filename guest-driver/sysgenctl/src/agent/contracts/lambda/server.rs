@@ -157,7 +157,7 @@ impl Server {
             (state.init, state.restore) = (None, None);
             state.event.take_if(|event| event.taken);
             match state.released {
-                true => state.adapting = Some(runtime),
+                true => state.let_go(runtime),
                 false => state.waiting = Some(runtime),
             }
             !state.released

@@ -14,6 +14,12 @@ use super::runtime::Runtime;
 pub(super) struct State {
     /// Who asks for the restore gets it. So it stays: no runtime can be asked to wait once more.
     pub(super) released: bool,
+    /// The generation, as far as the agent has said it.
+    pub(super) generation: Option<u32>,
+    /// In which generation the last runtime was let go.
+    pub(super) restored: Option<u32>,
+    /// A runtime waited before the snapshot, and none was let go since.
+    pub(super) missed: bool,
     /// The runtime that waits for the restore.
     pub(super) waiting: Option<Runtime>,
     /// One that was let go and has not asked for an event since.
@@ -47,6 +53,15 @@ pub(super) struct Answer {
     pub(super) failed: bool,
     pub(super) content_type: Option<HeaderValue>,
     pub(super) body: Bytes,
+}
+
+impl State {
+    /// This runtime is let go in this generation.
+    pub(super) fn let_go(&mut self, runtime: Runtime) {
+        self.adapting = Some(runtime);
+        self.restored = self.generation;
+        self.missed = false;
+    }
 }
 
 #[derive(Debug, Default)]
