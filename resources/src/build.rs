@@ -25,6 +25,9 @@ const GUEST_PROGRAMS: &[(&str, &str)] = &[
     ("sysgenctl", "sysgenctl"),
 ];
 
+/// A function for Amazon's runtime client: package and name.
+const FUNCTION: &str = "guest-lambda";
+
 /// The package whose examples run in guests, and their names.
 const EXAMPLES_PACKAGE: &str = "sysgenid";
 const EXAMPLES: &[&str] = &[
@@ -139,6 +142,14 @@ pub(crate) fn guest_programs() -> Result<Vec<GuestProgram>> {
     eprintln!("building the guests' programs");
     let names = GUEST_PROGRAMS.iter().map(|(_, name)| *name);
     read_programs(&mut command, "bin", names)
+}
+
+/// Builds the function for Amazon's runtime client, alone: what it makes of shared crates is no guest program's.
+pub(crate) fn function() -> Result<GuestProgram> {
+    let mut command = static_build(Profile::VmTest);
+    command.args(["-p", FUNCTION, "--bin", FUNCTION]);
+    let mut found = read_programs(&mut command, "bin", std::iter::once(FUNCTION))?;
+    found.pop().context("cargo built no function")
 }
 
 /// Builds the examples of the crate `sysgenid` for guests, as the guests' programs.

@@ -34,6 +34,7 @@ mod peer;
 mod prepared;
 mod programs;
 mod progress;
+mod runtimes;
 mod setup;
 mod small;
 mod stock;

@@ -14,7 +14,7 @@ use crate::peer::{self, Peer};
 use crate::progress::Progress;
 use crate::small::{self, Flavor, Small};
 use crate::stock::{self, Stock};
-use crate::{build, chroot, deb, debian, extras, initramfs, patches, prepared, tools};
+use crate::{build, chroot, deb, debian, extras, initramfs, patches, prepared, runtimes, tools};
 
 /// Which guests are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(crate) struct Resources {
     pub(crate) package: PathBuf,
     /// The Debian image, if it was asked for.
     pub(crate) image: Option<PathBuf>,
+    /// The runtimes disk, if it was asked for.
+    pub(crate) runtimes: Option<PathBuf>,
     /// The parts of the emulated host.
     pub(crate) host: Image,
     /// What emulates it.
@@ -77,10 +79,23 @@ pub(crate) fn setup(wanted: Guests, image: bool, progress: &Progress) -> Result<
         kernel: stock.version().to_owned(),
         package,
         image: debian,
+        runtimes: None,
         host,
         emulator,
         peer,
     })
+}
+
+impl Resources {
+    /// With the runtimes disk, which tests alone need; made if it is not there.
+    pub(crate) fn with_runtimes(self, progress: &Progress) -> Result<Self> {
+        let _lock = self.cache.lock()?;
+        let runtimes = runtimes::runtimes(&self.cache, progress)?;
+        Ok(Self {
+            runtimes: Some(runtimes),
+            ..self
+        })
+    }
 }
 
 /// Makes what the guests have of this workspace.

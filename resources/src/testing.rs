@@ -170,9 +170,11 @@ impl Place {
             true => Progress::beside("setup"),
             false => Progress::default(),
         };
+        let kvm = detect::detect()?;
+        let resources = setup::setup(Guests::All(options.kernel), true, &progress)?;
         Ok(Self {
-            kvm: detect::detect()?,
-            resources: setup::setup(Guests::All(options.kernel), true, &progress)?,
+            kvm,
+            resources: resources.with_runtimes(&progress)?,
         })
     }
 }

@@ -31,6 +31,13 @@ pub fn image() -> PathBuf {
         .expect("VMGENIE_IMAGE is not set: run this through `cargo xtask`")
 }
 
+/// The disk with Python, Node and what of ours they have, which is not to be written to.
+pub fn runtimes() -> PathBuf {
+    std::env::var_os("VMGENIE_RUNTIMES")
+        .map(PathBuf::from)
+        .expect("VMGENIE_RUNTIMES is not set: run this through `cargo xtask test`")
+}
+
 /// The image's initramfs, as a file: for monitors that do not look into images.
 pub fn initrd() -> PathBuf {
     image().with_file_name("initrd.img")

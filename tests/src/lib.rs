@@ -1,7 +1,7 @@
 //! What the integration tests and benchmarks share: guests on a real KVM, reached as a user would reach them.
 //!
 //! A test gets its surroundings from `cargo xtask test`: `VMGENIE_BIN` names the program, `VMGENIE_GUEST_DIR` the kernels and
-//! initramfs archives, `VMGENIE_IMAGE` the Debian image, `VMGENIE_QEMU` the other monitor that guests of the driver's tests run on.
+//! initramfs archives, `VMGENIE_IMAGE` the Debian image, `VMGENIE_RUNTIMES` the disk with language runtimes, `VMGENIE_QEMU` the other monitor that guests of the driver's tests run on.
 
 #![allow(
     clippy::unwrap_used,

@@ -25,6 +25,8 @@ pub const QEMU_PROGRAM: &str = "qemu";
 pub const WORK_DISK: &str = "/dev/vdc";
 /// Where that disk is mounted.
 pub const WORK_DIR: &str = "/work";
+/// The emulated host's fourth disk, if a job has it: the runtimes that guests mount. It is not mounted here.
+pub const RUNTIMES_DISK: &str = "/dev/vdd";
 /// The name of the virtio port that carries the command's input.
 pub const PORT_STDIN: &str = "vmgenie.stdin";
 /// The name of the virtio port that carries the command's output.

@@ -91,6 +91,7 @@ fn environment(
     qemu: &str,
     vmgenie: Option<&str>,
     image: Option<&str>,
+    runtimes: Option<&str>,
     kvm: &str,
 ) -> Vec<(String, String)> {
     let mut variables = vec![
@@ -103,6 +104,9 @@ fn environment(
     }
     if let Some(path) = image {
         variables.push(("VMGENIE_IMAGE".to_owned(), path.to_owned()));
+    }
+    if let Some(path) = runtimes {
+        variables.push(("VMGENIE_RUNTIMES".to_owned(), path.to_owned()));
     }
     variables
 }

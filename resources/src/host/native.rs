@@ -18,11 +18,16 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
     let guests = resources.guests.to_string_lossy();
     let qemu = resources.peer.program();
     let image = resources.image.as_ref().map(|path| path.to_string_lossy());
+    let runtimes = resources
+        .runtimes
+        .as_ref()
+        .map(|path| path.to_string_lossy());
     let mut env = environment(
         &guests,
         &qemu.to_string_lossy(),
         vmgenie.as_deref(),
         image.as_deref(),
+        runtimes.as_deref(),
         "native",
     );
     // Temporary files of the job go with this run, whatever ends it.

@@ -18,12 +18,13 @@ const JOB_DIR: &str = "/job";
 const VMGENIE: &str = "/bin/vmgenie";
 
 /// Writes the base initramfs and the run's own archive behind it to `path`. `image` is the Debian image's name on the
-/// disk that is mounted at [`WORK_DIR`], if there is one.
+/// disk that is mounted at [`WORK_DIR`], if there is one; `runtimes` is the runtimes disk's there.
 pub(super) fn write(
     path: &Path,
     base: &Path,
     request: &Request,
     image: Option<&str>,
+    runtimes: Option<&str>,
 ) -> Result<()> {
     let mut from =
         File::open(base).with_context(|| format!("could not open {}", base.display()))?;
@@ -38,6 +39,7 @@ pub(super) fn write(
             &format!("{QEMU_DIR}/{QEMU_PROGRAM}"),
             request.vmgenie.as_ref().map(|_| VMGENIE),
             image.map(|name| format!("{WORK_DIR}/{name}")).as_deref(),
+            runtimes,
             "emulated",
         ),
         work: programs.move_work(&request.work)?,

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vm_agent::patience::{Patience, Progress};
-use vm_agent::{HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Report, Work};
+use vm_agent::{
+    HOST_IS_UP, PORT_REPORT, PORT_STDERR, PORT_STDIN, PORT_STDOUT, RUNTIMES_DISK, Report, Work,
+};
 
 use super::claims::Clerk;
 use super::terminal::RawTerminal;
@@ -83,6 +85,7 @@ pub(super) fn run(resources: &Resources, request: &Request) -> Result<Report> {
         &resources.host.initramfs,
         request,
         image.as_deref(),
+        resources.runtimes.as_ref().map(|_| RUNTIMES_DISK),
     )?;
     let console = run.path().join("console.log");
     let report = run.path().join("report");
@@ -193,6 +196,10 @@ fn command(
     if resources.image.is_some() {
         // It goes with the run: nothing on it has to survive the machine.
         disks.push(("work", &work, "cache=unsafe"));
+        // The fourth, behind that: guests have it as a disk of theirs.
+        if let Some(runtimes) = &resources.runtimes {
+            disks.push(("runtimes", runtimes, "readonly=on"));
+        }
     }
     for (name, disk, options) in disks {
         let disk = option_text(disk)?;
