@@ -46,7 +46,19 @@ fn write_hooks(vm: &mut Vm) {
 }
 
 /// A machine of its own, restored from the snapshot with an overlay on the disk.
-fn restored(snapshot: &Snapshot, disks: &Path, number: u8) -> (Namespace, Vm, Ipv4Addr) {
+pub(crate) fn restored(snapshot: &Snapshot, disks: &Path, number: u8) -> (Namespace, Vm, Ipv4Addr) {
+    let mut restored = restored_unadapted(snapshot, disks, number);
+    let waited = restored.1.wait_adapted_of(Some(1));
+    assert!(waited.adapted, "{:?}", waited.missing);
+    restored
+}
+
+/// The same, before it has adapted.
+pub(crate) fn restored_unadapted(
+    snapshot: &Snapshot,
+    disks: &Path,
+    number: u8,
+) -> (Namespace, Vm, Ipv4Addr) {
     let address = Ipv4Addr::new(10, 77, 0, 10 + number);
     let name = format!("clone-{number}");
     let namespace = Namespace::new();
@@ -64,13 +76,11 @@ fn restored(snapshot: &Snapshot, disks: &Path, number: u8) -> (Namespace, Vm, Ip
         "instance_data": image::told(address, &name),
     });
     done(&mut vm.client, "PUT /snapshot/load", body.to_string());
-    let waited = vm.wait_adapted_of(Some(1));
-    assert!(waited.adapted, "{:?}", waited.missing);
     (namespace, vm, address)
 }
 
 /// A snapshot in which the guest takes part.
-fn taken(vm: &mut Vm) -> Snapshot {
+pub(crate) fn taken(vm: &mut Vm) -> Snapshot {
     let snapshot = Snapshot::new();
     let mut request = snapshot.request();
     request.copy_drives = true;

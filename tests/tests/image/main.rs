@@ -17,6 +17,7 @@ use vmgenie_tests::net::{GUEST, Namespace};
 use vmgenie_tests::shell::no_complaints;
 
 mod cooperative;
+mod programs;
 mod watchdog;
 
 /// How long the machine stands still: longer than the service with a watchdog may be silent.
